@@ -1,0 +1,45 @@
+# Two commands for a newcomer: `make demo` and `make test`. Both make .venv when it is missing.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: help demo test lint gpu bench clean
+help:
+	@echo "make demo   write text with the bundled model (makes .venv first, if needed)"
+	@echo "make test   run the tests, the linter and the type checker"
+	@echo "make gpu    run everything that wants a GPU: tests and benchmarks"
+	@echo "make bench  measure speed and memory against upstream transformers"
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "minitron needs Python 3.11 or newer, found " + sys.version.split()[0]'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.run: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -e '.[dev]'
+	@touch $@ $(VENV)/.run
+
+demo: $(VENV)/.run
+	@$(BIN)/minitron demo
+
+test: $(VENV)/.dev lint
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+gpu: $(VENV)/.dev
+	$(BIN)/python -m pytest -m gpu tests
+	$(BIN)/python benchmarks/model_speed.py --device cuda
+
+bench: $(VENV)/.dev
+	$(BIN)/python benchmarks/model_speed.py
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache
