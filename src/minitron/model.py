@@ -405,7 +405,7 @@ class NemotronModel(NemotronPreTrainedModel):
                 position_embeddings=position_embeddings,
                 **kwargs,
             )
-        past_out = to_legacy(cache) if legacy and use_cache else cache  # type: ignore[arg-type]
+        past_out = to_legacy(cache) if legacy else cache  # type: ignore[arg-type]
         return BaseModelOutputWithPast(
             last_hidden_state=self.norm(hidden_states),
             past_key_values=past_out,  # type: ignore[arg-type]
