@@ -26,7 +26,9 @@ def theirs() -> Any:
 def test_M1_exactly_one_of_ids_and_embeddings(model: Any, both: bool) -> None:
     ids = token_ids()
     given = {"input_ids": ids, "inputs_embeds": model.embed_tokens(ids)} if both else {}
-    with pytest.raises(ValueError, match=f"exactly one of input_ids and inputs_embeds.*{'both' if both else 'neither'}"):
+    with pytest.raises(
+        ValueError, match=f"exactly one of input_ids and inputs_embeds.*{'both' if both else 'neither'}"
+    ):
         model(**given)
     alone = model(inputs_embeds=model.embed_tokens(ids)).last_hidden_state
     assert torch.equal(alone, model(ids).last_hidden_state)
