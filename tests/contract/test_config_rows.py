@@ -99,10 +99,10 @@ def test_C5_hidden_act_is_a_name_or_a_function__upstream_raises() -> None:
 def test_C6_weights_are_drawn_from_a_truncated_normal__upstream_has_tails() -> None:
     std = 0.02
     shape = {"hidden_size": 256, "head_dim": 64, "initializer_range": std}
-    drawn = []
-    for model in (NemotronModel(tiny(**shape)), upstream.NemotronModel(upstream_tiny(**shape))):
-        drawn.append(torch.cat([p.detach().flatten() for n, p in model.named_parameters() if "norm" not in n]))
-    ours, theirs = drawn
+    ours, theirs = (
+        torch.cat([p.detach().flatten() for n, p in model.named_parameters() if "norm" not in n])
+        for model in (NemotronModel(tiny(**shape)), upstream.NemotronModel(upstream_tiny(**shape)))
+    )
     assert ours.abs().max() <= 3 * std
     assert abs(ours.std() / std - 0.987) < 0.01  # what truncation at three deviations leaves
     assert theirs.abs().max() > 3 * std
