@@ -135,6 +135,7 @@ def nemo1_config(config: NemotronConfig, dtype: str, tokenizer: str | None, divi
         "layernorm_epsilon": config.norm_eps,
         "do_layer_norm_weight_decay": False,
         "make_vocab_size_divisible_by": divisible_by,
+        "override_vocab_size": config.vocab_size,
         "pre_process": True,
         "post_process": True,
         "persist_layer_norm": True,

@@ -12,18 +12,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from minitron.config import NemotronConfig
 
 from .archive import Files, open_archive
-from .hf import check_shapes, read_config
+from .hf import SIDE_FILES, check_shapes, generation_config, read_config
 from .limits import MAX_LAYERS, MAX_TOKENIZER_BYTES, CheckpointError, member_path, parse_yaml, require
 from .megatron_files import Grid, read_distributed
 from .names import hf_shapes, is_fused_qkv, megatron_to_hf, qkv_rows
 from .nemo_config import config_from_nemo, zero_centred_norms
 from .spm import SentencePieceModel, read_spm, tokenizer_config, tokenizer_json
-from .tensors import ByteRange, Checkpoint, LazyTensor, join_columns, join_rows
+from .tensors import ByteRange, Checkpoint, LazyTensor, join_columns, join_rows, zeros
 from .torch_file import TorchFile, state_dict_of
 
 _PREFIXES = ("model.", "module.", "state_dict.")
@@ -220,7 +218,7 @@ def to_checkpoint(
     for name, shape in hf_shapes(config).items():
         if name not in tensors and name.endswith("_proj.bias"):
             notes.append(f"{name} is missing beside other biases: zeros")
-            tensors[name] = _zeros(shape, dtype)
+            tensors[name] = zeros(shape, dtype)
         if name in tensors:
             ordered[name] = tensors[name]
     check_shapes(config, ordered, "NeMo checkpoint")
@@ -262,10 +260,6 @@ def _minus_one(tensor: LazyTensor) -> LazyTensor:
     )
 
 
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype) -> LazyTensor:
-    return LazyTensor(shape, dtype, lambda start, stop: torch.zeros((stop - start, *shape[1:]), dtype=dtype))
-
-
 def _of(named: Named, name: str) -> LazyTensor:
     if name not in named:
         raise CheckpointError(f"NeMo checkpoint: no tensor {name}; is a pipeline rank missing?")
@@ -298,7 +292,7 @@ def _vocabulary(
     rows: int, spm: tuple[ByteRange, SentencePieceModel] | None, values: dict[str, Any], notes: list[str]
 ) -> int:
     """Rows of the embedding that are tokens; Megatron pads them to a multiple for tensor parallelism."""
-    told = values.get("vocab_size")
+    told = values.get("vocab_size") or values.get("override_vocab_size")
     size = told if isinstance(told, int) else len(spm[1].pieces) if spm else rows
     require(size <= rows, f"the vocabulary has {size:,} tokens, the embedding only {rows:,} rows")
     if size < rows:
@@ -309,17 +303,21 @@ def _vocabulary(
 
 
 def _add_tokenizer(checkpoint: Checkpoint, spm: tuple[ByteRange, SentencePieceModel] | None, files: Files) -> None:
-    if spm is None:
-        known = {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"}
-        for name, data in files.items():
-            last = name.rpartition("/")[2]
-            if last in known and (name == last or "tokenizer" in name.rpartition("/")[0]):
-                checkpoint.files[last] = data
-        return
-    data, model = spm
+    for name, data in files.items():
+        folder, _, last = name.rpartition("/")
+        if last in SIDE_FILES and (not folder or "tokenizer" in folder):
+            checkpoint.files[last] = data
+    if spm is not None:
+        _add_sentencepiece(checkpoint, *spm)
+    if "generation_config.json" not in checkpoint.files:
+        checkpoint.texts["generation_config.json"] = generation_config(checkpoint.config)
+
+
+def _add_sentencepiece(checkpoint: Checkpoint, data: ByteRange, model: SentencePieceModel) -> None:
     checkpoint.files["tokenizer.model"] = data
-    checkpoint.texts["tokenizer.json"] = tokenizer_json(model)
-    checkpoint.texts["tokenizer_config.json"] = tokenizer_config(model, checkpoint.config.max_position_embeddings)
+    if "tokenizer.json" not in checkpoint.files:
+        checkpoint.texts["tokenizer.json"] = tokenizer_json(model)
+        checkpoint.texts["tokenizer_config.json"] = tokenizer_config(model, checkpoint.config.max_position_embeddings)
     for name in ("bos", "eos", "pad"):
         piece = model.special(name)
         if piece is not None:

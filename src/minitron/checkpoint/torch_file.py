@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import pickle
 import zipfile
+from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any, BinaryIO, cast
 
@@ -180,9 +181,11 @@ _ALIGNMENT = 64
 _STORAGE_NAMES = {dtype: name for name, dtype in STORAGES.items()}
 
 
-def write_tensor_record(file: BinaryIO, tensor: LazyTensor, name: str = "", watch: Watch | None = None) -> int:
-    """Append what `torch.save(tensor)` would write, block by block, and return its length in bytes."""
-    structure = _tensor_pickle(tensor)
+def write_tensor_record(
+    file: BinaryIO, tensor: LazyTensor, shape: tuple[int, ...] = (), *, name: str = "", watch: Watch | None = None
+) -> int:
+    """Append what `torch.save(tensor.view(shape))` would write, block by block, and return its length in bytes."""
+    structure = _tensor_pickle(shape or tensor.shape, tensor.dtype)
     start = file.tell()
     with zipfile.ZipFile(cast("BinaryIO", _Shifted(file)), "w", zipfile.ZIP_STORED) as archive:
         archive.writestr(_info("archive/data.pkl"), structure)
@@ -225,18 +228,15 @@ class _Pickler(pickle.Pickler):
         return obj.value if isinstance(obj, _Reference) else None
 
 
-def _tensor_pickle(tensor: LazyTensor) -> bytes:
+def _tensor_pickle(shape: tuple[int, ...], dtype: torch.dtype) -> bytes:
     """The `data.pkl` of a one-tensor file; the storage is named, not held."""
     items, stride = 1, []
-    for size in reversed(tensor.shape):
+    for size in reversed(shape):
         stride.append(items)
         items *= size
-    storage = getattr(torch, _STORAGE_NAMES[tensor.dtype])
-    reference = _Reference(("storage", storage, "0", "cpu", items))
-    arguments = (reference, 0, tuple(tensor.shape), tuple(reversed(stride)), False, {})
+    reference = _Reference(("storage", getattr(torch, _STORAGE_NAMES[dtype]), "0", "cpu", items))
     buffer = io.BytesIO()
-    pickler = _Pickler(buffer, protocol=2)
-    pickler.dump(_Rebuild(arguments))
+    _Pickler(buffer, protocol=2).dump(_Rebuild((reference, 0, tuple(shape), tuple(reversed(stride)), False)))
     return buffer.getvalue()
 
 
@@ -245,9 +245,7 @@ class _Rebuild:
         self._arguments = arguments
 
     def __reduce__(self) -> tuple[Any, ...]:
-        from collections import OrderedDict
-
-        return torch._utils._rebuild_tensor_v2, (*self._arguments[:5], OrderedDict())
+        return torch._utils._rebuild_tensor_v2, (*self._arguments, OrderedDict())
 
 
 def state_dict_of(file: TorchFile) -> Iterator[tuple[str, LazyTensor]]:

@@ -79,6 +79,8 @@ def test_stories_tokenizer_of_others() -> None:
     oracle = sentencepiece.SentencePieceProcessor(model_file=str(path))
     tokenizer = Tokenizer.from_str(tokenizer_json(read_spm(path.read_bytes(), path)))
     text = (folder / "wikitext2" / "valid.txt").read_text()[:20_000]
+    # Hugging Face tokenizers find special tokens in plain text, SentencePiece does not.
+    text = text.replace("<unk>", "unk")
     for line in text.splitlines():
         assert tokenizer.encode(line, add_special_tokens=False).ids == oracle.encode(line)
 
