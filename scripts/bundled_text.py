@@ -1,10 +1,10 @@
 """Make the training text of the bundled model: clean books and stories, cut into documents that fit a block.
 
 In: a folder with `children.jsonl.xz`, `train.jsonl.xz`, `heldout.jsonl.xz` (books: title, author, text in Markdown)
-and `storybooks_en.jsonl.gz`, and the file of `make_stories.py`. Out: JSON lines with one field, `text`, one file a
-source, so that `minitron train` can weigh them, and held-out files that share no work with the training text.
+and `storybooks_en.jsonl.gz`, and, if wanted, the file of `make_stories.py`. Out: JSON lines with one field, `text`,
+one file a source, so that `minitron train` can weigh them, and held-out files that share no work with them.
 
-    python scripts/bundled_text.py BOOKS_FOLDER STORIES.jsonl OUT_FOLDER
+    python scripts/bundled_text.py BOOKS_FOLDER OUT_FOLDER [--stories STORIES.jsonl]
 """
 
 from __future__ import annotations
@@ -45,10 +45,11 @@ PLAIN_BOOKS = (
 HELDOUT_WORKS = ("The Book of Dragons",)
 
 _PLAIN_CHARACTERS = str.maketrans(
-    {"‘": "'", "’": "'", "“": '"', "”": '"', "–": "-", "—": "--", "…": "...", "\u00a0": " ", "\ufeff": "", "\t": " "}
+    {"‘": "'", "’": "'", "“": '"', "”": '"', "–": "-", "—": "--", "…": "...", "\u00a0": " ", "\ufeff": "", "\t": " "}  # noqa: RUF001
 )
 _HEADING = re.compile(
-    r"(chapter|part|book|act|scene|volume|section|letter|canto|illustrations?|contents|the end|finis|notes?|footnotes?)\b.{0,60}$",
+    r"(chapter|part|book|act|scene|volume|section|letter|canto|illustrations?|contents|the end|finis|(foot)?notes?)\b"
+    r".{0,60}$",
     re.IGNORECASE,
 )
 
@@ -131,14 +132,15 @@ def held_out(text: str, share: float = 0.02) -> bool:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") < share * 2**32
 
 
-def collect(books: Path, stories: Path) -> dict[str, list[str]]:
+def collect(books: Path, stories: Path | None) -> dict[str, list[str]]:
     """All documents by the name of the file they go to."""
     out: dict[str, list[str]] = {name: [] for name in ("easy", "adventure", "plain_books", "storybooks", "stories")}
     out |= {"heldout_simple": [], "heldout_books": []}
     seen = set()
     for book in read_json_lines(books / "heldout.jsonl.xz"):
         seen.add(book["title"])
-        out["heldout_books"] += book_documents(book)
+        # A tenth is enough for a loss to three digits.
+        out["heldout_books"] += [text for text in book_documents(book) if held_out(text, 0.1)]
     for book in read_json_lines(books / "children.jsonl.xz"):
         if book["title"] in seen or book["title"] in ARCHAIC:
             continue
@@ -156,7 +158,7 @@ def collect(books: Path, stories: Path) -> dict[str, list[str]]:
         if text.isascii() and len(text) >= SHORTEST_DOCUMENT:
             rng = random.Random(story["title"])
             out["heldout_simple" if held_out(text) else "storybooks"] += list(cut_documents(text.split("\n\n"), rng))
-    for story in read_json_lines(stories):
+    for story in read_json_lines(stories) if stories else ():
         text = story["text"].translate(_PLAIN_CHARACTERS).strip()
         if is_good_story(text):
             out["heldout_simple" if held_out(text) else "stories"].append(text)
@@ -167,8 +169,8 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("books", type=Path)
-    parser.add_argument("stories", type=Path)
     parser.add_argument("out", type=Path)
+    parser.add_argument("--stories", type=Path, help="output of make_stories.py")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     for name, documents in collect(args.books, args.stories).items():

@@ -143,6 +143,8 @@ class TokenCache:
     """(documents + 1,) int64: where each document starts; the last is the number of tokens."""
     text_bytes: np.ndarray
     """(documents,) int64: length of each document's UTF-8 text."""
+    key: str
+    """Hash of the text and the tokenizer."""
 
     @property
     def num_documents(self) -> int:
@@ -263,7 +265,7 @@ def open_cache(folder: Path) -> TokenCache:
     if found != meta["tokens_sha256"] or documents.sum(axis=1).tolist() != [meta["tokens"], meta["text_bytes"]]:
         raise DataError(f"{folder}: the tokens do not match their checksum; {advice}")
     starts = np.concatenate([[0], np.cumsum(documents[0])])
-    return TokenCache(tokens, starts, documents[1])
+    return TokenCache(tokens, starts, documents[1], meta["key"])
 
 
 def split_documents(cache: TokenCache, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -403,6 +405,7 @@ class BlockStream:
         if not sources:
             raise DataError("no data source is given")
         self.sources = [blocks for blocks, _ in sources]
+        self.weights = [weight for _, weight in sources]
         self.block = self.sources[0].block
         self.counts = [max(1, round(weight * len(blocks))) for blocks, weight in sources]
         self.seed = seed
