@@ -51,4 +51,4 @@ class DeferredLogitsOutput(CausalLMOutputWithPast):
 
     def get(self, key: Any, default: Any = None) -> Any:
         """As of a dict."""
-        return self[key] if key in self else default
+        return self[key] if key in self else default  # noqa: SIM401 (this is that method)

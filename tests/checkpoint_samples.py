@@ -1,0 +1,45 @@
+"""Small checkpoints for tests, written without the code under test."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from minitron.checkpoint.names import hf_shapes
+from minitron.config import NemotronConfig
+
+
+def tiny_config(**overrides: object) -> NemotronConfig:
+    """48-heads-like: heads * head_dim is not hidden_size, groups of three query heads, a rotary width of six."""
+    values = {
+        "vocab_size": 96,
+        "hidden_size": 32,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "head_dim": 12,
+        "partial_rotary_factor": 0.5,
+        "max_position_embeddings": 64,
+        "dtype": "float32",
+        "architectures": ["NemotronForCausalLM"],
+        **overrides,
+    }
+    return NemotronConfig(**values)  # type: ignore[arg-type]
+
+
+def random_state(config: NemotronConfig, dtype: torch.dtype = torch.float32, seed: int = 0) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: (torch.randn(shape, generator=generator) * 0.05).to(dtype) for name, shape in hf_shapes(config).items()
+    }
+
+
+def save_reference(folder: Path, config: NemotronConfig, state: dict[str, torch.Tensor]) -> Path:
+    """A folder written by the safetensors library, not by the code under test."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config.save_pretrained(folder)
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
