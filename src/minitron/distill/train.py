@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from ..checkpoint.resume import OPTIMIZER_FILE, load_step, newest_whole, remove_old, save_step
 from ..data import Batch, BlockStream, DataError, PackedBlocks, collate
-from .log import RunLog, clock
+from .log import METRICS_FILE, RunLog, clock
 from .machine import Estimate, Stopwatch, autocast, peak_memory, state_bytes
 from .schedule import TrainConfig, is_decaying, learning_rate, progress
 
@@ -203,7 +203,7 @@ class _Run:
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise TrainError(
                 f"step {state.step + 1}: the loss is {loss} and the gradient's norm {norm}, so training stopped. "
-                f"A lower learning rate (now {rate:.2g}) or a longer warmup helps; the checkpoints in {self.run} are whole"
+                f"A lower learning rate (now {rate:.2g}) or a longer warmup helps; see {self.run / METRICS_FILE}"
             )
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -281,9 +281,9 @@ def estimate(model: nn.Module, stream: BlockStream, config: TrainConfig, loss: L
     run = _Run(model, stream, config, loss, None, Path())
     random_state = torch.get_rng_state()
     model.train()
-    for _ in range(2):
-        watch = Stopwatch()
-        run.forward_backward()
+    run.forward_backward()  # the first takes longer
+    watch = Stopwatch()
+    run.forward_backward()
     seconds = watch.seconds
     # Adam's averages, which a first step does not have yet, are half of the state.
     peak = peak_memory(run.device) + state_bytes(model) // 2
