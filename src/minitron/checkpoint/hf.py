@@ -155,6 +155,12 @@ def open_hf(folder: Path) -> Checkpoint:
     return Checkpoint(config, tensors, files)
 
 
+def generation_config(config: NemotronConfig) -> str:
+    """Text of a `generation_config.json` for a checkpoint that came without one."""
+    ids = {key: getattr(config, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    return json.dumps({"_from_model_config": True, **{k: v for k, v in ids.items() if v is not None}}, indent=2) + "\n"
+
+
 def plan_shards(tensors: Mapping[str, LazyTensor], max_bytes: int) -> list[list[str]]:
     """Tensor names in file order, cut into shards of at most `max_bytes` (a larger tensor has one to itself)."""
     shards: list[list[str]] = [[]]

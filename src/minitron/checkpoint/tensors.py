@@ -197,13 +197,12 @@ def pad_rows(tensor: LazyTensor, height: int) -> LazyTensor:
     require(missing >= 0, f"cannot pad {tensor.shape[0]} rows to {height}")
     if not missing:
         return tensor
-    width = tensor.shape[1:]
-    zeros = LazyTensor(
-        (missing, *width),
-        tensor.dtype,
-        lambda start, stop: torch.zeros((stop - start, *width), dtype=tensor.dtype),
-    )
-    return join_rows([tensor, zeros])
+    return join_rows([tensor, zeros((missing, *tensor.shape[1:]), tensor.dtype)])
+
+
+def zeros(shape: tuple[int, ...], dtype: torch.dtype) -> LazyTensor:
+    """A tensor of zeros."""
+    return LazyTensor(shape, dtype, lambda start, stop: torch.zeros((stop - start, *shape[1:]), dtype=dtype))
 
 
 @dataclass
