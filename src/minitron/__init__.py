@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         NemotronForSequenceClassification,
         NemotronForTokenClassification,
     )
+    from .loading import load
     from .model import NemotronForCausalLM, NemotronModel, NemotronPreTrainedModel
     from .tokenizer import load_tokenizer
 
@@ -36,6 +37,7 @@ _LAZY = {
     "NemotronModel": "model",
     "NemotronPreTrainedModel": "model",
     "bundled_model": "assets",
+    "load": "loading",
     "load_tokenizer": "tokenizer",
     "register": "auto",
 }
@@ -52,6 +54,7 @@ __all__ = [
     "NemotronPreTrainedModel",
     "__version__",
     "bundled_model",
+    "load",
     "load_tokenizer",
     "register",
 ]

@@ -5,6 +5,7 @@ Names and defaults are those of the transformers page "Nemotron" (v4.46.2). This
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Callable
 from typing import Any
@@ -203,8 +204,13 @@ class NemotronConfig(PreTrainedConfig):
         rope.setdefault("rope_theta", given["rope_theta"])
         rope.setdefault("partial_rotary_factor", given["partial_rotary_factor"])
         self.rope_parameters = rope
-        # The base class fills in the fields of every config and validates the special tokens.
+        pruned = kwargs.pop("pruned_heads", None)
+        if pruned:  # JSON has strings for keys
+            self.pruned_heads = {int(layer): sorted(heads) for layer, heads in pruned.items()}
+        wants_attentions = kwargs.pop("output_attentions", None)
+        # The base class fills in the fields of every config.
         super().__init__(**kwargs)
+        self._output_attentions = bool(wants_attentions)
         self.validate_shapes()
 
     @classmethod
@@ -268,7 +274,30 @@ class NemotronConfig(PreTrainedConfig):
         width = int(self.head_dim * self.partial_rotary_factor)  # type: ignore[operator]
         return width + width % 2
 
+    # --- attention weights -----------------------------------------------------------------------------------
+
+    @property
+    def output_attentions(self) -> bool:
+        """Whether attention weights are returned by default. Works with every attention implementation here."""
+        return self._output_attentions
+
+    @output_attentions.setter
+    def output_attentions(self, value: bool) -> None:
+        self._output_attentions = bool(value)
+
+    def eager_copy(self) -> NemotronConfig:
+        """A shallow copy that asks for eager attention: the one implementation that has weights to return."""
+        twin = copy.copy(self)
+        twin._attn_implementation = "eager"
+        return twin
+
     # --- checks ----------------------------------------------------------------------------------------------
+
+    def validate(self) -> None:
+        """What transformers calls before saving; its own check of `output_attentions` does not apply here."""
+        self.validate_token_ids()
+        self.validate_rope()
+        self.validate_shapes()
 
     def validate_shapes(self) -> None:
         """Refuse shapes that cannot be.
@@ -315,6 +344,8 @@ class NemotronConfig(PreTrainedConfig):
         """`to_dict` less what every config has by default; what `save_pretrained` writes."""
         # Shapes are always written: a reader with other defaults must not guess them.
         out = {**{name: getattr(self, name) for name in _ALWAYS_SAVED}, **super().to_diff_dict()}
+        if out.get("dtype") is not None:
+            out["torch_dtype"] = out["dtype"]
         return self._with_old_spellings(out)
 
     def _with_old_spellings(self, out: dict[str, Any]) -> dict[str, Any]:
@@ -325,8 +356,6 @@ class NemotronConfig(PreTrainedConfig):
         if scaling.get("rope_type", "default") != "default":
             # `type` as well as `rope_type`: mlx-lm and old transformers read the former.
             out["rope_scaling"] = {"type": scaling["rope_type"], **scaling}
-        if out.get("dtype") is not None:
-            out["torch_dtype"] = out["dtype"]
         if callable(self.hidden_act):
             out["hidden_act"] = _callable_name(self.hidden_act)
         return out

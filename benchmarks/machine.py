@@ -1,0 +1,47 @@
+"""What the machine can do, measured in the run that reports it."""
+
+from __future__ import annotations
+
+import platform
+import time
+
+import torch
+
+
+def seconds(work, repeats: int = 5) -> float:
+    """Best of a few runs of `work`, synchronized with the GPU where there is one."""
+    best = float("inf")
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def describe(device: str = "cpu") -> dict:
+    """Processor, threads, read bandwidth (GB/s) and matrix product speed (GFLOP/s) in fp32 and bf16."""
+    big = torch.ones(1 << 26, dtype=torch.int64, device=device)  # 512 MiB, more than any cache
+    n = 2048
+    facts = {
+        "device": torch.cuda.get_device_name() if device == "cuda" else _processor(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "read_bandwidth_gb_per_s": round(big.numel() * 8 / seconds(big.sum) / 1e9, 1),
+    }
+    for dtype in (torch.float32, torch.bfloat16):
+        a = torch.randn(n, n, device=device).to(dtype)
+        rate = 2 * n**3 / seconds(lambda a=a: a @ a) / 1e9
+        facts[f"matmul_{str(dtype).removeprefix('torch.')}_gflop_per_s"] = round(rate)
+    return facts
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
+    except OSError:
+        names = []
+    return f"{len(names)} x {names[0]}" if names else platform.processor()

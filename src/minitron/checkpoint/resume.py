@@ -1,0 +1,119 @@
+"""Checkpoints of a training run: folders `step-N` that are either whole or not there.
+
+Everything is written to a temporary folder, synced to disk and renamed, so that no moment of a crash leaves a folder
+that looks complete and is not. A damaged one (a lost disk block, a cut copy) is found by its checksums. This file knows
+tensors and JSON; which model and which optimizer they belong to is the caller's business.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+STATE_FILE = "state.json"
+OPTIMIZER_FILE = "optimizer.safetensors"
+_NAME = re.compile(r"step-(\d+)$")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint of a run that cannot be used; the message names the file."""
+
+
+def list_steps(run: Path) -> list[tuple[int, Path]]:
+    """(step, folder) of the checkpoints in a run folder, oldest first."""
+    return sorted((int(match[1]), path) for path in run.glob("step-*") if (match := _NAME.match(path.name)))
+
+
+def save_step(
+    run: Path, step: int, state: Mapping[str, Any], tensors: Mapping[str, Tensor], write_model: Callable[[Path], None]
+) -> Path:
+    """Write `run/step-N` with the model, the tensors of the optimizer, and `state` as JSON.
+
+    Args:
+        run: the run folder.
+        step: N.
+        state: anything JSON can hold.
+        tensors: optimizer state by name.
+        write_model: writes weights and whatever makes them loadable into the folder it is given.
+    """
+    final = run / f"step-{step}"
+    work = run / f".step-{step}.tmp"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    write_model(work)
+    save_file(dict(tensors), work / OPTIMIZER_FILE)
+    files = sorted(path for path in work.rglob("*") if path.is_file())
+    record = {"step": step, "state": dict(state), "sha256": {str(p.relative_to(work)): _sha256(p) for p in files}}
+    (work / STATE_FILE).write_text(json.dumps(record, indent=1), encoding="utf-8")
+    for path in (*files, work / STATE_FILE, work):
+        _sync(path)
+    if final.exists():  # a damaged one of the same step, passed over when the run was resumed
+        shutil.rmtree(final)
+    work.rename(final)
+    _sync(run)
+    return final
+
+
+def load_step(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """(state, optimizer tensors) of a checkpoint, after comparing every file with its checksum.
+
+    Raises:
+        CheckpointError: a file is missing or is not what was written.
+    """
+    try:
+        record = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+        wanted, state = dict(record["sha256"]), record["state"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder / STATE_FILE}: cannot be read ({error})") from None
+    for name, digest in wanted.items():
+        path = folder / name
+        if not path.is_file():
+            raise CheckpointError(f"{path}: missing")
+        if _sha256(path) != digest:
+            raise CheckpointError(f"{path}: its content is not what was written; the file is damaged or cut short")
+    return state, load_file(folder / OPTIMIZER_FILE)
+
+
+def newest_whole(run: Path) -> tuple[Path | None, list[str]]:
+    """The newest undamaged checkpoint, None if there is none, and what is wrong with the newer ones."""
+    problems = []
+    for _, folder in reversed(list_steps(run)):
+        try:
+            load_step(folder)
+        except CheckpointError as error:
+            problems.append(str(error))
+        else:
+            return folder, problems
+    return None, problems
+
+
+def remove_old(run: Path, keep: int, spare: int | None = None) -> None:
+    """Delete all but the newest `keep` checkpoints and that of step `spare`, and what crashes left behind."""
+    for step, folder in list_steps(run)[:-keep]:
+        if step != spare:
+            # Renamed first: a folder that is half deleted must not look like a checkpoint.
+            shutil.rmtree(folder.rename(run / f".{folder.name}.old"))
+    for left in (*run.glob(".step-*.tmp"), *run.glob(".step-*.old")):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

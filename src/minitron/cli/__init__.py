@@ -1,0 +1,43 @@
+"""The command `minitron`: one file per verb. Heavy imports stand inside the functions, so that help is instant."""
+
+from __future__ import annotations
+
+import typer
+
+from ..version import __version__
+from .chat import chat
+from .demo import demo
+from .generate import generate
+from .inspect import inspect
+from .train import train
+
+app = typer.Typer(
+    name="minitron",
+    help="Run, shrink, retrain, evaluate and convert language models of the Nemotron-4 / Minitron family.",
+    epilog="`minitron VERB --help` shows a verb's options and examples.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for verb in (generate, chat, inspect, train, demo):
+    app.command()(verb)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"minitron {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(False, "--version", callback=_show_version, is_eager=True, help="Show the version."),
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()

@@ -1,0 +1,86 @@
+"""What the verbs share: errors as sentences, quiet libraries, and text that arrives piece by piece."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import typer
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+ModelArgument = typer.Argument(None, help="Checkpoint folder or repository id; the bundled model if left out.")
+DtypeOption = typer.Option("auto", "--dtype", help="auto, bf16, fp16 or fp32.")
+DeviceOption = typer.Option("auto", "--device", help="auto, cpu, cuda, cuda:1, ...")
+JsonOption = typer.Option(False, "--json", help="Print one JSON object on stdout, progress on stderr.")
+
+
+def sentence_errors(verb: F) -> F:
+    """Turn errors of `verb` into one line on stderr: exit code 2 for bad input, 1 for anything unforeseen.
+
+    MINITRON_DEBUG=1 shows the traceback instead.
+    """
+
+    @functools.wraps(verb)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if os.environ.get("MINITRON_DEBUG"):
+            return verb(*args, **kwargs)
+        try:
+            return verb(*args, **kwargs)
+        except (typer.Exit, typer.Abort, typer.BadParameter):
+            raise
+        except KeyboardInterrupt:
+            typer.echo("\ninterrupted", err=True)
+            raise typer.Exit(130) from None
+        except BrokenPipeError:  # the reader of our output went away; nothing is wrong
+            sys.stderr.close()
+            raise typer.Exit(0) from None
+        except (ValueError, OSError) as error:
+            typer.echo(f"error: {one_line(error)}", err=True)
+            raise typer.Exit(2) from None
+        except Exception as error:
+            typer.echo(f"error: {type(error).__name__}: {one_line(error)} (MINITRON_DEBUG=1 shows more)", err=True)
+            raise typer.Exit(1) from None
+
+    return run  # type: ignore[return-value]
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error without line breaks."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def quiet_libraries() -> None:
+    """Keep transformers' progress bars and notes off the terminal; errors still show."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on stdout."""
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def human_bytes(count: float) -> str:
+    """Bytes in the unit a person would use: '8.4 GB', decimal units."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def human_count(count: float) -> str:
+    """A number of parameters or tokens: '4.19B', '6.3M'."""
+    for limit, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(count) >= limit:
+            return f"{count / limit:.2f}{unit}"
+    return f"{count:.0f}"

@@ -1,0 +1,75 @@
+"""`minitron generate`: continue a text."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from typing import Optional
+
+import typer
+
+from .common import DeviceOption, DtypeOption, JsonOption, ModelArgument, print_json, quiet_libraries, sentence_errors
+
+
+@sentence_errors
+def generate(
+    model: Optional[str] = ModelArgument,  # noqa: UP045 (typer reads this annotation at run time)
+    prompt: str = typer.Option(..., "--prompt", "-p", help="Text to continue; `-` reads it from stdin."),
+    max_new_tokens: int = typer.Option(128, "--max-new-tokens", "--max-tokens", "-n", help="Tokens to write at most."),
+    temperature: float = typer.Option(0.8, help="0 is greedy; higher is more varied."),
+    top_p: float = typer.Option(0.95, help="Keep the most probable tokens of this total probability."),
+    top_k: int = typer.Option(0, help="Keep this many most probable tokens; 0 keeps all."),
+    min_p: float = typer.Option(0.0, help="Keep tokens of at least this share of the best one's probability."),
+    repetition_penalty: float = typer.Option(1.0, help="Above 1, words already present become less likely."),
+    seed: Optional[int] = typer.Option(None, help="Same seed, same machine, same text."),  # noqa: UP045
+    dtype: str = DtypeOption,
+    device: str = DeviceOption,
+    as_json: bool = JsonOption,
+) -> None:
+    """Continue a text; it appears as it is written.
+
+    Examples:
+
+      minitron generate -p "Once upon a time"
+
+      minitron generate path/to/checkpoint -p "The sea was" --temperature 0 -n 64
+
+      echo "Dear Anna," | minitron generate -p - --seed 7 --json
+    """
+    from ..generate import SamplingSettings, TextStream, encode_prompt
+
+    settings = SamplingSettings(max_new_tokens, temperature, top_p, top_k, min_p, repetition_penalty, seed)
+    text = sys.stdin.read() if prompt == "-" else prompt
+    if not text.strip():
+        raise ValueError("the prompt is empty; give some text to go on from")
+    quiet_libraries()
+    from ..loading import load
+
+    loaded = load(model, dtype=dtype, device=device)
+    ids = encode_prompt(loaded.tokenizer, text)
+    stream = TextStream(loaded.model, loaded.tokenizer, ids, settings)
+    with stream:
+        if not as_json:
+            typer.echo(text, nl=False)
+        for piece in stream:
+            if not as_json:
+                typer.echo(piece, nl=False)
+                sys.stdout.flush()
+    summary = stream.summary
+    if summary is None:
+        raise RuntimeError("the generation ended without a result")
+    if as_json:
+        print_json(
+            {
+                "model": str(model or "bundled"),
+                "prompt": text,
+                "text": stream.text,
+                "settings": asdict(settings),
+                **asdict(summary),
+                "tokens_per_second": summary.tokens_per_second,
+            }
+        )
+    else:
+        typer.echo()
+        line = f"{summary.new_tokens} tokens in {summary.seconds:.1f} s, {summary.tokens_per_second:.0f} tokens/s"
+        typer.echo(line, err=True)

@@ -1,0 +1,125 @@
+"""`minitron inspect`: what a checkpoint is, from its config.json alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Optional
+
+import typer
+
+from .common import JsonOption, ModelArgument, human_bytes, human_count, print_json, quiet_libraries, sentence_errors
+
+# Bytes per parameter. int8: one byte and an fp16 scale per 32 weights; int4: half a byte and the same scale.
+_FORMATS = {"bf16": 2.0, "int8": 1.0 + 2 / 32, "int4": 0.5 + 2 / 32}
+
+
+@sentence_errors
+def inspect(
+    model: Optional[str] = ModelArgument,  # noqa: UP045 (typer reads this annotation at run time)
+    context: int = typer.Option(0, help="Tokens to size the cache for; the model's context if 0."),
+    as_json: bool = JsonOption,
+) -> None:
+    """Show architecture, parameters per part, memory by format, and cache size.
+
+    MODEL is a checkpoint folder, a config.json, or a preset such as minitron-4b. Only the config is needed; where
+    weights lie beside it, their headers are checked against it.
+
+    Examples:
+
+      minitron inspect minitron-4b
+
+      minitron inspect path/to/checkpoint --json
+    """
+    quiet_libraries()
+    config, source, weights = _read(model)
+    facts = _facts(config, context or config.max_position_embeddings)
+    facts = {"model": source, "weights": weights, **facts}
+    if as_json:
+        print_json(facts)
+    else:
+        _print(facts)
+
+
+def _read(model: str | None) -> tuple[Any, str, str]:
+    """Config, what it came from, and the state of the weights beside it."""
+    from ..assets import bundled_model
+    from ..checkpoint.hf import check_checkpoint, read_config
+    from ..config import PRESETS, NemotronConfig
+
+    if model in PRESETS:
+        return NemotronConfig.preset(model), f"preset {model}", "none"
+    path = bundled_model() if model is None else Path(model).expanduser()
+    if path.is_file() and path.suffix == ".json":
+        path = path.parent
+    if not path.is_dir():
+        raise FileNotFoundError(f"{model}: no such folder, config.json or preset; presets are {', '.join(PRESETS)}")
+    config = read_config(path)
+    if not any(path.glob("*.safetensors*")):
+        return config, str(path), "none"
+    check_checkpoint(path)
+    return config, str(path), "complete"
+
+
+def _facts(config: Any, context: int) -> dict[str, Any]:
+    counts = config.parameter_counts()
+    total = config.num_parameters()
+    return {
+        "architecture": {
+            "hidden_size": config.hidden_size,
+            "intermediate_size": config.intermediate_size,
+            "num_hidden_layers": config.num_hidden_layers,
+            "num_attention_heads": config.num_attention_heads,
+            "num_key_value_heads": config.num_key_value_heads,
+            "head_dim": config.head_dim,
+            "rotary_dim": config.rotary_dim,
+            "rope_parameters": config.rope_parameters,
+            "hidden_act": str(config.hidden_act),
+            "vocab_size": config.vocab_size,
+            "max_position_embeddings": config.max_position_embeddings,
+            "tie_word_embeddings": config.tie_word_embeddings,
+            "dtype": str(config.dtype).removeprefix("torch.") if config.dtype is not None else None,
+        },
+        "parameters": {**counts, "total": total, "non_embedding": config.num_non_embedding_parameters()},
+        "weight_bytes": {name: round(total * size) for name, size in _FORMATS.items()},
+        "cache": {
+            "bytes_per_token_bf16": round(config.kv_bytes_per_token()),
+            "context": context,
+            "bytes_at_context_bf16": round(config.kv_bytes_per_token() * context),
+        },
+        "per_token": {
+            "flops": config.flops_per_token(),
+            "bytes_read_bf16": 2 * config.parameters_read_per_token(),
+        },
+    }
+
+
+def _print(facts: dict[str, Any]) -> None:
+    shape, counts = facts["architecture"], facts["parameters"]
+    cache, per_token = facts["cache"], facts["per_token"]
+    total = counts["total"]
+    typer.echo(f"{facts['model']} (weights: {facts['weights']})")
+    typer.echo(
+        f"  {shape['num_hidden_layers']} layers, hidden {shape['hidden_size']}, MLP {shape['intermediate_size']}, "
+        f"{shape['num_attention_heads']} heads of {shape['head_dim']} in {shape['num_key_value_heads']} groups"
+    )
+    rope = shape["rope_parameters"]
+    typer.echo(
+        f"  rotary {shape['rotary_dim']} of {shape['head_dim']} channels, theta {rope['rope_theta']:g}, "
+        f"type {rope['rope_type']}; {shape['hidden_act']}; vocabulary {shape['vocab_size']}, "
+        f"context {shape['max_position_embeddings']}, {shape['dtype'] or 'dtype not stated'}"
+    )
+    typer.echo("parameters")
+    for part in ("embedding", "attention", "mlp", "norms", "lm_head"):
+        note = " (tied to the embedding)" if part == "lm_head" and shape["tie_word_embeddings"] else ""
+        typer.echo(f"  {part:<14}{human_count(counts[part]):>9}  {counts[part] / total:6.1%}{note}")
+    typer.echo(f"  {'total':<14}{human_count(total):>9}")
+    typer.echo(f"  {'non-embedding':<14}{human_count(counts['non_embedding']):>9}")
+    typer.echo("memory of the weights")
+    for name, size in facts["weight_bytes"].items():
+        typer.echo(f"  {name:<14}{human_bytes(size):>9}")
+    typer.echo("cache of keys and values, bf16")
+    typer.echo(f"  {'per token':<14}{human_bytes(cache['bytes_per_token_bf16']):>9}")
+    typer.echo(f"  {'full':<14}{human_bytes(cache['bytes_at_context_bf16']):>9}  at {cache['context']} tokens")
+    typer.echo("one token")
+    typer.echo(f"  {'reads':<14}{human_bytes(per_token['bytes_read_bf16']):>9}  of bf16 weights")
+    typer.echo(f"  {'computes':<14}{per_token['flops'] / 1e9:>9.2f}  GFLOP")

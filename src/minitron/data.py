@@ -1,0 +1,442 @@
+"""Text to packed blocks of tokens: files -> a memory-mapped cache -> blocks -> batches in a reproducible order.
+
+Every step is a function of its inputs and a seed, so that the place in the data is one number: how many blocks have
+been used. This file knows tokenizers only by `__call__` and special ids, and knows nothing about models.
+
+Shapes: B sequences of a batch, T tokens of a block.
+"""
+
+from __future__ import annotations
+
+import glob
+import gzip
+import hashlib
+import json
+import lzma
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+IGNORE_INDEX = -100
+CACHE_VERSION = 1
+SUFFIXES = (".txt", ".md", ".jsonl", ".jsonl.gz", ".jsonl.xz")
+_TEXTS_PER_CALL = 512
+
+
+class DataError(ValueError):
+    """Text or a token cache that cannot be used; the message names the file and what would be right."""
+
+
+class Encoder(Protocol):
+    """What is asked of a tokenizer; every Hugging Face tokenizer fits."""
+
+    bos_token_id: int | None
+    eos_token_id: int | None
+
+    def __call__(self, text: list[str], *, add_special_tokens: bool) -> Any:
+        """Return an object whose `input_ids` holds a list of ids per text."""
+
+    def __len__(self) -> int:
+        """Return the number of tokens, special ones included."""
+        ...
+
+
+# --- text --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Source:
+    """Text files that share a weight."""
+
+    path: str
+    """A file, a folder (searched through all levels) or a glob pattern."""
+    weight: float = 1.0
+    """How many times an epoch passes over it; 0.5 takes one half in the first epoch, the other in the second."""
+
+    @classmethod
+    def parse(cls, text: str) -> Source:
+        """Read `PATH` or `PATH:WEIGHT`."""
+        path, colon, weight = text.rpartition(":")
+        if not colon or Path(text).exists():
+            return cls(text)
+        try:
+            value = float(weight)
+        except ValueError:
+            return cls(text)
+        if not 0 < value < float("inf"):
+            raise DataError(f"data {text!r}: the weight is {weight}; it must be greater than 0")
+        return cls(path, value)
+
+    def files(self) -> list[Path]:
+        """The text files meant, sorted.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        path = Path(self.path)
+        if path.is_file():
+            if not path.name.endswith(SUFFIXES):
+                raise DataError(f"{path}: unknown kind of text file; known: {', '.join(SUFFIXES)}")
+            return [path]
+        found = path.rglob("*") if path.is_dir() else map(Path, glob.glob(self.path, recursive=True))
+        files = sorted(p for p in found if p.is_file() and p.name.endswith(SUFFIXES))
+        if not files:
+            raise FileNotFoundError(f"data {self.path!r}: no text file there ({', '.join(SUFFIXES)})")
+        return files
+
+
+def read_documents(path: Path) -> Iterator[str]:
+    """The documents of a file: each line's `text` for JSON lines, the whole file otherwise. Empty ones are left out.
+
+    Raises:
+        DataError: not UTF-8 text, or a line that is not a JSON object with a text field.
+    """
+    try:
+        if not path.name.endswith((".jsonl", ".jsonl.gz", ".jsonl.xz")):
+            text = path.read_text(encoding="utf-8")
+            if "\0" in text:
+                raise DataError(f"{path}: holds NUL bytes, so it is not a text file")
+            if text.strip():
+                yield text
+            return
+        opener: Any = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix, open)
+        with opener(path, "rt", encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    text = _text_of(line, path, number)
+                    if text.strip():
+                        yield text
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+    except (EOFError, lzma.LZMAError, gzip.BadGzipFile) as error:
+        raise DataError(f"{path}: damaged or cut short ({error})") from None
+
+
+def _text_of(line: str, path: Path, number: int) -> str:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}, line {number}: not JSON ({error.msg})") from None
+    text = row.get("text") if isinstance(row, dict) else None
+    if not isinstance(text, str):
+        raise DataError(f"{path}, line {number}: expected an object with a string in the field 'text'")
+    return text
+
+
+# --- token cache -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TokenCache:
+    """The tokens of a source, one document after another, mapped from disk."""
+
+    tokens: np.ndarray
+    """(number of tokens,) uint16, or uint32 for vocabularies above 65,536."""
+    starts: np.ndarray
+    """(documents + 1,) int64: where each document starts; the last is the number of tokens."""
+    text_bytes: np.ndarray
+    """(documents,) int64: length of each document's UTF-8 text."""
+    key: str
+    """Hash of the text and the tokenizer."""
+
+    @property
+    def num_documents(self) -> int:
+        """Number of documents."""
+        return len(self.text_bytes)
+
+
+def tokenize(source: Source, tokenizer: Encoder, folder: Path) -> TokenCache:
+    """The token cache of a source, made on first use in a folder named for the text and the tokenizer.
+
+    Each document is stored as bos + tokens + eos, as far as the tokenizer has these two.
+
+    Raises:
+        DataError: the source has no text, or the cache on disk is damaged.
+    """
+    files = source.files()
+    key = _fingerprint(files, tokenizer)
+    final = folder / f"{Path(source.path).stem or 'text'}-{key[:16]}"
+    if not final.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        work = folder / f"{final.name}.tmp-{os.getpid()}"
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir()
+        try:
+            _write_cache(work, files, tokenizer, key)
+            try:
+                work.rename(final)
+            except OSError:
+                if not final.exists():  # else another process was faster, with the same content
+                    raise
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+    return open_cache(final)
+
+
+def _fingerprint(files: Sequence[Path], tokenizer: Encoder) -> str:
+    digest = hashlib.sha256(f"{CACHE_VERSION} {tokenizer.bos_token_id} {tokenizer.eos_token_id} ".encode())
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    digest.update((backend.to_str() if backend is not None else repr(sorted(_vocabulary(tokenizer)))).encode())
+    for path in files:
+        with path.open("rb") as content:
+            digest.update(hashlib.file_digest(content, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _vocabulary(tokenizer: Any) -> Iterable[tuple[str, int]]:
+    return tokenizer.get_vocab().items()
+
+
+def _write_cache(folder: Path, files: Sequence[Path], tokenizer: Encoder, key: str) -> None:
+    dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
+    before = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    after = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    lengths: list[int] = []
+    text_bytes: list[int] = []
+    digest = hashlib.sha256()
+    with (folder / "tokens.bin").open("wb") as sink:
+        for texts in _grouped(text for path in files for text in read_documents(path)):
+            for text, ids in zip(texts, tokenizer(texts, add_special_tokens=False).input_ids, strict=True):
+                raw = np.asarray([*before, *ids, *after], dtype=dtype).tobytes()
+                digest.update(raw)
+                sink.write(raw)
+                lengths.append(len(raw) // dtype().itemsize)
+                text_bytes.append(len(text.encode()))
+        _sync(sink)
+    if not lengths:
+        raise DataError(f"{files[0]}{' and the other files' if len(files) > 1 else ''}: no text in it")
+    with (folder / "documents.npy").open("wb") as sink:
+        np.save(sink, np.array([lengths, text_bytes], dtype=np.int64))
+        _sync(sink)
+    meta = {
+        "version": CACHE_VERSION,
+        "key": key,
+        "files": [str(path) for path in files],
+        "dtype": np.dtype(dtype).name,
+        "vocabulary": len(tokenizer),
+        "documents": len(lengths),
+        "tokens": sum(lengths),
+        "text_bytes": sum(text_bytes),
+        "tokens_sha256": digest.hexdigest(),
+    }
+    with (folder / "meta.json").open("w", encoding="utf-8") as sink:
+        json.dump(meta, sink, indent=1)
+        _sync(sink)
+
+
+def _grouped(texts: Iterable[str]) -> Iterator[list[str]]:
+    group: list[str] = []
+    for text in texts:
+        group.append(text)
+        if len(group) == _TEXTS_PER_CALL:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _sync(sink: Any) -> None:
+    sink.flush()
+    os.fsync(sink.fileno())
+
+
+def open_cache(folder: Path) -> TokenCache:
+    """Map a token cache from disk, after comparing it with its checksum.
+
+    Raises:
+        DataError: a part is missing or does not match.
+    """
+    advice = "delete this folder and it will be made again"
+    try:
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        documents = np.load(folder / "documents.npy", allow_pickle=False)
+        with (folder / "tokens.bin").open("rb") as content:
+            found = hashlib.file_digest(content, "sha256").hexdigest()
+        tokens = np.memmap(folder / "tokens.bin", dtype=meta["dtype"], mode="r")
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{folder}: damaged token cache ({error}); {advice}") from None
+    if found != meta["tokens_sha256"] or documents.sum(axis=1).tolist() != [meta["tokens"], meta["text_bytes"]]:
+        raise DataError(f"{folder}: the tokens do not match their checksum; {advice}")
+    starts = np.concatenate([[0], np.cumsum(documents[0])])
+    return TokenCache(tokens, starts, documents[1], meta["key"])
+
+
+def split_documents(cache: TokenCache, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Document numbers for training and for the held-out part, which gets `share` of them, at least one."""
+    order = _random(seed, 0x5EED).permutation(cache.num_documents)
+    count = max(1, round(share * cache.num_documents)) if share > 0 else 0
+    if count >= cache.num_documents:
+        raise DataError(f"held-out share {share} leaves no document to train on; there are {cache.num_documents}")
+    return np.sort(order[count:]), np.sort(order[:count])
+
+
+def _random(*entropy: int) -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64(list(entropy)))
+
+
+# --- blocks ------------------------------------------------------------------------------------------------------
+
+
+class PackedBlocks:
+    """Documents packed into blocks of T tokens by best fit, so that none is cut unless it is longer than a block.
+
+    A longer document becomes several pieces, each starting with the last token of the one before, which is context
+    only: every token but the first of a document is predicted exactly once. Best-fit packing: Ding et al. 2024,
+    "Fewer Truncations Improve Language Modeling".
+
+    Args:
+        cache: the tokens.
+        block: T.
+        documents: numbers of the documents to use; all if None.
+        seed: decides which documents of the same length share blocks.
+    """
+
+    def __init__(self, cache: TokenCache, block: int, documents: np.ndarray | None = None, seed: int = 0) -> None:
+        if block < 2:
+            raise DataError(f"sequence length is {block}; it must be at least 2")
+        self.cache = cache
+        self.block = block
+        numbers = np.arange(cache.num_documents) if documents is None else documents
+        self.text_bytes = int(cache.text_bytes[numbers].sum())
+        starts, lengths = _pieces(cache.starts[numbers], cache.starts[numbers + 1], block)
+        if not len(starts):
+            raise DataError("no document has two tokens or more, so there is nothing to predict")
+        shuffle = _random(seed, 0xB10C).permutation(len(starts))
+        self._starts, self._lengths = starts[shuffle], lengths[shuffle]
+        self._members = _best_fit(self._lengths, block)
+        self.num_scored = int((self._lengths - 1).sum())
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def pieces(self, index: int) -> list[np.ndarray]:
+        """The tokens of each piece of a block."""
+        spans = ((self._starts[m], self._lengths[m]) for m in self._members[index])
+        return [np.asarray(self.cache.tokens[start : start + length]) for start, length in spans]
+
+
+def _pieces(starts: np.ndarray, ends: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cut documents into pieces of at most `block` tokens that overlap by one token."""
+    counts = np.maximum(0, -(-(ends - starts - 1) // (block - 1)))
+    first = np.repeat(np.cumsum(counts) - counts, counts)
+    offset = (np.arange(counts.sum()) - first) * (block - 1)
+    piece_starts = np.repeat(starts, counts) + offset
+    return piece_starts, np.minimum(np.repeat(ends, counts) - piece_starts, block)
+
+
+def _best_fit(lengths: np.ndarray, block: int) -> list[list[int]]:
+    """Assign pieces, longest first, to the block with the least room that still holds them."""
+    members: list[list[int]] = []
+    by_room: list[list[int]] = [[] for _ in range(block + 1)]
+    rooms = 0  # bit r is set where by_room[r] is not empty, which makes the search one shift
+    for piece in np.argsort(-lengths, kind="stable").tolist():
+        length = int(lengths[piece])
+        fitting = rooms >> length
+        if fitting:
+            room = length + (fitting & -fitting).bit_length() - 1
+            index = by_room[room].pop()
+            rooms &= ~(1 << room) if not by_room[room] else -1
+            members[index].append(piece)
+        else:
+            room, index = block, len(members)
+            members.append([piece])
+        if room > length:
+            by_room[room - length].append(index)
+            rooms |= 1 << (room - length)
+    return members
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Packed blocks as tensors; all are (B, T) int64."""
+
+    input_ids: Tensor
+    position_ids: Tensor
+    """Start again at 0 with each piece: transformers sees by this where one ends and keeps attention inside."""
+    labels: Tensor
+    """Hugging Face convention (not shifted); -100 at the first token of each piece and at padding."""
+    num_items: int
+    """Scored labels of the whole optimizer step, of which this batch may be a part; the divisor of the loss."""
+
+    @property
+    def num_scored(self) -> int:
+        """Scored labels in this batch."""
+        return int((self.labels != IGNORE_INDEX).sum())
+
+    def to(self, device: torch.device | str) -> Batch:
+        """Return the batch on a device."""
+        moved = (x.to(device) for x in (self.input_ids, self.position_ids, self.labels))
+        return Batch(*moved, num_items=self.num_items)
+
+
+def collate(blocks: Sequence[Sequence[np.ndarray]], length: int, pad: int = 0) -> Batch:
+    """Lay the pieces of each block in a row of `length` tokens; what remains is padding that nothing attends to."""
+    ids = np.full((len(blocks), length), pad, dtype=np.int64)
+    positions = np.zeros_like(ids)
+    labels = np.full_like(ids, IGNORE_INDEX)
+    for row, pieces in enumerate(blocks):
+        at = 0
+        for piece in pieces:
+            stop = at + len(piece)
+            ids[row, at:stop] = piece
+            positions[row, at:stop] = np.arange(len(piece))
+            labels[row, at + 1 : stop] = piece[1:]
+            at = stop
+        positions[row, at:] = np.arange(length - at)
+    scored = int((labels != IGNORE_INDEX).sum())
+    return Batch(torch.from_numpy(ids), torch.from_numpy(positions), torch.from_numpy(labels), scored)
+
+
+class BlockStream:
+    """An endless stream of blocks from weighted sources, in an order fixed by the seed; any place is found in O(1).
+
+    An epoch takes `weight * len(blocks)` blocks of each source and shuffles them together. Each source is passed over
+    without repetition: a new permutation begins where the last one ended, not where the epoch does.
+    """
+
+    def __init__(self, sources: Sequence[tuple[PackedBlocks, float]], seed: int) -> None:
+        if not sources:
+            raise DataError("no data source is given")
+        self.sources = [blocks for blocks, _ in sources]
+        self.weights = [weight for _, weight in sources]
+        self.block = self.sources[0].block
+        self.counts = [max(1, round(weight * len(blocks))) for blocks, weight in sources]
+        self.seed = seed
+        self._source = np.repeat(np.arange(len(sources)), self.counts)
+        self._within = np.concatenate([np.arange(count) for count in self.counts])
+        self._permutations: dict[tuple[int, ...], np.ndarray] = {}
+
+    def __len__(self) -> int:
+        """Blocks in an epoch."""
+        return len(self._source)
+
+    def locate(self, position: int) -> tuple[int, int]:
+        """(source, block) at a place of the stream."""
+        epoch, inside = divmod(position, len(self))
+        item = self._permutation(len(self), 0, epoch)[inside]
+        source = int(self._source[item])
+        size = len(self.sources[source])
+        turn, index = divmod(epoch * self.counts[source] + int(self._within[item]), size)
+        return source, int(self._permutation(size, source + 1, turn)[index])
+
+    def _permutation(self, size: int, *purpose: int) -> np.ndarray:
+        if purpose not in self._permutations:
+            while len(self._permutations) > 4 * len(self.sources) + 4:
+                self._permutations.pop(next(iter(self._permutations)))
+            self._permutations[purpose] = _random(self.seed, *purpose).permutation(size)
+        return self._permutations[purpose]
+
+    def batches(self, position: int, total: int, at_once: int, pad: int = 0) -> list[Batch]:
+        """Blocks `position` to `position + total`, as batches of `at_once` that count as one step."""
+        places = [self.locate(position + i) for i in range(total)]
+        blocks = [self.sources[source].pieces(index) for source, index in places]
+        parts = [collate(blocks[i : i + at_once], self.block, pad) for i in range(0, total, at_once)]
+        scored = sum(part.num_items for part in parts)
+        return [Batch(p.input_ids, p.position_ids, p.labels, scored) for p in parts]

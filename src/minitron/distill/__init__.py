@@ -1,0 +1,1 @@
+"""Training: one loop, its schedule, its log; the loss is a parameter."""

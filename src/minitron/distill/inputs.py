@@ -1,0 +1,104 @@
+"""What a run starts from: texts by their paths, and a model from a checkpoint or a shape."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..checkpoint.hf import check_checkpoint, config_from
+from ..config import NemotronConfig
+from ..data import BlockStream, Encoder, PackedBlocks, Source, split_documents, tokenize
+from ..model import NemotronForCausalLM
+from .schedule import TrainConfig
+
+# The parts of a shape that have no sensible default.
+_NEEDED = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads")
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Training and held-out text of a run, packed."""
+
+    stream: BlockStream
+    heldout: dict[str, PackedBlocks]
+
+
+def open_texts(
+    data: Sequence[str],
+    heldout: Sequence[str],
+    share: float,
+    tokenizer: Encoder,
+    config: TrainConfig,
+    cache: Path,
+) -> Texts:
+    """Tokenize (once) and pack texts.
+
+    Args:
+        data: `PATH[:WEIGHT]` to train on.
+        heldout: paths of text that is only measured.
+        share: part of the documents of each `data` that is held out besides, 0 to less than 1.
+        tokenizer: what makes the tokens.
+        config: for the sequence length and the seed.
+        cache: folder of the token caches; may be shared by runs.
+    """
+    if not 0 <= share < 1:
+        raise ValueError(f"held-out share is {share}; it must be 0 or more and less than 1")
+    trained: list[tuple[PackedBlocks, float]] = []
+    held: dict[str, PackedBlocks] = {}
+    for source in map(Source.parse, data):
+        tokens = tokenize(source, tokenizer, cache)
+        kept, left_out = split_documents(tokens, share, config.seed)
+        trained.append((PackedBlocks(tokens, config.sequence, kept, config.seed), source.weight))
+        if share:
+            held[_new_name(f"{Path(source.path).stem}-heldout", held)] = PackedBlocks(tokens, config.sequence, left_out)
+    for path in heldout:
+        tokens = tokenize(Source(path), tokenizer, cache)
+        held[_new_name(Path(path).stem, held)] = PackedBlocks(tokens, config.sequence)
+    return Texts(BlockStream(trained, config.seed), held)
+
+
+def _new_name(name: str, taken: Mapping[str, Any]) -> str:
+    number = 2
+    while name in taken:
+        name, number = f"{name.rsplit('~', 1)[0]}~{number}", number + 1
+    return name
+
+
+def fresh_config(
+    tokenizer: Any, sequence: int, *, file: Path | None = None, preset: str | None = None, shape: Mapping[str, int]
+) -> NemotronConfig:
+    """The configuration of a new model: from a config.json, a preset, or the numbers in `shape`.
+
+    The vocabulary and the special ids are the tokenizer's, unless the file says otherwise.
+    """
+    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    if file is not None:
+        try:
+            values = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{file}: not JSON ({error})") from None
+        return config_from({"vocab_size": len(tokenizer), **ids, **values}, file)
+    if preset is not None:
+        return NemotronConfig.preset(preset, **ids)
+    missing = [name for name in _NEEDED if name not in shape]
+    if missing:
+        raise ValueError(f"the shape of a new model also needs {', '.join(missing)}")
+    basis = {"vocab_size": len(tokenizer), "max_position_embeddings": sequence, "initializer_range": 0.02}
+    return NemotronConfig(**{**basis, **ids, **shape})  # type: ignore[arg-type]
+
+
+def new_model(config: NemotronConfig, seed: int) -> NemotronForCausalLM:
+    """A model with random weights in fp32 that depend on `seed` alone."""
+    torch.manual_seed(seed)
+    return NemotronForCausalLM(config).float()
+
+
+def saved_model(folder: Path) -> NemotronForCausalLM:
+    """The model of a checkpoint folder, in fp32; a damaged or incomplete one is refused."""
+    check_checkpoint(folder)
+    return NemotronForCausalLM.from_pretrained(folder, dtype=torch.float32)

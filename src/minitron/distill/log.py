@@ -1,0 +1,99 @@
+"""What a run tells: a line of JSON per measurement, TensorBoard, and a progress bar."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class RunLog:
+    """Writes metrics of a run; a resumed run drops the lines after the step it resumes from.
+
+    Args:
+        run: the run folder; `metrics.jsonl` and the folder `tensorboard` go there.
+        step: the step that the run continues from.
+        done: share of the run that is over, for the progress bar.
+        quiet: no progress bar.
+    """
+
+    def __init__(self, run: Path, step: int, done: float, quiet: bool) -> None:
+        path = run / METRICS_FILE
+        if path.exists():
+            _keep_until(path, step)
+        self._sink = path.open("a", encoding="utf-8")
+        self.note: str | None = None
+        try:
+            from torch.utils.tensorboard import SummaryWriter  # heavy, and an extra
+        except ImportError:
+            self._board = None
+            self.note = "tensorboard is not installed, so only metrics.jsonl is written: pip install 'minitron[train]'"
+        else:
+            self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+        terminal = sys.stderr.isatty()
+        self._bar = tqdm(
+            total=1.0,
+            initial=done,
+            disable=quiet,
+            bar_format="{percentage:5.1f}% |{bar}| {desc}",
+            mininterval=0.2 if terminal else 30,
+            dynamic_ncols=terminal,
+        )
+        self._last_flush = 0.0
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Record numbers of a step."""
+        self._sink.write(json.dumps({"step": step, **values}) + "\n")
+        if time.monotonic() - self._last_flush > 1:
+            self.flush()
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+
+    def show(self, done: float, text: str) -> None:
+        """Move the progress bar."""
+        self._bar.set_description_str(text, refresh=False)
+        self._bar.update(done - self._bar.n)
+
+    def say(self, text: str) -> None:
+        """Print a line beside the progress bar, to stderr."""
+        tqdm.write(text, file=sys.stderr)
+
+    def flush(self) -> None:
+        """Hand everything to the operating system."""
+        self._sink.flush()
+        self._last_flush = time.monotonic()
+
+    def close(self) -> None:
+        """Close files and bar."""
+        self._bar.close()
+        self._sink.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def _keep_until(path: Path, step: int) -> None:
+    kept = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if _step_of(line) <= step]
+    work = path.with_suffix(".tmp")
+    work.write_text("".join(kept), encoding="utf-8")
+    work.replace(path)
+
+
+def _step_of(line: str) -> float:
+    try:
+        row: Any = json.loads(line)
+        return row["step"]
+    except (ValueError, KeyError, TypeError):
+        return float("inf")  # cut short by a crash
+
+
+def clock(seconds: float) -> str:
+    """A duration as h:mm:ss."""
+    whole = max(0, round(seconds))
+    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"

@@ -1,0 +1,74 @@
+"""What this machine can do for training: bfloat16, memory reuse, and how long a run will take."""
+
+from __future__ import annotations
+
+import ctypes
+import resource
+import sys
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+# glibc's mallopt: parameter -> value. Buffers of activations are freed and taken again at every step; with the
+# defaults they go back to the kernel, and clearing their pages anew takes a third of the time of a small model.
+_MALLOC_SETTINGS = {-1: 2**31 - 1, -2: 2**28, -3: 2**30}  # trim threshold, top pad, mmap threshold
+
+
+def keep_freed_memory() -> bool:
+    """Let the C library keep freed memory for the next step; whether it could be asked to (glibc only)."""
+    if not sys.platform.startswith("linux"):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    return mallopt is not None and all(mallopt(key, value) for key, value in _MALLOC_SETTINGS.items())
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether matrix products in bfloat16 run on hardware here, rather than being emulated."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        return bool(torch.cpu.get_capabilities().get("avx512_bf16") or torch.cpu.get_capabilities().get("amx_bf16"))
+    return False
+
+
+def autocast(device: torch.device, dtype: str) -> torch.autocast:
+    """The context in which a forward pass runs for `TrainConfig.dtype`."""
+    enabled = dtype == "bfloat16" or (dtype == "auto" and has_bfloat16(device))
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run will need, from one measured step."""
+
+    seconds_per_step: float
+    peak_bytes: int
+    """Memory of the process (CPU) or of the device at its highest, optimizer included."""
+
+
+def state_bytes(model: nn.Module) -> int:
+    """Bytes of weights, gradients and the two AdamW averages of what is trained."""
+    trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    return sum(p.numel() * p.element_size() for p in model.parameters()) + 3 * trained
+
+
+def peak_memory(device: torch.device) -> int:
+    """Highest memory so far in bytes: of the device if it has its own, else of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+class Stopwatch:
+    """Seconds since it was made, plus those it is given."""
+
+    def __init__(self, before: float = 0.0) -> None:
+        self._start = time.monotonic() - before
+
+    @property
+    def seconds(self) -> float:
+        """Seconds so far."""
+        return time.monotonic() - self._start
