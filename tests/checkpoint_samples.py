@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
@@ -43,3 +44,36 @@ def save_reference(folder: Path, config: NemotronConfig, state: dict[str, torch.
     config.save_pretrained(folder)
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
+
+
+def data_folder() -> Path | None:
+    """Checkpoints and texts made by others; see docs/formats.md. None where they are not at hand."""
+    places = [os.environ.get("MINITRON_DATA"), Path(__file__).parents[1].parent / "shared" / "datasets"]
+    return next((Path(place) for place in places if place and Path(place).is_dir()), None)
+
+
+def sentencepiece_model(folder: Path, **options: object) -> Path:
+    """A small SentencePiece model in the manner of Nemotron's: special ids 0 to 3, chat tags, byte fallback."""
+    import sentencepiece
+
+    text = "the quick brown fox jumps over a lazy dog while seven wizards quietly brew strange potions"
+    words = text.split()
+    lines = [" ".join(words[(i * k) % len(words)] for i in range(9)) for k in range(1, 200)]
+    settings = {
+        "model_type": "bpe",
+        "vocab_size": 420,
+        "byte_fallback": True,
+        "unk_id": 1,
+        "bos_id": 2,
+        "eos_id": 3,
+        "pad_id": 0,
+        "user_defined_symbols": ["<extra_id_0>", "<extra_id_1>"],
+        "normalization_rule_name": "identity",
+        "remove_extra_whitespaces": False,
+        "hard_vocab_limit": False,
+        "minloglevel": 2,
+        **options,
+    }
+    prefix = folder / "spm"
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(lines), model_prefix=str(prefix), **settings)
+    return prefix.with_suffix(".model")

@@ -279,7 +279,7 @@ class NemotronConfig(PreTrainedConfig):
     @property
     def output_attentions(self) -> bool:
         """Whether attention weights are returned by default. Works with every attention implementation here."""
-        return self._output_attentions
+        return bool(self._output_attentions)
 
     @output_attentions.setter
     def output_attentions(self, value: bool) -> None:

@@ -73,7 +73,8 @@ class NemotronForSequenceClassification(NemotronPreTrainedModel):
         )
         hidden: Tensor = outputs.last_hidden_state
         rows = torch.arange(hidden.shape[0], device=hidden.device)
-        logits = self.score(hidden[rows, self._last_token(input_ids, hidden)])
+        # Every position is scored, as upstream does: a product of another shape would differ in the last bit.
+        logits = self.score(hidden)[rows, self._last_token(input_ids, hidden)]
         loss = None
         if labels is not None:
             if self.num_labels > 1 and labels.dtype in (torch.long, torch.int):

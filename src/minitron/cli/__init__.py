@@ -9,6 +9,7 @@ from .chat import chat
 from .demo import demo
 from .generate import generate
 from .inspect import inspect
+from .train import train
 
 app = typer.Typer(
     name="minitron",
@@ -20,7 +21,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (generate, chat, inspect, demo):
+for verb in (generate, chat, inspect, train, demo):
     app.command()(verb)
 
 

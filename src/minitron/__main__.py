@@ -1,0 +1,5 @@
+"""`python -m minitron`."""
+
+from .cli import main
+
+main()
