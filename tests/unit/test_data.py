@@ -141,12 +141,12 @@ def test_damaged_cache_is_refused(tmp_path: Path) -> None:
 
 def test_split_is_a_partition_and_the_same_each_time() -> None:
     cache = cache_of([[1, 2]] * 50)
-    kept, held = split_documents(cache, 0.1, seed=3)
+    kept, held = split_documents(cache, 0.1, seed=3, name="a.txt")
     assert len(held) == 5
     assert sorted([*kept, *held]) == list(range(50))
-    assert split_documents(cache, 0.1, seed=3)[1].tolist() == held.tolist()
-    with pytest.raises(DataError, match="leaves no document"):
-        split_documents(cache, 0.999, seed=3)
+    assert split_documents(cache, 0.1, seed=3, name="a.txt")[1].tolist() == held.tolist()
+    with pytest.raises(DataError, match=r"a.txt: held-out share 0.999 leaves no document"):
+        split_documents(cache, 0.999, seed=3, name="a.txt")
 
 
 # --- packing -----------------------------------------------------------------------------------------------------
