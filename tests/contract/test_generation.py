@@ -92,14 +92,8 @@ def test_quantized_cache(backend: str, needs: str) -> None:
     if backend == "hqq":
         settings |= {"axis_key": 1, "axis_value": 1}
     ids = token_ids()
-    out = greedy(
-        model,
-        ids,
-        cache_implementation="quantized",
-        cache_config=settings,
-        return_dict_in_generate=True,
-        output_logits=True,
-    )
+    asked = {"return_dict_in_generate": True, "output_logits": True}
+    out = greedy(model, ids, cache_implementation="quantized", cache_config=settings, **asked)
     assert isinstance(out.past_key_values, QuantizedCache)
     assert out.sequences.shape == (2, 17)
     # The first step sees the keys as they are, the next one sees them in four bits.
