@@ -87,10 +87,8 @@ def _activation(values: dict[str, Any], where: object) -> str:
     if isinstance(name, dict):  # NeMo 2 writes functions as {_target_: dotted name, _call_: false}
         name = name.get("_target_")
     require(name not in _GATED, f"{where}: activation is {name!r}, a gated one; a Nemotron MLP has no gate")
-    require(
-        isinstance(name, str) and name in _ACTIVATIONS,
-        f"{where}: activation is {name!r}, expected one of {', '.join(_ACTIVATIONS)}",
-    )
+    if not isinstance(name, str) or name not in _ACTIVATIONS:
+        raise CheckpointError(f"{where}: activation is {name!r}, expected one of {', '.join(_ACTIVATIONS)}")
     return _ACTIVATIONS[name]
 
 
