@@ -418,10 +418,14 @@ class NemotronModel(NemotronPreTrainedModel):
 def check_ids(ids: Tensor, size: int, name: str, ignore: int | None = None) -> None:
     """Refuse ids outside `range(size)`, but `ignore`. Only on the CPU: elsewhere looking would stall the device.
 
+    Ids without plain values to look at (fake, sharded, or under `torch.func`) pass.
+
     Raises:
         ValueError: names the argument, the value and the range.
     """
     if ids.device.type != "cpu" or ids.numel() == 0 or torch.compiler.is_compiling():
+        return
+    if type(ids) is not Tensor or torch._C._functorch.is_functorch_wrapped_tensor(ids):
         return
     wrong = (ids < 0) | (ids >= size)
     if ignore is not None:

@@ -51,6 +51,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(  # type: ignore[override]
         ctx, grad: Tensor
     ) -> tuple[Tensor | None, Tensor | None, None, None]:
+        if torch.is_grad_enabled():  # create_graph=True; the gradients were formed as numbers
+            raise RuntimeError("linear_cross_entropy has no second derivatives; use cross_entropy of the logits")
         grad_hidden, grad_weight = ctx.saved_tensors
         if grad_hidden is not None:
             # In fp32: the factor is one over the number of targets, and a 16-bit one would bias every gradient.
