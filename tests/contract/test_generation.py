@@ -194,5 +194,5 @@ def test_continuous_batching_is_generate__upstream_fails(attn: str) -> None:
     how = {"generation_config": config, "continuous_batching_config": settings, "warmup": False}
     expected = [greedy(ours, torch.tensor([p]), eos_token_id=-1)[0, len(p) : len(p) + 6].tolist() for p in prompts]
     assert [out.generated_tokens for _, out in sorted(ours.generate_batch(prompts, **how).items())] == expected
-    # The first token comes from a prefill; then upstream loses the cache on the way to attention.
-    assert all("must match the size" in out.error for out in theirs.generate_batch(prompts, **how).values())
+    # Upstream loses the cache on the way to attention.
+    assert all(out.error for out in theirs.generate_batch(prompts, **how).values())

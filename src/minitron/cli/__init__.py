@@ -7,7 +7,6 @@ import typer
 from ..version import __version__
 from .chat import chat
 from .convert import convert
-from .convert import convert
 from .demo import demo
 from .generate import generate
 from .inspect import inspect
