@@ -92,14 +92,8 @@ def test_quantized_cache(backend: str, needs: str) -> None:
     if backend == "hqq":
         settings |= {"axis_key": 1, "axis_value": 1}
     ids = token_ids()
-    out = greedy(
-        model,
-        ids,
-        cache_implementation="quantized",
-        cache_config=settings,
-        return_dict_in_generate=True,
-        output_logits=True,
-    )
+    asked = {"return_dict_in_generate": True, "output_logits": True}
+    out = greedy(model, ids, cache_implementation="quantized", cache_config=settings, **asked)
     assert isinstance(out.past_key_values, QuantizedCache)
     assert out.sequences.shape == (2, 17)
     # The first step sees the keys as they are, the next one sees them in four bits.
@@ -200,5 +194,5 @@ def test_continuous_batching_is_generate__upstream_fails(attn: str) -> None:
     how = {"generation_config": config, "continuous_batching_config": settings, "warmup": False}
     expected = [greedy(ours, torch.tensor([p]), eos_token_id=-1)[0, len(p) : len(p) + 6].tolist() for p in prompts]
     assert [out.generated_tokens for _, out in sorted(ours.generate_batch(prompts, **how).items())] == expected
-    # The first token comes from a prefill; then upstream loses the cache on the way to attention.
-    assert all("must match the size" in out.error for out in theirs.generate_batch(prompts, **how).values())
+    # Upstream loses the cache on the way to attention.
+    assert all(out.error for out in theirs.generate_batch(prompts, **how).values())

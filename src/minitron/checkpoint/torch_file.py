@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO, cast
 
 import torch
+from torch._utils import _rebuild_tensor_v2
 
 from .limits import MAX_ARCHIVE_MEMBERS, MAX_PICKLE_BYTES, MIB, CheckpointError, require
 from .pickles import STORAGES, StorageRef, TensorRef, load_inert
@@ -243,7 +244,7 @@ class _Rebuild:
         self._arguments = arguments
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return torch._utils._rebuild_tensor_v2, (*self._arguments, OrderedDict())
+        return _rebuild_tensor_v2, (*self._arguments, OrderedDict())
 
 
 def state_dict_of(file: TorchFile) -> Iterator[tuple[str, LazyTensor]]:
