@@ -63,6 +63,7 @@ def config_from_nemo(values: dict[str, Any], vocab_size: int, where: object) -> 
     if length is not None:
         found["max_position_embeddings"] = length
     factor = values.get("seq_len_interpolation_factor")
+    require(factor is None or isinstance(factor, int | float), f"{where}: seq_len_interpolation_factor is {factor!r}")
     if factor not in (None, 1, 1.0):
         found["rope_parameters"] = {"rope_type": "linear", "factor": float(factor), "rope_theta": found["rope_theta"]}
         found["rope_parameters"]["partial_rotary_factor"] = found["partial_rotary_factor"]
