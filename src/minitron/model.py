@@ -30,6 +30,7 @@ from .config import NemotronConfig
 from .head_pruning import kept_heads, prune_attention
 from .ops.act import SquaredReLU
 from .ops.attention import eager_attention
+from .ops.autocast import without_autocast
 from .ops.loss import CHUNK_VALUES, cross_entropy, linear_cross_entropy, shift_labels
 from .ops.norm import layer_norm_1p
 from .ops.rope import apply_rotary, rotary_frequencies
@@ -49,7 +50,7 @@ class NemotronLayerNorm1P(nn.LayerNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """(..., D) to (..., D), in the dtype of `input`, under autocast too."""
-        with torch.autocast(input.device.type, enabled=False):
+        with without_autocast(input):
             return layer_norm_1p(input, self.weight, self.bias, self.eps)
 
 
