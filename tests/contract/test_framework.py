@@ -265,7 +265,9 @@ def test_second_derivatives_are_upstreams() -> None:
 def test_shapes_can_be_found_without_values() -> None:
     with torch.device("meta"):
         model = minitron.NemotronForCausalLM(tiny())
-        assert model(torch.zeros(2, 9, dtype=torch.long)).logits.shape == (2, 9, 96)
+        ids = torch.zeros(2, 9, dtype=torch.long)
+        assert model(ids).logits.shape == (2, 9, 96)
+        assert model(ids, labels=ids).loss.shape == ()
 
 
 def test_export() -> None:
