@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
-from transformers.generation import GenerationMixin
+from transformers.generation.utils import GenerationMixin
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
@@ -250,14 +250,16 @@ class NemotronPreTrainedModel(PreTrainedModel):
                 random numbers and go on.
         """
         other = "transformer" if cls.base_model_prefix == "model" else "model"
-        kwargs["key_mapping"] = {rf"^{other}\.": f"{cls.base_model_prefix}.", **(kwargs.get("key_mapping") or {})}
+        renamed = rf"^{other}\."
+        kwargs["key_mapping"] = {renamed: f"{cls.base_model_prefix}.", **(kwargs.get("key_mapping") or {})}
         want_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(
+        loaded: Any = super().from_pretrained(
             pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
         )
-        # The renaming above must not be undone by `save_pretrained`.
-        if hasattr(model, "_weight_conversions"):
-            del model._weight_conversions
+        model, info = loaded
+        # `save_pretrained` undoes what was done on loading; this renaming it must not undo.
+        conversions = getattr(model, "_weight_conversions", None) or []
+        model._weight_conversions = [c for c in conversions if renamed not in c.source_patterns] or None
         backbone = {name for name, _ in model.base_model.named_parameters()}
         prefix = "" if model.base_model is model else f"{cls.base_model_prefix}."
         missing = sorted(name for name in info["missing_keys"] if name.removeprefix(prefix) in backbone)
@@ -281,8 +283,9 @@ class NemotronPreTrainedModel(PreTrainedModel):
         pruned = dict(getattr(self.config, "pruned_heads", None) or {})
         for layer, heads in heads_to_prune.items():
             before = set(pruned.get(layer, ()))
-            prune_attention(self.base_model.layers, self.config, layer, before, before | set(heads))
-            pruned[layer] = sorted(before | set(heads))
+            after = before | set(heads)
+            prune_attention(self.base_model.layers, self.config, layer, before, after)  # type: ignore[arg-type]
+            pruned[layer] = sorted(after)
             self.config.pruned_heads = pruned
 
 
@@ -405,7 +408,7 @@ class NemotronModel(NemotronPreTrainedModel):
                 position_embeddings=position_embeddings,
                 **kwargs,
             )
-        past_out = to_legacy(cache) if legacy and use_cache else cache  # type: ignore[arg-type]
+        past_out = to_legacy(cache) if legacy else cache  # type: ignore[arg-type]
         return BaseModelOutputWithPast(
             last_hidden_state=self.norm(hidden_states),
             past_key_values=past_out,  # type: ignore[arg-type]
@@ -415,10 +418,14 @@ class NemotronModel(NemotronPreTrainedModel):
 def check_ids(ids: Tensor, size: int, name: str, ignore: int | None = None) -> None:
     """Refuse ids outside `range(size)`, but `ignore`. Only on the CPU: elsewhere looking would stall the device.
 
+    Ids without plain values to look at (fake, sharded, or under `torch.func`) pass.
+
     Raises:
         ValueError: names the argument, the value and the range.
     """
     if ids.device.type != "cpu" or ids.numel() == 0 or torch.compiler.is_compiling():
+        return
+    if type(ids) is not Tensor or torch._C._functorch.is_functorch_wrapped_tensor(ids):
         return
     wrong = (ids < 0) | (ids >= size)
     if ignore is not None:
@@ -433,7 +440,7 @@ class NemotronForCausalLM(NemotronPreTrainedModel, GenerationMixin):
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
     _tp_plan = {"lm_head": "colwise_gather_output"}  # noqa: RUF012
-    _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}  # noqa: RUF012
+    _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}  # type: ignore[assignment]  # noqa: RUF012
 
     def __init__(self, config: NemotronConfig) -> None:
         super().__init__(config)
@@ -520,13 +527,13 @@ class NemotronForCausalLM(NemotronPreTrainedModel, GenerationMixin):
         kept = slice_logits_to_keep(hidden, keep)  # type: ignore[arg-type]
         return DeferredLogitsOutput.of(lambda: self.lm_head(kept), loss=loss, **fields)
 
-    def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+    def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         """As transformers' `generate`; a legacy tuple as `past_key_values` is accepted, and comes back as one."""
         past = kwargs.get("past_key_values")
         if not isinstance(past, tuple | list):
-            return super().generate(inputs, *args, **kwargs)
+            return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
         kwargs["past_key_values"] = from_legacy(past, self.config.num_hidden_layers)
-        out = super().generate(inputs, *args, **kwargs)
+        out = super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
         if getattr(out, "past_key_values", None) is not None:
             out.past_key_values = to_legacy(out.past_key_values)  # type: ignore[union-attr]
         return out
