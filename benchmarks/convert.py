@@ -45,8 +45,7 @@ def make_source(folder: Path, config: NemotronConfig) -> int:
 
         def rows(start: int, stop: int) -> torch.Tensor:
             count, first = (stop - start) * width, (shift * 7919 + start * width) % (1 << 20)
-            repeats = -(-(first + count) // noise.numel())
-            return noise.repeat(repeats)[first : first + count].view(stop - start, *shape[1:])
+            return noise[first : first + count].view(stop - start, *shape[1:])
 
         return LazyTensor(shape, torch.bfloat16, rows)
 

@@ -345,6 +345,40 @@ def test_h_rotary_defaults_are_megatrons(tmp_path: Path) -> None:
         assert checkpoint.config.partial_rotary_factor == 1.0
 
 
+def test_nemo_2_class_without_fields(tmp_path: Path) -> None:
+    """NeMo 2 may write the class only; shapes then follow from it and a mismatch with the tensors is refused."""
+    config = tiny_config()
+    save_ckpt(tmp_path / "nemo" / "model_weights.ckpt", megatron_state(random_state(config), config))
+    (tmp_path / "nemo" / "context").mkdir()
+    target = "nemo.collections.llm.gpt.model.nemotron.Nemotron3Config4B"
+    function = {"_target_": "nemo.collections.llm.fn.activation.squared_relu", "_call_": False}
+    values = {"config": {"_target_": target, "activation_func": function, "vocab_size": 96}}
+    (tmp_path / "nemo" / "context" / "model.yaml").write_text(yaml.safe_dump(values))
+    with pytest.raises(CheckpointError, match=r"24 heads and 8 groups of 128"), open_nemo(tmp_path / "nemo", tmp_path):
+        pass
+    shape = {"num_layers": 2, "hidden_size": 32, "ffn_hidden_size": 96, "num_attention_heads": 6, "num_query_groups": 2}
+    values["config"] |= {**shape, "kv_channels": 12, "seq_length": 64}  # type: ignore[operator]
+    (tmp_path / "nemo" / "context" / "model.yaml").write_text(yaml.safe_dump(values))
+    with open_nemo(tmp_path / "nemo", tmp_path) as checkpoint:
+        assert checkpoint.config.partial_rotary_factor == 0.5
+        assert checkpoint.config.hidden_act == "relu2"
+
+
+def test_padding_is_known_from_a_tokenizer_json(tmp_path: Path) -> None:
+    config = tiny_config(vocab_size=97)
+    folder = tmp_path / "nemo"
+    save_ckpt(folder / "model_weights.ckpt", megatron_state(random_state(config), config, pad_to=128))
+    (folder / "model_config.yaml").write_text(model_config_yaml(config))
+    vocab = {
+        "model": {"type": "BPE", "vocab": {str(i): i for i in range(96)}},
+        "added_tokens": [{"id": 96, "content": "x"}],
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(vocab))
+    with open_nemo(folder, tmp_path) as checkpoint:
+        assert checkpoint.config.vocab_size == 97
+        assert any("31 padding rows" in note for note in checkpoint.notes)
+
+
 @pytest.mark.parametrize("form", ["nemo", "nemo2"])
 @pytest.mark.parametrize("kind", ["plain", "biases", "tied"])
 def test_i_back_to_nemo(tmp_path: Path, form: str, kind: str) -> None:
