@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import shutil
@@ -96,6 +97,10 @@ def megatron_state(state: dict[str, torch.Tensor], config: NemotronConfig, pad_t
                 tensor = torch.nn.functional.pad(tensor, (0, 0, 0, -len(tensor) % pad_to))
             out[name] = tensor
     return out
+
+
+NUMBERS = ["rotary_base", "rotary_percentage", "layernorm_epsilon", "num_query_groups", "kv_channels"]
+NUMBERS += ["ffn_hidden_size", "init_method_std", "max_position_embeddings", "num_layers"]
 
 
 def model_config_yaml(config: NemotronConfig, **overrides: object) -> str:
@@ -377,6 +382,16 @@ def test_padding_is_known_from_a_tokenizer_json(tmp_path: Path) -> None:
     with open_nemo(folder, tmp_path) as checkpoint:
         assert checkpoint.config.vocab_size == 97
         assert any("31 padding rows" in note for note in checkpoint.notes)
+
+
+@pytest.mark.parametrize("key", NUMBERS)
+@pytest.mark.parametrize("value", ["text", [1], {"a": 1}, -1, float("nan")])
+def test_settings_that_cannot_be(tmp_path: Path, key: str, value: object) -> None:
+    """Refused with a sentence, or read as it stands where NeMo itself would not mind; no other error."""
+    config = tiny_config()
+    with contextlib.suppress(CheckpointError):
+        convert(tmp_path, config, random_state(config), **{key: value})
+        check_checkpoint(tmp_path / "hf")
 
 
 @pytest.mark.parametrize("form", ["nemo", "nemo2"])
