@@ -55,12 +55,12 @@ def test_matvec(dtype: str, M: int, N: int, K: int, threads: int, seed: int) -> 
     w, x = weights(rng, (N, K), dtype), rng.standard_normal((M, K)).astype(np.float32)
     out, whole = guarded(M, N)
     for thread in range(threads):
-        gemv.matvec(w, x, out, *gemv.share(N, gemv.ROW_BLOCK, thread, threads))
+        gemv.matvec(w, x, out, 0, *gemv.share(N, gemv.ROW_BLOCK, thread, threads))
     bound = 1e-6 * (np.abs(x) @ np.abs(gemv.widen_reference(w)).T) + 1e-6
     assert (np.abs(out - gemv.matvec_reference(w, x)) <= bound).all()
     assert untouched(out, whole)
     alone, _ = guarded(1, N)
-    gemv.matvec(w, x[-1:], alone, 0, N)
+    gemv.matvec(w, x[-1:], alone, 0, 0, N)
     assert (alone[0] == out[-1]).all(), "a vector's result depends on its company or on the threads"
 
 
@@ -124,6 +124,25 @@ def test_rounding_to_bf16_is_torchs(bits: int) -> None:
     found = torch.from_numpy(np.array([gemv.bf16_of_float(value[0])], np.uint16).view(np.int16)).view(torch.bfloat16)
     assert torch.equal(found.isnan(), expected.isnan())
     assert found.isnan().any() or torch.equal(found, expected)
+
+
+def test_exponential() -> None:
+    x = -np.concatenate([np.linspace(0, 87, 5000), 10.0 ** np.linspace(-30, 0, 200)]).astype(np.float32)
+    found = np.array([gemv.exp_of(value) for value in x], np.float64)
+    assert np.allclose(found, np.exp(x.astype(np.float64)), rtol=2e-7, atol=0)
+    assert gemv.exp_of(np.float32(-np.inf)) < 1e-37
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.sampled_from(DTYPES), sizes, sizes, st.integers(0, 2**32 - 1))
+def test_add_all_rows(dtype: str, S: int, H: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    w, scales = weights(rng, (S, H), dtype), rng.random(S, np.float32)
+    out, whole = guarded(1, H)
+    gemv.add_all_rows(w, scales, out[0])
+    bound = 1e-6 * (scales @ np.abs(gemv.widen_reference(w))) + 1e-6
+    assert (np.abs(out[0] - scales.astype(np.float64) @ gemv.widen_reference(w)) <= bound).all()
+    assert untouched(out, whole)
 
 
 @given(st.integers(0, 10_000), st.sampled_from([1, 4, 32, 128]), st.integers(1, 70))

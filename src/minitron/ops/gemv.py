@@ -80,6 +80,19 @@ def bits_of_float(typingctx, value):  # type: ignore[no-untyped-def]
     return types.uint32(types.float32), codegen
 
 
+@njit(fastmath={"contract"}, nogil=True)  # reordering would join the two parts of ln 2
+def exp_of(x):  # type: ignore[no-untyped-def]
+    """`exp(x)` for x <= 0 in fp32 arithmetic that vectorizes, unlike the C library's; relative error below 2e-7."""
+    x = max(x, np.float32(-87.0))
+    n = np.floor(x * np.float32(1.4426950408889634) + np.float32(0.5))
+    # x - n ln 2, in two parts so that no bits are lost; then a Taylor polynomial on |r| <= ln(2) / 2.
+    r = (x - n * np.float32(0.693359375)) + n * np.float32(2.12194440e-4)
+    p = np.float32(1 / 5040)
+    for c in (1 / 720, 1 / 120, 1 / 24, 1 / 6, 1 / 2, 1.0, 1.0):
+        p = p * r + np.float32(c)
+    return p * float_of_bits(np.uint32(np.int32(n) + np.int32(127)) << np.uint32(23))  # type: ignore[call-arg]
+
+
 @intrinsic
 def prefetch(typingctx, matrix, row, column):  # type: ignore[no-untyped-def]
     """Ask for the cache line of `matrix[row, column]`. Rows of active neurons lie where no hardware expects them."""
@@ -123,12 +136,12 @@ def bf16_of_float(value):  # type: ignore[no-untyped-def]
 
 
 @njit(**FAST)
-def matvec(w: Array, x: Array, out: Array, start: int, stop: int) -> None:
-    """`out[m, r] = w[r] . x[m]` for rows start <= r < stop.
+def matvec(w: Array, x: Array, out: Array, column: int, start: int, stop: int) -> None:
+    """`out[m, column + r] = w[r] . x[m]` for rows start <= r < stop.
 
     Args:
         w: (N, K) uint16 (bf16) or float32, rows contiguous.
-        x: (M, K) float32. out: (M, N) float32.
+        x: (M, K) float32. out: (M, >= column + N) float32.
         start: multiple of ROW_BLOCK.
     """
     # Rows are sliced before the loops: an index that could be negative would keep them from being vectorized.
@@ -145,7 +158,8 @@ def matvec(w: Array, x: Array, out: Array, start: int, stop: int) -> None:
                 s1 += v * widen(w1[k])
                 s2 += v * widen(w2[k])
                 s3 += v * widen(w3[k])
-            out[m, r], out[m, r + 1], out[m, r + 2], out[m, r + 3] = s0, s1, s2, s3
+            sums = out[m, column + r : column + r + 4]
+            sums[0], sums[1], sums[2], sums[3] = s0, s1, s2, s3
     for r in range(whole, stop):
         row = w[r]
         for m in range(M):
@@ -153,7 +167,7 @@ def matvec(w: Array, x: Array, out: Array, start: int, stop: int) -> None:
             s = np.float32(0)
             for k in range(K):
                 s += xm[k] * widen(row[k])
-            out[m, r] = s
+            out[m, column + r] = s
 
 
 @njit(**FAST)
@@ -209,6 +223,21 @@ def add_rows(w: Array, scales: Array, rows: Array, n: int, out: Array, start: in
         s, row = scales[rows[j]], w[rows[j], start:stop]
         for c in range(sums.shape[0]):
             sums[c] += s * widen(row[c])
+
+
+@njit(**FAST)
+def add_all_rows(w: Array, scales: Array, out: Array) -> None:
+    """`out += scales @ w`, reading every row: w (S, H), scales (S,) float32, out (H,) float32."""
+    whole = w.shape[0] // 4 * 4
+    for r in range(0, whole, 4):
+        w0, w1, w2, w3 = w[r], w[r + 1], w[r + 2], w[r + 3]
+        s0, s1, s2, s3 = scales[r], scales[r + 1], scales[r + 2], scales[r + 3]
+        for c in range(out.shape[0]):
+            out[c] += (s0 * widen(w0[c]) + s1 * widen(w1[c])) + (s2 * widen(w2[c]) + s3 * widen(w3[c]))
+    for r in range(whole, w.shape[0]):
+        s, row = scales[r], w[r]
+        for c in range(out.shape[0]):
+            out[c] += s * widen(row[c])
 
 
 @njit(**FAST)
