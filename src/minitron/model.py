@@ -9,7 +9,7 @@ without a gate, and rotary embedding on a part of each head.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,9 @@ from .ops.loss import CHUNK_VALUES, cross_entropy, linear_cross_entropy, shift_l
 from .ops.norm import layer_norm_1p
 from .ops.rope import apply_rotary, rotary_frequencies
 from .outputs import DeferredLogitsOutput
+
+if TYPE_CHECKING:
+    from .engine.generation import GenerationReport
 
 
 class NemotronLayerNorm1P(nn.LayerNorm):
@@ -440,6 +443,7 @@ class NemotronForCausalLM(NemotronPreTrainedModel, GenerationMixin):
         self.model = NemotronModel(config)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.last_generation: GenerationReport | None = None
         self.post_init()
 
     @can_return_tuple
@@ -520,16 +524,49 @@ class NemotronForCausalLM(NemotronPreTrainedModel, GenerationMixin):
         kept = slice_logits_to_keep(hidden, keep)  # type: ignore[arg-type]
         return DeferredLogitsOutput.of(lambda: self.lm_head(kept), loss=loss, **fields)
 
-    def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
-        """As transformers' `generate`; a legacy tuple as `past_key_values` is accepted, and comes back as one."""
+    def generate(self, inputs: Tensor | None = None, *args: Any, engine: str = "auto", **kwargs: Any) -> Any:
+        """As transformers' `generate`; a legacy tuple as `past_key_values` is accepted, and comes back as one.
+
+        Args:
+            engine: "auto" decodes with `minitron.engine` what it can serve; "off" leaves all to transformers.
+                `last_generation` tells which one ran, and why.
+        """
+        from .engine.generation import ENGINE_CHOICE
+
+        if engine not in ("auto", "off"):
+            raise ValueError(f"engine is {engine!r}; it must be 'auto' or 'off'")
         past = kwargs.get("past_key_values")
-        if not isinstance(past, tuple | list):
-            return super().generate(inputs, *args, **kwargs)
-        kwargs["past_key_values"] = from_legacy(past, self.config.num_hidden_layers)
-        out = super().generate(inputs, *args, **kwargs)
-        if getattr(out, "past_key_values", None) is not None:
+        legacy = isinstance(past, tuple | list)
+        if legacy:
+            kwargs["past_key_values"] = from_legacy(past, self.config.num_hidden_layers)
+        self.last_generation = None
+        before = ENGINE_CHOICE.set(engine)
+        try:
+            out = super().generate(inputs, *args, **kwargs)  # type: ignore[attr-defined]
+        finally:
+            ENGINE_CHOICE.reset(before)
+        if legacy and getattr(out, "past_key_values", None) is not None:
             out.past_key_values = to_legacy(out.past_key_values)  # type: ignore[union-attr]
         return out
+
+    def _sample(
+        self,
+        input_ids: Tensor,
+        logits_processor: Any,
+        stopping_criteria: Any,
+        generation_config: Any,
+        streamer: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        # What transformers' `generate` calls for greedy decoding and sampling, when all is prepared.
+        from .engine.generation import sample
+
+        found = sample(self, input_ids, logits_processor, stopping_criteria, generation_config, streamer, kwargs)
+        if found is not None:
+            return found
+        return super()._sample(  # type: ignore[misc]
+            input_ids, logits_processor, stopping_criteria, generation_config, streamer=streamer, **kwargs
+        )
 
 
 def _one_of(num_logits_to_keep: int | Tensor, logits_to_keep: int | Tensor) -> int | Tensor:

@@ -79,12 +79,12 @@ class CpuEngine:
 
     @property
     def active_neurons(self) -> int:
-        """MLP neurons that were not zero, over all steps and layers."""
+        """MLP neurons that were not zero, over all calls of `step` and layers."""
         return int(self._zeros[0])
 
     @property
     def seen_neurons(self) -> int:
-        """MLP neurons, over all steps and layers."""
+        """MLP neurons, over all calls of `step` and layers."""
         return int(self._zeros[1])
 
     def read(self, tokens: list[int]) -> None:
@@ -156,6 +156,7 @@ def _compile(shared: tuple[Any, ...]) -> None:
         compiled.run(-1, 1, *shared)
     finally:
         note.cancel()
+        note.join()
 
 
 def _spaces(weights: EngineWeights, capacity: int, threads: int) -> tuple[np.ndarray, ...]:

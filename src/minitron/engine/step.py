@@ -255,7 +255,7 @@ def _step(thread, threads, sync, job, tokens, sizes, eps, layers, ends, spaces, 
             thread, threads, sync, sizes, eps, layer, x, normed, qkv, attended, scratch[thread], cos, sin, position
         )
         _mlp(thread, threads, sync, sizes, eps, layer, x, normed, h, active, counts)
-        if thread == 0:
+        if thread == 0 and job[FIRST_LOGITS] < M:
             # The lists are next written after two barriers more, so they may still be read here.
             zeros[0] += counts.sum()
             zeros[1] += M * sizes[NEURONS]
@@ -288,7 +288,7 @@ def _compiled(digest: int) -> Any:
             layers: int64 (layers, LAYER_COLUMNS). ends: int64, (EMBED, ..., OFFSET).
             spaces: scratch, see `engine.cpu`.
             cos, sin: fp32 (capacity, R / 2).
-            zeros: int64, (active neurons, all neurons), added up over steps.
+            zeros: int64, (active neurons, all neurons), added up over steps whose logits are wanted.
         """
         if digest == -1:
             return
