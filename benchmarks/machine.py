@@ -20,10 +20,11 @@ def seconds(work, repeats: int = 5) -> float:
     return best
 
 
-def describe(device: str = "cpu") -> dict:
+def describe(device: str = "cpu", smoke: bool = False) -> dict:
     """Processor, threads, read bandwidth (GB/s) and matrix product speed (GFLOP/s) in fp32 and bf16."""
-    big = torch.ones(1 << 26, dtype=torch.int64, device=device)  # 512 MiB, more than any cache
-    n = 2048
+    # 2 GiB are more than any cache, of shared servers too
+    big = torch.ones(1 << (20 if smoke else 28), dtype=torch.int64, device=device)
+    n = 256 if smoke else 2048
     facts = {
         "device": torch.cuda.get_device_name() if device == "cuda" else _processor(),
         "threads": torch.get_num_threads(),

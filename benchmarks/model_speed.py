@@ -147,7 +147,12 @@ def main() -> None:
         memory_of(json.loads(args.memory_of))
         return
     name, rounds = ("tiny", 2) if args.smoke else ("124M", args.rounds)
-    result: dict = {"machine": describe(args.device), "weights": "random", "shape": {name: SHAPES[name]}, "speed": []}
+    result: dict = {
+        "machine": describe(args.device, args.smoke),
+        "weights": "random",
+        "shape": {name: SHAPES[name]},
+        "speed": [],
+    }
     dtypes = [torch.float32] if args.smoke else [torch.float32, torch.bfloat16]
     cases = [(1, 32, False)] if args.smoke else [(1, 512, False), (4, 128, False), (1, 1, False)]
     cases.append((1, 32 if args.smoke else 512, True))

@@ -42,6 +42,7 @@ PLAIN_BOOKS = (
     "The First Christmas Tree", "A Little Book of Christmas", "Up from Slavery", "The Haunted Bookshop",
     "The Wisdom of Father Brown", "The Mark of Zorro", "King Solomon's Mines", "The Blue Lagoon",
 )  # fmt: skip
+CREDITS_FILE = "storybook_credits.txt"
 HELDOUT_WORKS = ("The Book of Dragons",)
 
 _PLAIN_CHARACTERS = str.maketrans(
@@ -165,6 +166,13 @@ def collect(books: Path, stories: Path | None) -> dict[str, list[str]]:
     return out
 
 
+def storybook_credits(books: Path) -> list[str]:
+    """Authors and translators of the storybooks, whom their licence (CC-BY) asks to name."""
+    rows = list(read_json_lines(books / "storybooks_en.jsonl.gz"))
+    named = {" ".join(row[role].split()).rstrip(".") for row in rows for role in ("author", "translation")}
+    return sorted(named - {""}, key=str.lower)
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -177,6 +185,7 @@ def main() -> None:
         with (args.out / f"{name}.jsonl").open("w", encoding="utf-8") as sink:
             sink.writelines(json.dumps({"text": text}) + "\n" for text in documents)
         print(f"{name}: {len(documents)} documents, {sum(map(len, documents)) / 1e6:.2f} MB")
+    (args.out / CREDITS_FILE).write_text("\n".join(storybook_credits(args.books)) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -199,8 +200,8 @@ class NemotronConfig(PreTrainedConfig):
             _require_positive(num_attention_heads=num_attention_heads, hidden_size=hidden_size)
             self.head_dim = hidden_size // num_attention_heads
 
-        rope = dict(rope_parameters or kwargs.pop("rope_scaling", None) or {})
-        kwargs.pop("rope_scaling", None)
+        scaling = kwargs.pop("rope_scaling", None)
+        rope = _require_dict("rope_parameters", rope_parameters) or _require_dict("rope_scaling", scaling)
         rope.setdefault("rope_theta", given["rope_theta"])
         rope.setdefault("partial_rotary_factor", given["partial_rotary_factor"])
         self.rope_parameters = rope
@@ -208,10 +209,14 @@ class NemotronConfig(PreTrainedConfig):
         if pruned:  # JSON has strings for keys
             self.pruned_heads = {int(layer): sorted(heads) for layer, heads in pruned.items()}
         wants_attentions = kwargs.pop("output_attentions", None)
-        # The base class fills in the fields of every config.
-        super().__init__(**kwargs)
-        self._output_attentions = bool(wants_attentions)
+        # Before the base class, whose own check of the rotary width wraps its error in one that is no ValueError.
         self.validate_shapes()
+        # The base class fills in the fields of every config.
+        try:
+            super().__init__(**kwargs)
+        except KeyError as error:  # a scaling without the keys it needs
+            raise ValueError(f"rope_parameters: {error.args[0]}") from None
+        self._output_attentions = bool(wants_attentions)
 
     @classmethod
     def _default(cls, name: str) -> Any:
@@ -279,7 +284,7 @@ class NemotronConfig(PreTrainedConfig):
     @property
     def output_attentions(self) -> bool:
         """Whether attention weights are returned by default. Works with every attention implementation here."""
-        return self._output_attentions
+        return bool(self._output_attentions)
 
     @output_attentions.setter
     def output_attentions(self, value: bool) -> None:
@@ -322,17 +327,19 @@ class NemotronConfig(PreTrainedConfig):
                 f"num_attention_heads ({heads}) is not a multiple of num_key_value_heads ({groups}); "
                 f"each key/value head serves the same number of query heads"
             )
-        if not 0.0 <= self.partial_rotary_factor <= 1.0:
-            raise ValueError(f"partial_rotary_factor is {self.partial_rotary_factor}; it must be from 0 to 1")
+        _require_number("partial_rotary_factor", self.partial_rotary_factor, low=0, high=1)
+        _require_number("attention_dropout", self.attention_dropout, low=0, high=1)
+        _require_number("initializer_range", self.initializer_range, low=0)
+        _require_number("rope_theta", self.rope_theta, above=0)
+        _require_number("norm_eps", self.norm_eps, above=0)
+        _require_number("rope_parameters: factor", self.rope_parameters.get("factor") or 1, low=1)  # type: ignore[union-attr]
         if self.rotary_dim > self.head_dim:  # type: ignore[operator]
             raise ValueError(
                 f"head_dim {self.head_dim} with partial_rotary_factor {self.partial_rotary_factor} rotates "
                 f"{self.rotary_dim} channels, more than there are; rotated channels come in pairs"
             )
-        if not self.rope_theta > 0:
-            raise ValueError(f"rope_theta is {self.rope_theta}; it must be greater than 0")
-        if not self.norm_eps > 0:
-            raise ValueError(f"norm_eps is {self.norm_eps}; it must be greater than 0")
+        if isinstance(self.pad_token_id, int) and self.pad_token_id >= self.vocab_size:
+            raise ValueError(f"pad_token_id is {self.pad_token_id}; it must be below vocab_size ({self.vocab_size})")
 
     # --- saving ----------------------------------------------------------------------------------------------
 
@@ -433,6 +440,24 @@ def _require_positive(**fields: Any) -> None:
     for name, value in fields.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name} is {value!r}; it must be a whole number of at least 1")
+
+
+def _require_dict(name: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict | None):
+        raise ValueError(f"{name} is {value!r}; it must be a dictionary with the key rope_type")
+    return dict(value or {})
+
+
+def _require_number(
+    name: str, value: Any, low: float | None = None, above: float | None = None, high: float = math.inf
+) -> None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if number and (low is None or value >= low) and (above is None or value > above) and value <= high:
+        return
+    bounds = (
+        f"greater than {above}" if low is None else f"from {low} to {high}" if high < math.inf else f"{low} or more"
+    )
+    raise ValueError(f"{name} is {value!r}; it must be a number {bounds}")
 
 
 def _agreed(old: str, old_value: Any, new: str, new_value: Any, default: Any) -> Any:

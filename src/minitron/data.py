@@ -268,12 +268,18 @@ def open_cache(folder: Path) -> TokenCache:
     return TokenCache(tokens, starts, documents[1], meta["key"])
 
 
-def split_documents(cache: TokenCache, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Document numbers for training and for the held-out part, which gets `share` of them, at least one."""
+def split_documents(cache: TokenCache, share: float, seed: int, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Document numbers for training and for the held-out part, which gets `share` of them, at least one.
+
+    `name` is what a message calls the text.
+    """
     order = _random(seed, 0x5EED).permutation(cache.num_documents)
     count = max(1, round(share * cache.num_documents)) if share > 0 else 0
     if count >= cache.num_documents:
-        raise DataError(f"held-out share {share} leaves no document to train on; there are {cache.num_documents}")
+        raise DataError(
+            f"{name}: held-out share {share} leaves no document to train on, of {cache.num_documents}; a .txt or .md "
+            f"file is one document, and a .jsonl file has one in each line"
+        )
     return np.sort(order[count:]), np.sort(order[:count])
 
 

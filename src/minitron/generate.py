@@ -12,7 +12,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import TextIteratorStreamer
 
-from .engine.generation import GenerationReport
+from .decoding import GenerationReport
 from .model import NemotronForCausalLM
 
 
@@ -78,7 +78,7 @@ class Summary:
     first_token_seconds: float
     """From the call to the first piece of text."""
     engine: str
-    """What decoded: "cpu", "reference" or "transformers"; see `engine.generation`."""
+    """What decoded: "cpu", "reference" or "transformers"; see `decoding.GenerationReport`."""
     zero_fraction: float | None
     """Share of MLP neurons that were exactly zero and whose weights were not read; None if nobody counted."""
 

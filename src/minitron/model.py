@@ -9,14 +9,14 @@ without a gate, and rotary embedding on a part of each head.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
-from transformers.generation import GenerationMixin
+from transformers.generation.utils import GenerationMixin
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
@@ -27,6 +27,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .cache import LegacyCache, NemotronCache, from_legacy, to_legacy
 from .config import NemotronConfig
+from .decoding import EngineDecoding
 from .head_pruning import kept_heads, prune_attention
 from .ops.act import SquaredReLU
 from .ops.attention import eager_attention
@@ -34,9 +35,6 @@ from .ops.loss import CHUNK_VALUES, cross_entropy, linear_cross_entropy, shift_l
 from .ops.norm import layer_norm_1p
 from .ops.rope import apply_rotary, rotary_frequencies
 from .outputs import DeferredLogitsOutput
-
-if TYPE_CHECKING:
-    from .engine.generation import GenerationReport
 
 
 class NemotronLayerNorm1P(nn.LayerNorm):
@@ -253,14 +251,16 @@ class NemotronPreTrainedModel(PreTrainedModel):
                 random numbers and go on.
         """
         other = "transformer" if cls.base_model_prefix == "model" else "model"
-        kwargs["key_mapping"] = {rf"^{other}\.": f"{cls.base_model_prefix}.", **(kwargs.get("key_mapping") or {})}
+        renamed = rf"^{other}\."
+        kwargs["key_mapping"] = {renamed: f"{cls.base_model_prefix}.", **(kwargs.get("key_mapping") or {})}
         want_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(
+        loaded: Any = super().from_pretrained(
             pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
         )
-        # The renaming above must not be undone by `save_pretrained`.
-        if hasattr(model, "_weight_conversions"):
-            del model._weight_conversions
+        model, info = loaded
+        # `save_pretrained` undoes what was done on loading; this renaming it must not undo.
+        conversions = getattr(model, "_weight_conversions", None) or []
+        model._weight_conversions = [c for c in conversions if renamed not in c.source_patterns] or None
         backbone = {name for name, _ in model.base_model.named_parameters()}
         prefix = "" if model.base_model is model else f"{cls.base_model_prefix}."
         missing = sorted(name for name in info["missing_keys"] if name.removeprefix(prefix) in backbone)
@@ -284,8 +284,9 @@ class NemotronPreTrainedModel(PreTrainedModel):
         pruned = dict(getattr(self.config, "pruned_heads", None) or {})
         for layer, heads in heads_to_prune.items():
             before = set(pruned.get(layer, ()))
-            prune_attention(self.base_model.layers, self.config, layer, before, before | set(heads))
-            pruned[layer] = sorted(before | set(heads))
+            after = before | set(heads)
+            prune_attention(self.base_model.layers, self.config, layer, before, after)  # type: ignore[arg-type]
+            pruned[layer] = sorted(after)
             self.config.pruned_heads = pruned
 
 
@@ -408,7 +409,7 @@ class NemotronModel(NemotronPreTrainedModel):
                 position_embeddings=position_embeddings,
                 **kwargs,
             )
-        past_out = to_legacy(cache) if legacy and use_cache else cache  # type: ignore[arg-type]
+        past_out = to_legacy(cache) if legacy else cache  # type: ignore[arg-type]
         return BaseModelOutputWithPast(
             last_hidden_state=self.norm(hidden_states),
             past_key_values=past_out,  # type: ignore[arg-type]
@@ -431,19 +432,18 @@ def check_ids(ids: Tensor, size: int, name: str, ignore: int | None = None) -> N
         raise ValueError(f"{name} contains {ids[wrong][0].item()}; it must be {allowed}")
 
 
-class NemotronForCausalLM(NemotronPreTrainedModel, GenerationMixin):
+class NemotronForCausalLM(NemotronPreTrainedModel, EngineDecoding, GenerationMixin):
     """The language model: token ids to scores of the next token."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
     _tp_plan = {"lm_head": "colwise_gather_output"}  # noqa: RUF012
-    _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}  # noqa: RUF012
+    _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}  # type: ignore[assignment]  # noqa: RUF012
 
     def __init__(self, config: NemotronConfig) -> None:
         super().__init__(config)
         self.model = NemotronModel(config)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.last_generation: GenerationReport | None = None
         self.post_init()
 
     @can_return_tuple
@@ -524,49 +524,16 @@ class NemotronForCausalLM(NemotronPreTrainedModel, GenerationMixin):
         kept = slice_logits_to_keep(hidden, keep)  # type: ignore[arg-type]
         return DeferredLogitsOutput.of(lambda: self.lm_head(kept), loss=loss, **fields)
 
-    def generate(self, inputs: Tensor | None = None, *args: Any, engine: str = "auto", **kwargs: Any) -> Any:
-        """As transformers' `generate`; a legacy tuple as `past_key_values` is accepted, and comes back as one.
-
-        Args:
-            engine: "auto" decodes with `minitron.engine` what it can serve; "off" leaves all to transformers.
-                `last_generation` tells which one ran, and why.
-        """
-        from .engine.generation import ENGINE_CHOICE
-
-        if engine not in ("auto", "off"):
-            raise ValueError(f"engine is {engine!r}; it must be 'auto' or 'off'")
+    def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        """As `EngineDecoding.generate`; a legacy tuple as `past_key_values` is accepted, and comes back as one."""
         past = kwargs.get("past_key_values")
-        legacy = isinstance(past, tuple | list)
-        if legacy:
-            kwargs["past_key_values"] = from_legacy(past, self.config.num_hidden_layers)
-        self.last_generation = None
-        before = ENGINE_CHOICE.set(engine)
-        try:
-            out = super().generate(inputs, *args, **kwargs)  # type: ignore[attr-defined]
-        finally:
-            ENGINE_CHOICE.reset(before)
-        if legacy and getattr(out, "past_key_values", None) is not None:
+        if not isinstance(past, tuple | list):
+            return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
+        kwargs["past_key_values"] = from_legacy(past, self.config.num_hidden_layers)
+        out = super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
+        if getattr(out, "past_key_values", None) is not None:
             out.past_key_values = to_legacy(out.past_key_values)  # type: ignore[union-attr]
         return out
-
-    def _sample(
-        self,
-        input_ids: Tensor,
-        logits_processor: Any,
-        stopping_criteria: Any,
-        generation_config: Any,
-        streamer: Any = None,
-        **kwargs: Any,
-    ) -> Any:
-        # What transformers' `generate` calls for greedy decoding and sampling, when all is prepared.
-        from .engine.generation import sample
-
-        found = sample(self, input_ids, logits_processor, stopping_criteria, generation_config, streamer, kwargs)
-        if found is not None:
-            return found
-        return super()._sample(  # type: ignore[misc]
-            input_ids, logits_processor, stopping_criteria, generation_config, streamer=streamer, **kwargs
-        )
 
 
 def _one_of(num_logits_to_keep: int | Tensor, logits_to_keep: int | Tensor) -> int | Tensor:

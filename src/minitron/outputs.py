@@ -41,11 +41,11 @@ class DeferredLogitsOutput(CausalLMOutputWithPast):
             return self.to_tuple()[key]
         return getattr(self, key if isinstance(key, str) else list(self.keys())[key])
 
-    def items(self) -> ItemsView:
+    def items(self) -> ItemsView:  # type: ignore[override]
         """As of a dict, logits included."""
         return {key: self[key] for key in self}.items()
 
-    def values(self) -> ValuesView:
+    def values(self) -> ValuesView:  # type: ignore[override]
         """As of a dict, logits included."""
         return {key: self[key] for key in self}.values()
 

@@ -35,14 +35,13 @@ def load_tokenizer(
         tokenizer = AutoTokenizer.from_pretrained(str(path), **kwargs)
     except Exception as error:  # the readers raise anything, a plain Exception too, and name no file
         raise ValueError(f"{path}: the tokenizer cannot be read: {error}") from error
-    if vocab_size is not None and len(tokenizer) > vocab_size:
-        highest = max(tokenizer.get_vocab().values(), default=-1)
-        if highest >= vocab_size:
-            raise ValueError(
-                f"{path}: the tokenizer has ids up to {highest}; the model's vocab_size is {vocab_size}, "
-                f"so ids must be below that"
-            )
     vocabulary = tokenizer.get_vocab()
+    highest = max(vocabulary.values(), default=-1)
+    if vocab_size is not None and highest >= vocab_size:
+        raise ValueError(
+            f"{path}: the tokenizer has ids up to {highest}; the model's vocab_size is {vocab_size}, "
+            f"so ids must be below that"
+        )
     if template and tokenizer.chat_template is None and SYSTEM_MARK in vocabulary and TURN_MARK in vocabulary:
         tokenizer.chat_template = chat_template()
     return tokenizer

@@ -27,8 +27,8 @@ from .limits import (
     temporary_beside,
 )
 from .names import hf_shapes
-from .safetensors_io import Watch, read_safetensors, write_all, write_safetensors
-from .tensors import ByteRange, Checkpoint, LazyTensor
+from .safetensors_io import read_safetensors, write_safetensors
+from .tensors import ByteRange, Checkpoint, LazyTensor, write_all
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DEFAULT_SHARD_BYTES = 5_000_000_000
@@ -180,7 +180,6 @@ def write_hf(
     *,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
     overwrite: bool = False,
-    watch: Watch | None = None,
 ) -> None:
     """Write a Hugging Face folder: config, shards and index, tokenizer and other files. All or nothing.
 
@@ -194,21 +193,21 @@ def write_hf(
         tensors.pop("lm_head.weight", None)
     require_disk_space(folder.parent, sum(tensor.nbytes for tensor in tensors.values()))
     with new_folder(folder, overwrite=overwrite) as target:
-        write_shards(tensors, target, max_shard_bytes, watch)
+        write_shards(tensors, target, max_shard_bytes)
         write_side_files(checkpoint, target)
         checkpoint.config.save_pretrained(target)
 
 
-def write_shards(tensors: Mapping[str, LazyTensor], target: Path, max_shard_bytes: int, watch: Watch | None) -> None:
+def write_shards(tensors: Mapping[str, LazyTensor], target: Path, max_shard_bytes: int) -> None:
     """`model.safetensors`, or numbered shards and their index."""
     shards = plan_shards(tensors, max_shard_bytes)
     if len(shards) == 1:
-        write_safetensors(target / SINGLE, tensors, watch)
+        write_safetensors(target / SINGLE, tensors)
         return
     places: dict[str, str] = {}
     for number, names in enumerate(shards, start=1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        write_safetensors(target / file, {name: tensors[name] for name in names}, watch)
+        write_safetensors(target / file, {name: tensors[name] for name in names})
         places |= dict.fromkeys(names, file)
     total = {
         "total_size": sum(tensor.nbytes for tensor in tensors.values()),

@@ -112,7 +112,7 @@ def read_distributed(files: Files, where: str) -> dict[str, Grid]:
     if "metadata.json" in files:
         text = files["metadata.json"]
         require(text.size <= MAX_JSON_BYTES, f"{text}: too long")
-        backend = parse_json(text.read(), text).get("sharded_backend", backend)
+        backend = str(parse_json(text.read(), text).get("sharded_backend", backend))
     require(backend in ("zarr", "torch_dist"), f"{where}: sharded_backend is {backend!r}, expected zarr or torch_dist")
     grids = read_zarr(files, where) if backend == "zarr" else read_torch_dist(files, where)
     require(grids, f"{where}: no tensors in this distributed checkpoint")
@@ -136,14 +136,12 @@ def _zarr_array(folder: str, entry: ByteRange, files: Files) -> Grid:
     require(header.get("zarr_format") == 2, f"{entry}: zarr_format {header.get('zarr_format')!r}, expected 2")
     plain = header.get("compressor") is None and not header.get("filters") and header.get("order", "C") == "C"
     require(plain, f"{entry}: compressed, filtered or column-major chunks, expected plain ones as Megatron writes them")
-    label = header.get("dtype")
-    require(
-        isinstance(label, str) and label in _ZARR_DTYPES, f"{entry}: dtype {label!r}, expected {list(_ZARR_DTYPES)}"
-    )
+    label = str(header.get("dtype"))
+    require(label in _ZARR_DTYPES, f"{entry}: dtype {label!r}, expected {list(_ZARR_DTYPES)}")
     dtype = _ZARR_DTYPES[label]
     shape, sizes = header.get("shape"), header.get("chunks")
-    lists = isinstance(shape, list) and isinstance(sizes, list) and len(shape) == len(sizes) and len(shape) > 0
-    require(lists, f"{entry}: shape {shape!r} and chunks {sizes!r}, expected two lists of one length")
+    if not isinstance(shape, list) or not isinstance(sizes, list) or not len(shape) == len(sizes) > 0:
+        raise CheckpointError(f"{entry}: shape {shape!r} and chunks {sizes!r}, expected two lists of one length")
     tensor_bytes(tuple(shape), dtype.itemsize, entry)
     expected = tensor_bytes(tuple(sizes), dtype.itemsize, entry)
     require(all(size > 0 for size in sizes), f"{entry}: chunks {sizes!r}, expected sizes of at least 1")
@@ -187,7 +185,8 @@ def read_torch_dist(files: Files, where: str) -> dict[str, Grid]:
     metadata = load_inert(entry.read(), entry)
     require(isinstance(metadata, Inert), f"{entry}: not the metadata of torch.distributed.checkpoint")
     tensors, storage = metadata.get("state_dict_metadata"), metadata.get("storage_data")
-    require(isinstance(tensors, dict) and isinstance(storage, dict), f"{entry}: no state_dict_metadata or storage_data")
+    if not isinstance(tensors, dict) or not isinstance(storage, dict):
+        raise CheckpointError(f"{entry}: no state_dict_metadata or storage_data")
     require(len(tensors) <= MAX_TENSORS and len(storage) <= MAX_CHUNKS, f"{entry}: too many tensors")
     places = _places(storage, entry)
     grids = {}

@@ -63,6 +63,7 @@ def config_from_nemo(values: dict[str, Any], vocab_size: int, where: object) -> 
     if length is not None:
         found["max_position_embeddings"] = length
     factor = values.get("seq_len_interpolation_factor")
+    require(factor is None or isinstance(factor, int | float), f"{where}: seq_len_interpolation_factor is {factor!r}")
     if factor not in (None, 1, 1.0):
         found["rope_parameters"] = {"rope_type": "linear", "factor": float(factor), "rope_theta": found["rope_theta"]}
         found["rope_parameters"]["partial_rotary_factor"] = found["partial_rotary_factor"]
@@ -87,10 +88,8 @@ def _activation(values: dict[str, Any], where: object) -> str:
     if isinstance(name, dict):  # NeMo 2 writes functions as {_target_: dotted name, _call_: false}
         name = name.get("_target_")
     require(name not in _GATED, f"{where}: activation is {name!r}, a gated one; a Nemotron MLP has no gate")
-    require(
-        isinstance(name, str) and name in _ACTIVATIONS,
-        f"{where}: activation is {name!r}, expected one of {', '.join(_ACTIVATIONS)}",
-    )
+    if not isinstance(name, str) or name not in _ACTIVATIONS:
+        raise CheckpointError(f"{where}: activation is {name!r}, expected one of {', '.join(_ACTIVATIONS)}")
     return _ACTIVATIONS[name]
 
 

@@ -23,7 +23,6 @@ from .limits import CheckpointError, require, require_disk_space, temporary_besi
 from .megatron_files import metadata_json
 from .names import hf_shapes, hf_to_megatron, qkv_rows
 from .nemo_config import nemo1_config, nemo2_config
-from .safetensors_io import Watch
 from .tensors import Checkpoint, LazyTensor, join_rows, pad_rows, zeros
 from .torch_file import write_object_record, write_tensor_record
 
@@ -35,9 +34,7 @@ _WITH_EXTRA_STATE = ("self_attention.linear_proj", "self_attention.linear_qkv", 
 Sink = FolderSink | TarSink
 
 
-def write_nemo(
-    checkpoint: Checkpoint, target: Path, *, form: str = "nemo", overwrite: bool = False, watch: Watch | None = None
-) -> None:
+def write_nemo(checkpoint: Checkpoint, target: Path, *, form: str = "nemo", overwrite: bool = False) -> None:
     """Write a NeMo checkpoint. All or nothing; memory: one block of one tensor.
 
     Args:
@@ -45,7 +42,6 @@ def write_nemo(
         target: a file for `form` "nemo", a folder for "nemo2".
         form: "nemo": tar with model_config.yaml and model_weights/; "nemo2": weights/ and context/.
         overwrite: replace what is there.
-        watch: is shown every block that is written, under Megatron's names.
 
     Raises:
         CheckpointError: the target exists; no room on the disk; an activation or RoPE type that NeMo has no key for.
@@ -61,7 +57,7 @@ def write_nemo(
             _write_bytes(sink, "context/model.yaml", text)
             for name, data in _side_files(checkpoint).items():
                 _write_bytes(sink, f"context/nemo_tokenizer/{name}", data)
-            write_torch_dist(sink, "weights", "module.", stacks, watch)
+            write_torch_dist(sink, "weights", "module.", stacks)
         return
     files = _side_files(checkpoint)
     model = files.pop("tokenizer.model", None)
@@ -78,7 +74,7 @@ def write_nemo(
         _write_bytes(tar, "model_config.yaml", text)
         for each, data in files.items():
             _write_bytes(tar, each, data)
-        write_torch_dist(tar, "model_weights", "model.", stacks, watch)
+        write_torch_dist(tar, "model_weights", "model.", stacks)
         tar.close()
         remove(target)
         os.replace(temporary, target)
@@ -147,9 +143,7 @@ def _fused(checkpoint: Checkpoint, q_name: str, config: NemotronConfig) -> LazyT
     return join_rows([tensor for _, tensor in sorted(pieces, key=lambda piece: piece[0])])
 
 
-def write_torch_dist(
-    sink: Sink, folder: str, prefix: str, stacks: dict[str, list[LazyTensor]], watch: Watch | None = None
-) -> None:
+def write_torch_dist(sink: Sink, folder: str, prefix: str, stacks: dict[str, list[LazyTensor]]) -> None:
     """A torch.distributed.checkpoint folder that megatron-core accepts: one data file, `.metadata`, `common.pt`."""
     from torch.distributed.checkpoint.filesystem import _StorageInfo
     from torch.distributed.checkpoint.metadata import (
@@ -173,7 +167,7 @@ def write_torch_dist(
                 sizes = (1, *tensor.shape) if stacked else tensor.shape
                 offsets = torch.Size((number, *[0] * len(tensor.shape)) if stacked else [0] * len(tensor.shape))
                 start = file.tell()
-                length = write_tensor_record(file, tensor, sizes, name=key, watch=watch)
+                length = write_tensor_record(file, tensor, sizes)
                 places[MetadataIndex(key, offsets)] = _StorageInfo(data_file, start, length)
                 chunks.append(ChunkStorageMetadata(offsets, torch.Size(sizes)))
             whole = (len(layers), *layers[0].shape) if stacked else layers[0].shape

@@ -122,7 +122,8 @@ def _scan(data: bytes, where: object) -> None:
             require(opcode.name not in _REFUSED_OPCODES, f"{where}: pickle opcode {opcode.name} is not accepted")
             # The C unpickler allocates its memo up to the largest index that it is told.
             if opcode.name in ("PUT", "LONG_BINPUT"):
-                require(argument <= count, f"{where}: pickle memo index {argument:,} after {count:,} opcodes")
+                index = int(argument or 0)
+                require(index <= count, f"{where}: pickle memo index {index:,} after {count:,} opcodes")
     except CheckpointError:
         raise
     except Exception as error:
@@ -151,10 +152,10 @@ class _Unpickler(pickle.Unpickler):
         return self._classes[key]
 
     def persistent_load(self, pid: Any) -> Any:
-        good = isinstance(pid, tuple) and len(pid) >= 3 and pid[0] == "storage" and isinstance(pid[2], str)
-        require(good, f"{self._where}: unknown kind of storage in a torch file")
-        dtype = pid[1] if isinstance(pid[1], torch.dtype) else torch.uint8
-        return StorageRef(pid[2], dtype)
+        kind, dtype, key = (*pid, None, None, None)[:3] if isinstance(pid, tuple) else (None, None, None)
+        if kind != "storage" or not isinstance(key, str):
+            raise CheckpointError(f"{self._where}: unknown kind of storage in a torch file")
+        return StorageRef(key, dtype if isinstance(dtype, torch.dtype) else torch.uint8)
 
 
 def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> TensorRef:

@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 
 from .limits import MAX_SAFETENSORS_HEADER_BYTES, MAX_TENSORS, parse_json, require, tensor_bytes
-from .tensors import ByteRange, LazyTensor, from_bytes
+from .tensors import ByteRange, LazyTensor, ahead, from_bytes, raw, write_all
 
 DTYPES = {
     "F64": torch.float64,
@@ -36,9 +36,6 @@ DTYPES = {
     "F8_E5M2": torch.float8_e5m2,
 }
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
-
-Watch = Callable[[str, torch.Tensor], None]
-"""Called with each tensor's name and each block that passes by: progress, checksums, NaN checks."""
 
 
 def read_header(path: Path) -> tuple[dict[str, Any], int]:
@@ -106,7 +103,7 @@ def read_safetensors(path: Path) -> dict[str, LazyTensor]:
     return tensors
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, LazyTensor], watch: Watch | None = None) -> None:
+def write_safetensors(path: Path, tensors: Mapping[str, LazyTensor]) -> None:
     """Write `tensors` to one file, block by block, under a temporary name that is renamed at the end."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -123,24 +120,8 @@ def write_safetensors(path: Path, tensors: Mapping[str, LazyTensor], watch: Watc
     try:
         with temporary.open("wb", buffering=0) as file:
             write_all(file, struct.pack("<Q", len(text)) + text)
-            for name, tensor in tensors.items():
-                write_blocks(file, tensor.blocks(), name, watch)
+            for block in ahead(block for tensor in tensors.values() for block in tensor.blocks()):
+                write_all(file, raw(block))
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def write_blocks(file: BinaryIO, blocks: Iterable[torch.Tensor], name: str, watch: Watch | None = None) -> None:
-    """Write blocks as raw little-endian bytes, showing each to `watch` first."""
-    for block in blocks:
-        if watch is not None:
-            watch(name, block)
-        if block.numel():
-            write_all(file, block.contiguous().flatten().view(torch.uint8).numpy().data)
-
-
-def write_all(file: BinaryIO, data: bytes | memoryview) -> None:
-    """Write everything; an unbuffered file may take less than it is given."""
-    view = memoryview(data)
-    while len(view):
-        view = view[file.write(view) :]

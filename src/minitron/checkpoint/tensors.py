@@ -8,9 +8,10 @@ split into q, k and v without ever being in memory. Nothing here knows a file fo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO, TypeVar, cast
 
 import torch
 
@@ -18,6 +19,8 @@ from .limits import CheckpointError, require, tensor_bytes
 
 if TYPE_CHECKING:
     from minitron.config import NemotronConfig
+
+Item = TypeVar("Item")
 
 BLOCK_BYTES = 32 << 20
 """Bytes handled at a time. Larger blocks are not faster (measured: benchmarks/convert.py)."""
@@ -203,6 +206,30 @@ def pad_rows(tensor: LazyTensor, height: int) -> LazyTensor:
 def zeros(shape: tuple[int, ...], dtype: torch.dtype) -> LazyTensor:
     """A tensor of zeros."""
     return LazyTensor(shape, dtype, lambda start, stop: torch.zeros((stop - start, *shape[1:]), dtype=dtype))
+
+
+_END = object()
+
+
+def ahead(items: Iterator[Item]) -> Iterator[Item]:
+    """The same items in the same order, the next one being made in another thread while this one is used."""
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(next, items, _END)
+        while (item := future.result()) is not _END:
+            future = pool.submit(next, items, _END)
+            yield cast("Item", item)
+
+
+def raw(tensor: torch.Tensor) -> memoryview:
+    """The bytes of a tensor, little-endian and row-major, without a copy where it lies so already."""
+    return tensor.contiguous().flatten().view(torch.uint8).numpy().data
+
+
+def write_all(file: BinaryIO, data: bytes | memoryview) -> None:
+    """Write everything; an unbuffered file may take less than it is given."""
+    view = memoryview(data)
+    while len(view):
+        view = view[file.write(view) :]
 
 
 @dataclass

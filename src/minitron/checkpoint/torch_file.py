@@ -14,11 +14,11 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO, cast
 
 import torch
+from torch._utils import _rebuild_tensor_v2
 
 from .limits import MAX_ARCHIVE_MEMBERS, MAX_PICKLE_BYTES, MIB, CheckpointError, require
 from .pickles import STORAGES, StorageRef, TensorRef, load_inert
-from .safetensors_io import Watch, write_blocks
-from .tensors import ByteRange, LazyTensor, from_bytes, read_items
+from .tensors import ByteRange, LazyTensor, ahead, from_bytes, raw, read_items, write_all
 
 _MAX_DIRECTORY_BYTES = 64 * MIB
 _LOCAL_HEADER_BYTES = 30
@@ -181,9 +181,7 @@ _ALIGNMENT = 64
 _STORAGE_NAMES = {dtype: name for name, dtype in STORAGES.items()}
 
 
-def write_tensor_record(
-    file: BinaryIO, tensor: LazyTensor, shape: tuple[int, ...] = (), *, name: str = "", watch: Watch | None = None
-) -> int:
+def write_tensor_record(file: BinaryIO, tensor: LazyTensor, shape: tuple[int, ...] = ()) -> int:
     """Append what `torch.save(tensor.view(shape))` would write, block by block, and return its length in bytes."""
     structure = _tensor_pickle(shape or tensor.shape, tensor.dtype)
     start = file.tell()
@@ -199,7 +197,8 @@ def write_tensor_record(
         filling = -(file.tell() - start + header + 4) % _ALIGNMENT
         info.extra = b"FB" + filling.to_bytes(2, "little") + b"Z" * filling
         with archive.open(info, "w", force_zip64=tensor.nbytes > zipfile.ZIP64_LIMIT) as member:
-            write_blocks(cast("BinaryIO", member), tensor.blocks(), name, watch)
+            for block in ahead(tensor.blocks()):
+                write_all(cast("BinaryIO", member), raw(block))
         archive.writestr(_info("archive/version"), b"3\n")
     file.seek(0, io.SEEK_END)
     return file.tell() - start
@@ -245,7 +244,7 @@ class _Rebuild:
         self._arguments = arguments
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return torch._utils._rebuild_tensor_v2, (*self._arguments, OrderedDict())
+        return _rebuild_tensor_v2, (*self._arguments, OrderedDict())
 
 
 def state_dict_of(file: TorchFile) -> Iterator[tuple[str, LazyTensor]]:

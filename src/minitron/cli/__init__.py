@@ -6,6 +6,7 @@ import typer
 
 from ..version import __version__
 from .chat import chat
+from .convert import convert
 from .demo import demo
 from .generate import generate
 from .inspect import inspect
@@ -21,7 +22,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (generate, chat, inspect, train, demo):
+for verb in (generate, chat, inspect, convert, train, demo):
     app.command()(verb)
 
 

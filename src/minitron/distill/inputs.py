@@ -52,7 +52,7 @@ def open_texts(
     held: dict[str, PackedBlocks] = {}
     for source in map(Source.parse, data):
         tokens = tokenize(source, tokenizer, cache)
-        kept, left_out = split_documents(tokens, share, config.seed)
+        kept, left_out = split_documents(tokens, share, config.seed, source.path)
         trained.append((PackedBlocks(tokens, config.sequence, kept, config.seed), source.weight))
         if share:
             held[_new_name(f"{Path(source.path).stem}-heldout", held)] = PackedBlocks(tokens, config.sequence, left_out)

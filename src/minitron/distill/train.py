@@ -278,6 +278,7 @@ class _StopSignals:
 
 def estimate(model: nn.Module, stream: BlockStream, config: TrainConfig, loss: LossFunction) -> Estimate:
     """Time and memory of a step, by running the first one twice without changing the model."""
+    _check(model, stream, {}, config)
     run = _Run(model, stream, config, loss, None, Path())
     random_state = torch.get_rng_state()
     model.train()

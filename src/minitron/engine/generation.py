@@ -9,8 +9,6 @@ from __future__ import annotations
 import importlib.util
 import threading
 import weakref
-from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -27,7 +25,15 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from ..model import NemotronAttention, NemotronDecoderLayer, NemotronForCausalLM, NemotronLayerNorm1P, NemotronMLP
+from ..decoding import ENGINE_CHOICE, GenerationReport
+from ..model import (
+    NemotronAttention,
+    NemotronDecoderLayer,
+    NemotronForCausalLM,
+    NemotronLayerNorm1P,
+    NemotronMLP,
+    check_ids,
+)
 from ..ops.act import SquaredReLU
 from ..sampling import Choice, choose
 from .reference import ReferenceEngine
@@ -35,9 +41,6 @@ from .weights import WEIGHT_DTYPES, EngineWeights, from_model
 
 if TYPE_CHECKING:
     from transformers.generation.streamers import BaseStreamer
-
-ENGINE_CHOICE: ContextVar[str] = ContextVar("minitron_engine", default="auto")
-"""The `engine` argument of the `generate` call in progress."""
 
 # The frequencies of the other types ("dynamic", "longrope") change with the length of the text.
 FIXED_ROTATIONS = ("default", "linear", "yarn", "llama3")
@@ -66,25 +69,6 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """End threads."""
-
-
-@dataclass
-class GenerationReport:
-    """What ran in the last `generate` of a model, which keeps it as `last_generation`."""
-
-    engine: str
-    """"cpu" (compiled), "reference" (torch, where Numba is missing) or "transformers"."""
-    reason: str = ""
-    """Why transformers' own path ran."""
-    active_neurons: int = 0
-    """MLP neurons that were not zero, over decoded tokens and layers."""
-    seen_neurons: int = 0
-    """MLP neurons over decoded tokens and layers."""
-
-    @property
-    def zero_fraction(self) -> float | None:
-        """Share of MLP neurons that were exactly zero, whose rows of `down_proj` need not be read."""
-        return 1 - self.active_neurons / self.seen_neurons if self.seen_neurons else None
 
 
 # --- what can be served ------------------------------------------------------------------------------------------
@@ -203,11 +187,15 @@ def sample(
     """As transformers' `_sample`, for one prompt: the prompt and what follows it, (1, T). None if not served.
 
     Sets `model.last_generation` either way.
+
+    Raises:
+        ValueError: ids outside the vocabulary.
     """
     reason = why_not_request(input_ids, config, kwargs) or why_not_model(model)
     if reason:
         model.last_generation = GenerationReport("transformers", reason)
         return None
+    check_ids(input_ids, model.model.embed_tokens.num_embeddings, "input_ids")
     engine = open_engine(weights_of(model), config.max_length)  # type: ignore[arg-type]
     try:
         ids = _decode(engine, input_ids, processors, criteria, config, streamer)

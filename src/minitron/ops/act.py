@@ -20,7 +20,7 @@ class _SquaredReLU(torch.autograd.Function):
         ctx.save_for_backward(output[1])
 
     @staticmethod
-    def backward(ctx, grad: Tensor, _: Tensor | None) -> Tensor:
+    def backward(ctx, grad: Tensor, _: Tensor | None) -> Tensor:  # type: ignore[override]
         (kept,) = ctx.saved_tensors
         return grad * (kept + kept)
 

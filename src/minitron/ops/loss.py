@@ -48,14 +48,25 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(  # type: ignore[override]
+        ctx, grad: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, None, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
         if grad_hidden is not None:
-            grad_hidden = grad_hidden * grad.to(grad_hidden.dtype)
+            # In fp32: the factor is one over the number of targets, and a 16-bit one would bias every gradient.
+            wide = torch.promote_types(grad_hidden.dtype, torch.float32)
+            grad_hidden = (grad_hidden.to(wide) * grad).to(grad_hidden.dtype)
         if grad_weight is not None:
-            # The buffer is this function's own and is given away here, so it is scaled in place.
-            grad_weight = grad_weight.mul_(grad).to(ctx.weight_dtype)
+            # The buffer is this function's own. It is given away unless the graph stays for another backward pass.
+            scaled = grad_weight * grad if _graph_is_kept() else grad_weight.mul_(grad)
+            grad_weight = scaled.to(ctx.weight_dtype)
         return grad_hidden, grad_weight, None, None
+
+
+def _graph_is_kept() -> bool:
+    """Whether the running backward pass was asked to retain its graph; yes, where torch does not tell."""
+    ask = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+    return ask is None or ask()
 
 
 def shift_labels(labels: Tensor) -> Tensor:

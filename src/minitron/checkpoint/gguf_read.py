@@ -1,0 +1,285 @@
+"""GGUF files of llama.cpp, read lazily: a checked header, tensors dequantized a block of rows at a time.
+
+The `gguf` package does the dequantizing; its reader is not used, since it maps the whole file and believes every count
+in the header. Format: ggml's docs/gguf.md, versions 2 and 3.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+
+from minitron.config import NemotronConfig
+
+from .gguf_vocab import add_tokenizer
+from .hf import check_shapes, config_from, generation_config
+from .limits import MAX_TENSORS, CheckpointError, require, tensor_bytes
+from .names import gguf_to_hf, hf_shapes, is_norm_weight
+from .tensors import ByteRange, Checkpoint, LazyTensor, from_bytes
+
+MAX_KEYS = 100_000
+MAX_TEXT_BYTES = 64 << 20
+_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_STRING, _ARRAY = 8, 9
+_PLAIN = {0: torch.float32, 1: torch.float16, 30: torch.bfloat16, 28: torch.float64}
+_MAX_ARRAY_DEPTH = 2
+
+
+@dataclass(frozen=True)
+class GGUFTensor:
+    """A tensor as it lies in the file: shape (rows first), ggml's type number, bytes."""
+
+    name: str
+    shape: tuple[int, ...]
+    kind: int
+    data: ByteRange
+
+
+@dataclass(frozen=True)
+class GGUFFile:
+    """Keys and tensors of a GGUF file."""
+
+    path: Path
+    keys: dict[str, Any]
+    tensors: dict[str, GGUFTensor]
+
+
+class _Reader:
+    """The header, front to back, with every length checked against what is left of the file."""
+
+    def __init__(self, file: BinaryIO, path: Path, size: int) -> None:
+        self._file, self._path, self._size = file, path, size
+
+    def take(self, count: int) -> bytes:
+        left = self._size - self._file.tell()
+        require(
+            0 <= count <= left,
+            f"{self._path}: the header asks for {count:,} bytes, {left:,} are left; cut or corrupted",
+        )
+        return self._file.read(count)
+
+    def number(self, code: str) -> Any:
+        (value,) = struct.unpack("<" + code, self.take(struct.calcsize("<" + code)))
+        return value
+
+    def text(self) -> str:
+        length = self.number("Q")
+        require(length <= MAX_TEXT_BYTES, f"{self._path}: a text of {length:,} bytes in the header; corrupted")
+        # Pieces of byte-level vocabularies need not be UTF-8.
+        return self.take(length).decode("utf-8", errors="replace")
+
+    def value(self, kind: int, depth: int = 0) -> Any:
+        if kind in _SCALARS:
+            return self.number(_SCALARS[kind])
+        if kind == _STRING:
+            return self.text()
+        require(
+            kind == _ARRAY and depth < _MAX_ARRAY_DEPTH, f"{self._path}: value type {kind} in the header; corrupted"
+        )
+        item, count = self.number("I"), self.number("Q")
+        if item in _SCALARS:
+            width = struct.calcsize("<" + _SCALARS[item])
+            require(count <= self._size, f"{self._path}: an array of {count:,} values in the header; corrupted")
+            return np.frombuffer(self.take(count * width), dtype=np.dtype("<" + _SCALARS[item])).tolist()
+        # Each text takes 8 bytes at least, so a count that cannot fit is known before anything is built.
+        require(count * 8 <= self._size, f"{self._path}: an array of {count:,} texts in the header; corrupted")
+        return [self.value(item, depth + 1) for _ in range(count)]
+
+
+def read_gguf(path: Path) -> GGUFFile:
+    """The header of a GGUF file.
+
+    Raises:
+        CheckpointError: not GGUF, version 1, big-endian; cut or corrupted; tensors outside the file.
+    """
+    whole = ByteRange.whole(path)
+    with path.open("rb") as file:
+        reader = _Reader(file, path, whole.size)
+        require(whole.size >= 24 and reader.take(4) == b"GGUF", f"{path}: does not begin with GGUF; not a GGUF file")
+        version = reader.number("I")
+        require(version in (2, 3), f"{path}: GGUF version {version}, expected 2 or 3 in little-endian order")
+        tensors, keys = reader.number("Q"), reader.number("Q")
+        require(tensors <= MAX_TENSORS and keys <= MAX_KEYS, f"{path}: {tensors:,} tensors, {keys:,} keys; corrupted")
+        values: dict[str, Any] = {}
+        for _ in range(keys):
+            key = reader.text()
+            require(key not in values, f"{path}: the key {key[:80]!r} stands twice")
+            values[key] = reader.value(reader.number("I"))
+        infos = [_tensor_info(reader, path) for _ in range(tensors)]
+        alignment = values.get("general.alignment", 32)
+        good = isinstance(alignment, int) and 0 < alignment <= 1 << 20 and alignment % 8 == 0
+        require(good, f"{path}: general.alignment is {alignment!r}")
+        start = file.tell() + -file.tell() % alignment
+    found: dict[str, GGUFTensor] = {}
+    for name, shape, kind, offset in infos:
+        require(name not in found, f"{path}: tensor {name[:80]} stands twice")
+        size = _bytes_of(shape, kind, f"{path}: {name[:80]}")
+        found[name] = GGUFTensor(name, shape, kind, whole.part(start + offset, size, f"{path} ({name[:80]})"))
+    return GGUFFile(path, values, found)
+
+
+def _tensor_info(reader: _Reader, path: Path) -> tuple[str, tuple[int, ...], int, int]:
+    name, rank = reader.text(), reader.number("I")
+    require(rank <= 4, f"{path}: {name[:80]} has {rank} dimensions, ggml has at most 4")
+    shape = tuple(reversed([reader.number("Q") for _ in range(rank)]))
+    return name, shape, reader.number("I"), reader.number("Q")
+
+
+def _block(kind: int, where: str) -> tuple[int, int]:
+    """Values and bytes of a quantization block."""
+    gguf = _gguf()
+    try:
+        return gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(kind)]
+    except (ValueError, KeyError):
+        raise CheckpointError(f"{where}: ggml type {kind}, unknown to the gguf package") from None
+
+
+def _gguf() -> Any:
+    try:
+        import gguf
+    except ImportError:
+        raise CheckpointError("GGUF files need the gguf package: pip install 'minitron[gguf]'") from None
+    return gguf
+
+
+def _bytes_of(shape: tuple[int, ...], kind: int, where: str) -> int:
+    values, size = _block(kind, where)
+    count = tensor_bytes(shape, 1, where)
+    require(shape and shape[-1] % values == 0, f"{where}: rows of {shape[-1:]} values, expected a multiple of {values}")
+    return count // values * size
+
+
+def lazy(tensor: GGUFTensor) -> LazyTensor:
+    """A tensor of the file as numbers; quantized ones come out as float32.
+
+    Raises:
+        CheckpointError: a quantization that the gguf package cannot undo.
+    """
+    if tensor.kind in _PLAIN:
+        return from_bytes(tensor.data, tensor.shape, _PLAIN[tensor.kind])
+    gguf = _gguf()
+    kind = gguf.GGMLQuantizationType(tensor.kind)
+    require(kind in gguf.quants._type_traits, f"{tensor.data}: the gguf package cannot dequantize {kind.name}")
+    row_bytes = _bytes_of(tensor.shape[-1:], tensor.kind, str(tensor.data))
+    raw = from_bytes(tensor.data, (*tensor.shape[:-1], row_bytes), torch.uint8)
+
+    def rows(start: int, stop: int) -> torch.Tensor:
+        if start == stop:
+            return torch.empty((0, *tensor.shape[1:]))
+        return torch.from_numpy(gguf.quants.dequantize(raw.rows(start, stop).numpy(), kind))
+
+    return LazyTensor(tensor.shape, torch.float32, rows)
+
+
+def open_gguf(path: Path) -> Checkpoint:
+    """A Nemotron GGUF under Hugging Face names, norms as gamma - 1, with its tokenizer as `tokenizer.json`.
+
+    Raises:
+        CheckpointError: another architecture; cut or corrupted; missing keys or tensors.
+    """
+    file = read_gguf(path)
+    arch = file.keys.get("general.architecture")
+    require(arch == "nemotron", f"{path}: general.architecture is {arch!r}, expected 'nemotron'")
+    tensors: dict[str, LazyTensor] = {}
+    for name, tensor in file.tensors.items():
+        if name not in ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"):
+            tensors[gguf_to_hf(name)] = lazy(tensor)
+    config = _config(file, tensors)
+    main = tensors["model.embed_tokens.weight"].dtype
+    matrices = [
+        tensor for name, tensor in tensors.items() if name.startswith("model.layers.") and len(tensor.shape) == 2
+    ]
+    if matrices:
+        main = matrices[0].dtype
+    config.dtype = main
+    ordered: dict[str, LazyTensor] = {}
+    for name in hf_shapes(config):
+        require(name in tensors, f"{path}: no tensor for {name}")
+        tensor = tensors[name]
+        ordered[name] = (_minus_one(tensor) if is_norm_weight(name) else tensor).to(main)
+    check_shapes(config, ordered, path)
+    checkpoint = Checkpoint(config, ordered)
+    quantized = sorted({_kind_name(t.kind) for t in file.tensors.values() if t.kind not in _PLAIN})
+    if quantized:
+        checkpoint.notes.append(f"dequantized from {', '.join(quantized)}: what quantization lost stays lost")
+    if "rope_freqs.weight" in file.tensors:
+        raise CheckpointError(
+            f"{path}: rope_freqs.weight (per-frequency RoPE factors) has no place in a Nemotron config"
+        )
+    add_tokenizer(checkpoint, file.keys)
+    checkpoint.texts["generation_config.json"] = generation_config(config)
+    return checkpoint
+
+
+def _kind_name(kind: int) -> str:
+    return _gguf().GGMLQuantizationType(kind).name
+
+
+def _minus_one(tensor: LazyTensor) -> LazyTensor:
+    return LazyTensor(tensor.shape, torch.float32, lambda start, stop: tensor.rows(start, stop).float() - 1)
+
+
+def _config(file: GGUFFile, tensors: dict[str, LazyTensor]) -> NemotronConfig:
+    keys, where = file.keys, file.path
+
+    def get(name: str, default: Any = None) -> Any:
+        return keys.get(f"nemotron.{name}", default)
+
+    require("model.embed_tokens.weight" in tensors, f"{where}: no token_embd.weight in it")
+    heads, hidden = get("attention.head_count"), get("embedding_length")
+    numbers = all(type(value) is int and value > 0 for value in (heads, hidden))
+    require(numbers, f"{where}: attention.head_count {heads!r}, embedding_length {hidden!r}; expected whole numbers")
+    head_dim = get("attention.key_length", hidden // heads)
+    rotary = get("rope.dimension_count", head_dim)
+    numbers = all(type(value) is int and value > 0 for value in (head_dim, rotary))
+    require(numbers, f"{where}: attention.key_length {head_dim!r}, rope.dimension_count {rotary!r}")
+    rope = {
+        "rope_type": "default",
+        "rope_theta": get("rope.freq_base", 10000.0),
+        "partial_rotary_factor": rotary / head_dim,
+    }
+    kind = get("rope.scaling.type", "none")
+    if kind != "none":
+        require(kind in ("linear", "yarn"), f"{where}: rope.scaling.type is {kind!r}, expected linear or yarn")
+        rope |= {"rope_type": kind, "factor": get("rope.scaling.factor", 1.0)}
+        if kind == "yarn":
+            rope["original_max_position_embeddings"] = get("rope.scaling.original_context_length")
+    head = file.tensors.get("output.weight")
+    embedding = file.tensors["token_embd.weight"]
+    values = {
+        "model_type": "nemotron",
+        "architectures": ["NemotronForCausalLM"],
+        "vocab_size": embedding.shape[0],
+        "hidden_size": hidden,
+        "intermediate_size": get("feed_forward_length"),
+        "num_hidden_layers": get("block_count"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": get("attention.head_count_kv", heads),
+        "head_dim": head_dim,
+        "max_position_embeddings": get("context_length", 4096),
+        "norm_eps": round(get("attention.layer_norm_epsilon", 1e-5), 12),
+        "rope_parameters": rope,
+        "tie_word_embeddings": head is None or bool(keys.get(TIED_KEY)),
+        "attention_bias": "model.layers.0.self_attn.q_proj.bias" in tensors,
+        "mlp_bias": "model.layers.0.mlp.up_proj.bias" in tensors,
+    }
+    for name in ("bos", "eos", "pad"):
+        number = keys.get({"pad": "tokenizer.ggml.padding_token_id"}.get(name, f"tokenizer.ggml.{name}_token_id"))
+        if type(number) is int:
+            values[f"{name}_token_id"] = number
+    return config_from(values, where)
+
+
+TIED_KEY = "nemotron.tie_word_embeddings"
+"""Our own key: llama.cpp wants `output.weight` in every Nemotron file, so tied weights are written twice."""
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether a file begins like GGUF."""
+    with open(path, "rb") as file:
+        return file.read(4) == b"GGUF"

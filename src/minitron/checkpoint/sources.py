@@ -1,0 +1,134 @@
+"""Which format a path is in, opening it whatever it is, and watching its tensors while they are read."""
+
+from __future__ import annotations
+
+import threading
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from minitron.config import NemotronConfig
+
+from .gguf_read import is_gguf, open_gguf
+from .hf import open_hf
+from .limits import CheckpointError, require
+from .nemo_read import config_beside, open_nemo
+from .tensors import Checkpoint, LazyTensor, raw
+
+FORMATS = ("hf", "nemo", "nemo2", "megatron", "gguf")
+
+
+def detect(path: Path) -> str:
+    """The format of a checkpoint: "hf", "nemo", "nemo2", "megatron" (a bare distributed folder) or "gguf".
+
+    Raises:
+        CheckpointError: nothing there, or nothing known.
+    """
+    require(path.exists(), f"{path}: no such file or folder")
+    if path.is_file():
+        if is_gguf(path):
+            return "gguf"
+        require(path.suffix != ".safetensors", f"{path}: pass the folder that holds config.json, not one file of it")
+        return "nemo"  # a tar, plain or gzip; the reader says what is wrong if it is not
+    if (path / "context").is_dir() or (path / "weights" / ".metadata").is_file():
+        return "nemo2"
+    ranks = any(path.glob("*/model_weights.ckpt"))
+    if (path / "model_config.yaml").is_file() or (path / "model_weights").exists() or ranks:
+        return "nemo"
+    if (path / ".metadata").is_file() or (path / "metadata.json").is_file() or any(path.glob("*/.zarray")):
+        return "megatron"
+    if (path / "config.json").is_file():
+        return "hf"
+    raise CheckpointError(f"{path}: none of config.json, model_config.yaml, context/, metadata.json in it")
+
+
+@contextmanager
+def open_checkpoint(path: Path, scratch: Path, config: NemotronConfig | None = None) -> Iterator[Checkpoint]:
+    """A checkpoint in any format, readable while the block runs.
+
+    Raises:
+        CheckpointError: see the readers: hf.py, nemo_read.py, gguf_read.py.
+    """
+    kind = detect(path)
+    if kind == "hf":
+        yield open_hf(path)
+    elif kind == "gguf":
+        yield open_gguf(path)
+    else:
+        if config is None and kind == "megatron":
+            config = config_beside(path)
+        with open_nemo(path, scratch, config) as checkpoint:
+            yield checkpoint
+
+
+@dataclass
+class Observed:
+    """What was seen of one tensor while it was read from top to bottom."""
+
+    rows: int = 0
+    crc: int = 0
+    finite: bool = True
+    in_order: bool = True
+
+
+@dataclass
+class Observer:
+    """Checksums, a look for NaN and infinity, and progress, taken from blocks as they pass by."""
+
+    progress: Callable[[int], object] = lambda _: None
+    seen: dict[str, Observed] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def watch(self, checkpoint: Checkpoint) -> Checkpoint:
+        """The same checkpoint, every tensor of which reports here when it is read."""
+        return replace(checkpoint, tensors={n: self._watched(n, t) for n, t in checkpoint.tensors.items()})
+
+    def _watched(self, name: str, tensor: LazyTensor) -> LazyTensor:
+        def rows(start: int, stop: int) -> torch.Tensor:
+            block = tensor.rows(start, stop)
+            with self._lock:
+                self._note(name, block, start, stop)
+            return block
+
+        return LazyTensor(tensor.shape, tensor.dtype, rows)
+
+    def _note(self, name: str, block: torch.Tensor, start: int, stop: int) -> None:
+        entry = self.seen.setdefault(name, Observed())
+        if start < entry.rows:
+            return  # read again: a tied matrix that a format stores twice
+        entry.in_order &= start == entry.rows
+        entry.rows = stop
+        entry.crc = zlib.crc32(raw(block), entry.crc)
+        entry.finite &= all_finite(block)
+        self.progress(block.nbytes)
+
+    @property
+    def not_finite(self) -> list[str]:
+        """Names of tensors with NaN or infinite values."""
+        return sorted(name for name, entry in self.seen.items() if not entry.finite)
+
+
+_EXPONENTS = {
+    torch.bfloat16: (np.int16, np.uint16, 0x7F80, 0xFF80),
+    torch.float16: (np.int16, np.uint16, 0x7C00, 0xFC00),
+    torch.float32: (np.int32, np.uint32, 0x7F800000, 0xFF800000),
+}
+
+
+def all_finite(block: torch.Tensor) -> bool:
+    """Whether no value is NaN or infinite; ten times faster than `torch.isfinite(block).all()`.
+
+    As signed integers the positive non-finite values are the largest, as unsigned ones the negative ones are.
+    """
+    if not block.numel():
+        return True
+    if block.dtype not in _EXPONENTS:
+        return bool(torch.isfinite(block).all())
+    signed, unsigned, positive, negative = _EXPONENTS[block.dtype]
+    data = np.frombuffer(raw(block), dtype=unsigned)
+    return bool(data.view(signed).max() < positive and data.max() < negative)

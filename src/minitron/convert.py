@@ -1,0 +1,396 @@
+"""Moving a checkpoint from one format to another: estimate, convert, verify, report.
+
+Everything streams: the memory needed is a few blocks of one tensor, whatever the size of the model. The readers and
+writers are in checkpoint/; this file decides what to do with them and proves that it was done.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import torch
+
+from .checkpoint.gguf_write import QUANTIZATIONS, write_gguf
+from .checkpoint.hf import DEFAULT_SHARD_BYTES, check_target, write_hf
+from .checkpoint.limits import CheckpointError, require
+from .checkpoint.names import is_norm_weight
+from .checkpoint.nemo_write import write_nemo
+from .checkpoint.sources import Observed, Observer, detect, open_checkpoint
+from .checkpoint.tensors import BLOCK_BYTES, Checkpoint, LazyTensor, raw, write_all
+from .config import NemotronConfig
+
+TARGETS = ("hf", "nemo", "nemo2", "gguf")
+DTYPES = {
+    "bf16": torch.bfloat16,
+    "bfloat16": torch.bfloat16,
+    "fp16": torch.float16,
+    "f16": torch.float16,
+    "float16": torch.float16,
+    "fp32": torch.float32,
+    "f32": torch.float32,
+    "float32": torch.float32,
+}
+# Largest root-mean-square error of a block, relative to its root mean square, of normally distributed weights.
+_QUANTIZATION_ERROR = {"q8_0": 0.01, "q4_0": 0.15}
+_PROBE_BYTES = 800_000_000
+_PROBE_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a conversion will take, known before it starts."""
+
+    source_format: str
+    target_format: str
+    bytes_read: int
+    bytes_written: int
+    memory: int
+    seconds: float
+
+
+@dataclass
+class Report:
+    """What a conversion did, as `minitron convert --json` prints it."""
+
+    source: str
+    target: str
+    source_format: str
+    target_format: str
+    tensors: int = 0
+    parameters: int = 0
+    bytes_written: int = 0
+    seconds: float = 0.0
+    seconds_verify: float = 0.0
+    peak_memory: int = 0
+    verified: bool = False
+    probe: dict[str, float] | None = None
+    checksums: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to convert."""
+
+    to: str | None = None
+    """"hf", "nemo", "nemo2" or "gguf"; None: by the name of the target (`.nemo`, `.gguf`, otherwise a HF folder)."""
+    dtype: str = "auto"
+    """Of the tensors: bf16, fp16 or fp32; "auto" keeps the source's (bf16 where the source is quantized)."""
+    quantize: str | None = None
+    """GGUF only: f32, f16, bf16, q8_0 or q4_0; None: the dtype."""
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES
+    config: str | None = None
+    """For a bare Megatron folder: a preset or a config.json."""
+    overwrite: bool = False
+    verify: bool = True
+
+
+def convert(
+    source: Path,
+    target: Path,
+    options: Options | None = None,
+    *,
+    announce: Callable[[Estimate], object] = lambda _: None,
+    progress: Callable[[int], object] = lambda _: None,
+) -> Report:
+    """Convert `source` to `target` and verify the result.
+
+    Args:
+        source: a Hugging Face folder, `.nemo` file or folder, NeMo 2 or Megatron folder, or GGUF file.
+        target: what to write; a folder for "hf" and "nemo2", a file for "nemo" and "gguf". All or nothing.
+        options: see `Options`.
+        announce: is given the estimate before anything is written.
+        progress: is called with the number of bytes of each block that is converted.
+
+    Raises:
+        CheckpointError: the source cannot be read, the target is there already, a format lacks what is needed, or the
+            verification finds a difference (the target is removed then).
+    """
+    options = options or Options()
+    kind = target_format(target, options)
+    check_target(target, overwrite=options.overwrite)
+    require(target.resolve() != source.resolve(), f"{target}: source and target are the same")
+    report = Report(str(source), str(target), detect(source), kind)
+    scratch = target.absolute().parent
+    with _one_thread(), open_checkpoint(source, scratch, _config(options.config)) as opened:
+        checkpoint = prepare(opened, options, kind)
+        announce(estimate(report.source_format, checkpoint, target, kind, options))
+        observer = Observer(progress)
+        begin = time.perf_counter()
+        report.notes = [*checkpoint.notes, *_write(observer.watch(checkpoint), target, kind, options)]
+        report.seconds = time.perf_counter() - begin
+        if observer.not_finite:
+            report.notes.append(
+                f"NaN or infinite values in {len(observer.not_finite)} tensors: {observer.not_finite[:5]}"
+            )
+        _describe(report, checkpoint, target, observer)
+        if options.verify:
+            try:
+                verify(checkpoint, observer, target, kind, options, report, scratch)
+            except CheckpointError:
+                shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+                raise
+    report.peak_memory = _peak_memory()
+    return report
+
+
+def target_format(target: Path, options: Options) -> str:
+    """The format to write.
+
+    Raises:
+        CheckpointError: unknown; or `quantize` for another format than GGUF.
+    """
+    kind = options.to or {".nemo": "nemo", ".gguf": "gguf"}.get(target.suffix.lower(), "hf")
+    require(kind in TARGETS, f"--to is {kind!r}, expected one of {', '.join(TARGETS)}")
+    if options.quantize is not None:
+        require(kind == "gguf", f"--quantize {options.quantize} is for GGUF; the target is {kind}")
+        require(
+            options.quantize in QUANTIZATIONS,
+            f"--quantize is {options.quantize!r}, expected one of {', '.join(QUANTIZATIONS)}",
+        )
+    known = options.dtype == "auto" or options.dtype in DTYPES
+    require(known, f"--dtype is {options.dtype!r}, expected auto, bf16, fp16 or fp32")
+    return kind
+
+
+def prepare(checkpoint: Checkpoint, options: Options, kind: str) -> Checkpoint:
+    """The checkpoint in the dtype that is asked for, with the chat template that its marks call for."""
+    dtype = DTYPES.get(options.dtype)
+    if dtype is None and any("dequantized" in note for note in checkpoint.notes):
+        dtype = torch.bfloat16
+    tensors = dict(checkpoint.tensors)
+    if checkpoint.config.tie_word_embeddings:
+        tensors.pop("lm_head.weight", None)
+    if dtype is not None:
+        # GGUF keeps vectors in float32, so rounding them on the way would only lose.
+        tensors = {n: t if kind == "gguf" and len(t.shape) == 1 else t.to(dtype) for n, t in tensors.items()}
+        checkpoint.config.dtype = dtype
+    texts = dict(checkpoint.texts)
+    if _wants_chat_template(checkpoint):
+        from .assets import chat_template
+
+        texts["chat_template.jinja"] = chat_template()
+    return replace(checkpoint, tensors=tensors, texts=texts)
+
+
+def _wants_chat_template(checkpoint: Checkpoint) -> bool:
+    from .chat import SYSTEM_MARK, TURN_MARK
+
+    made = checkpoint.texts.get("tokenizer.json", "")
+    has_one = "chat_template.jinja" in {*checkpoint.files, *checkpoint.texts}
+    return not has_one and SYSTEM_MARK in made and TURN_MARK in made
+
+
+def _config(name: str | None) -> NemotronConfig | None:
+    from .checkpoint.hf import read_config
+    from .config import PRESETS
+
+    if name is None:
+        return None
+    if name in PRESETS:
+        return NemotronConfig.preset(name)
+    path = Path(name).expanduser()
+    return read_config(path.parent if path.is_file() else path)
+
+
+def _write(checkpoint: Checkpoint, target: Path, kind: str, options: Options) -> list[str]:
+    if kind == "hf":
+        write_hf(checkpoint, target, max_shard_bytes=options.max_shard_bytes, overwrite=options.overwrite)
+        return []
+    if kind == "gguf":
+        return write_gguf(
+            checkpoint, target, quantization=_quantization(checkpoint, options), overwrite=options.overwrite
+        )
+    write_nemo(checkpoint, target, form=kind, overwrite=options.overwrite)
+    if "tokenizer.model" not in checkpoint.files and kind == "nemo":
+        return ["no SentencePiece model in the source: NeMo will need to be told where its tokenizer is"]
+    return []
+
+
+def _quantization(checkpoint: Checkpoint, options: Options) -> str:
+    names = {torch.bfloat16: "bf16", torch.float16: "f16", torch.float32: "f32"}
+    return options.quantize or names.get(checkpoint.get("model.embed_tokens.weight").dtype, "f32")
+
+
+def _describe(report: Report, checkpoint: Checkpoint, target: Path, observer: Observer) -> None:
+    report.tensors = len(checkpoint.tensors)
+    report.parameters = sum(t.nbytes // t.dtype.itemsize for t in checkpoint.tensors.values())
+    report.bytes_written = written_bytes(target)
+    report.checksums = {name: f"{entry.crc:08x}" for name, entry in observer.seen.items()}
+
+
+def written_bytes(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder."""
+    return sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) if path.is_dir() else path.stat().st_size
+
+
+# --- before ------------------------------------------------------------------------------------------------------
+
+
+def estimate(source_format: str, checkpoint: Checkpoint, target: Path, kind: str, options: Options) -> Estimate:
+    """Bytes, memory and time. The time follows from converting one block to a temporary file beside the target."""
+    bytes_read = checkpoint.nbytes
+    bytes_written = bytes_read
+    if kind == "gguf":
+        per_value = {"f32": 4, "f16": 2, "bf16": 2, "q8_0": 34 / 32, "q4_0": 18 / 32}[
+            _quantization(checkpoint, options)
+        ]
+        bytes_written = round(sum(t.nbytes / t.dtype.itemsize for t in checkpoint.tensors.values()) * per_value)
+    slow = {"q8_0": 2.0, "q4_0": 4.0}.get(options.quantize or "", 1.0)
+    rate = _sample_rate(checkpoint, target.absolute().parent)
+    seconds = bytes_read / rate * slow * (2.0 if options.verify else 1.0)
+    return Estimate(source_format, kind, bytes_read, bytes_written, _peak_memory() + 6 * BLOCK_BYTES, seconds)
+
+
+def _sample_rate(checkpoint: Checkpoint, folder: Path) -> float:
+    """Bytes a second of reading a block and writing it to the disk of the target."""
+    largest = max(checkpoint.tensors.values(), key=lambda tensor: tensor.nbytes)
+    folder.mkdir(parents=True, exist_ok=True)
+    begin, done = time.perf_counter(), 0
+    with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+        for block in largest.blocks():
+            write_all(cast("BinaryIO", file), raw(block))
+            done += block.nbytes
+            if done >= 2 * BLOCK_BYTES:
+                break
+        os.fsync(file.fileno())
+    return max(1.0, done / (time.perf_counter() - begin))
+
+
+def _peak_memory() -> int:
+    """The most memory this process has held, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Reading, converting and writing overlap by threads of our own; torch's would only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+# --- after -------------------------------------------------------------------------------------------------------
+
+
+def verify(
+    checkpoint: Checkpoint,
+    observer: Observer,
+    target: Path,
+    kind: str,
+    options: Options,
+    report: Report,
+    scratch: Path,
+) -> None:
+    """Read the target back and compare: names, shapes, a checksum per tensor; logits where the model fits.
+
+    Raises:
+        CheckpointError: anything differs.
+    """
+    begin = time.perf_counter()
+    quantization = _quantization(checkpoint, options) if kind == "gguf" else None
+    with open_checkpoint(target, scratch, checkpoint.config if kind != "hf" else None) as written:
+        differing = set(checkpoint.tensors) ^ set(written.tensors)
+        require(not differing, f"{target}: verification failed: {sorted(differing)[:3]} are on one side only")
+        for name, tensor in checkpoint.tensors.items():
+            _compare(name, tensor, written.get(name), observer.seen[name], quantization, target)
+        report.verified = True
+        report.probe = probe(checkpoint, written)
+    exact = kind != "gguf" or quantization == "f32"
+    if report.probe is not None and exact and report.probe["max_difference"] > _PROBE_TOLERANCE:
+        raise CheckpointError(
+            f"{target}: logits differ by {report.probe['max_difference']:.3g}; the config is not the same"
+        )
+    report.seconds_verify = time.perf_counter() - begin
+
+
+_PROBE_TOLERANCE = 1e-4
+
+
+def _compare(
+    name: str, source: LazyTensor, written: LazyTensor, seen: Observed, quantization: str | None, target: Path
+) -> None:
+    shapes = f"{target}: verification failed: {name} has shape {written.shape}, expected {source.shape}"
+    require(source.shape == written.shape, shapes)
+    where = f"{target}: verification failed: {name}"
+    if quantization is not None and len(source.shape) == 1:
+        # Vectors pass through float32, norm weights with 1 added; both end in the dtype of the matrices.
+        limit = 2.0**-7 if written.dtype != torch.float32 else 2.0**-22
+        near = torch.allclose(
+            source.load().float(),
+            written.load().float(),
+            rtol=limit,
+            atol=2.0**-22 * is_norm_weight(name),
+            equal_nan=True,
+        )
+        require(near, f"{where}: values differ")
+        return
+    if quantization in _QUANTIZATION_ERROR and written.dtype == torch.float32:
+        first, second = next(source.blocks()).float(), next(written.blocks(BLOCK_BYTES * 4 // source.dtype.itemsize))
+        error = (first - second).square().mean().sqrt() / first.square().mean().sqrt().clamp_min(1e-30)
+        good = not bool(torch.isfinite(first).all()) or error <= _QUANTIZATION_ERROR[quantization]
+        require(good, f"{where}: quantization lost {error:.1%}")
+        return
+    again = Observer()
+    watched = again._watched(name, written)
+    dtype = written.dtype if quantization is None else source.dtype
+    for _ in watched.blocks():
+        pass
+    if written.dtype == source.dtype == dtype and seen.in_order:
+        require(
+            again.seen[name].crc == seen.crc, f"{where}: checksum {again.seen[name].crc:08x}, expected {seen.crc:08x}"
+        )
+    else:
+        require(_equal(source.to(written.dtype), written), f"{where}: values differ")
+
+
+def _equal(one: LazyTensor, two: LazyTensor) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one.blocks(), two.blocks(), strict=True))
+
+
+def probe(source: Checkpoint, written: Checkpoint) -> dict[str, float] | None:
+    """Logits of both sides on the same ids, in float32; None where the model would take too much memory.
+
+    This proves the configs equal where it matters: rotary width and base, epsilon, activation.
+    """
+    values = sum(t.nbytes // t.dtype.itemsize for t in source.tensors.values())
+    if values * 4 * 2 > _PROBE_BYTES:
+        return None
+    ids = torch.randint(source.config.vocab_size, (1, _PROBE_TOKENS), generator=torch.Generator().manual_seed(0))
+    first, second = _logits(source, ids), _logits(written, ids)
+    return {
+        "max_difference": float((first - second).abs().nan_to_num().max()),
+        "top1_agreement": float((first.argmax(-1) == second.argmax(-1)).float().mean()),
+    }
+
+
+def _logits(checkpoint: Checkpoint, ids: torch.Tensor) -> torch.Tensor:
+    from .model import NemotronForCausalLM
+
+    config = NemotronConfig.from_dict(checkpoint.config.to_dict())
+    config.dtype = torch.float32
+    model = NemotronForCausalLM(config)
+    state = {name: tensor.load().float() for name, tensor in checkpoint.tensors.items()}
+    if config.tie_word_embeddings:
+        state["lm_head.weight"] = state["model.embed_tokens.weight"]
+    model.load_state_dict(state, assign=True)
+    with torch.no_grad():
+        return model.eval()(ids).logits

@@ -1,0 +1,70 @@
+"""The README's commands and programs, run as they stand."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import minitron
+from minitron.cli import app
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+# Those that name a checkpoint of the reader's own have tests elsewhere.
+COMMANDS = [
+    line
+    for block in blocks("console")
+    for line in block.splitlines()
+    if line.startswith("minitron ") and "nemotron-4b" not in line
+]
+PROGRAMS = blocks("python")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command(command: str) -> None:
+    done = CliRunner().invoke(app, shlex.split(command)[1:])
+    assert done.exit_code == 0, done.output
+    assert done.stdout.strip()
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=range(len(PROGRAMS)))
+def test_program(program: str) -> None:
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
+def test_make_targets_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = [
+        line.split()[1] for block in blocks("console") for line in block.splitlines() if line.startswith("make ")
+    ]
+    assert targets
+    for target in targets:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+@pytest.mark.parametrize("page", [README, *(p.read_text(encoding="utf-8") for p in (ROOT / "docs").glob("*.md"))])
+def test_links_within_the_repository_lead_somewhere(page: str) -> None:
+    for target in re.findall(r"\]\((?!https?://|#|mailto:)([^)#\s]+)", page):
+        assert (ROOT / target).exists() or (ROOT / "docs" / target).exists(), target
+
+
+def test_bundled_model_is_small_and_has_a_card() -> None:
+    folder = minitron.bundled_model()
+    assert (folder / "model.safetensors").stat().st_size <= 24e6
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    for word in ("licence", "nats per token", "bits per byte", "minitron train", "African Storybook"):
+        assert word.lower() in card.lower(), word

@@ -1,0 +1,176 @@
+"""The shape of the package: sizes of files and functions, layers, no import cycle, and light imports."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import minitron
+
+PACKAGE = Path(minitron.__file__).parent
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+MOST_LINES_OF_A_FILE = 600
+MOST_LINES_OF_A_FUNCTION = 80
+
+# A file imports files of its own layer or of a lower one. A new part of the package gets its place here.
+LAYERS = {
+    0: ["config", "version"],
+    1: ["assets", "chat", "data", "ops", "tokenizer"],
+    2: ["cache", "checkpoint", "decoding", "head_pruning", "heads", "model", "outputs", "sampling"],
+    3: ["auto", "convert", "engine", "generate", "loading", "prune", "quantize"],
+    4: ["compress", "distill", "evaluate", "report", "serve"],
+    5: ["__main__", "cli"],
+}
+LAYER_OF = {part: layer for layer, parts in LAYERS.items() for part in parts}
+
+
+def module_of(path: Path) -> str:
+    """`checkpoint/hf.py` as `checkpoint.hf`, `ops/__init__.py` as `ops`, the package's own as ``."""
+    parts = list(path.relative_to(PACKAGE).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_of(path): path for path in FILES}
+
+
+def imports_of(path: Path, tree: ast.AST | None = None) -> Iterator[tuple[str, int]]:
+    """Modules of this package that a file imports, wherever in the file, with the line."""
+    package = list(path.relative_to(PACKAGE).parts[:-1])
+    for node in ast.walk(tree or ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names if alias.name.split(".")[0] == "minitron"]
+            found = [name.removeprefix("minitron").lstrip(".") for name in names]
+        elif isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").split(".")[0] == "minitron"):
+            base = package[: len(package) - (node.level - 1)] if node.level else []
+            stem = (node.module or "") if node.level else (node.module or "").removeprefix("minitron").lstrip(".")
+            prefix = ".".join([*base, *([stem] if stem else [])])
+            candidates = [f"{prefix}.{alias.name}".lstrip(".") for alias in node.names]
+            found = [name if name in MODULES else prefix for name in candidates]
+        else:
+            continue
+        for name in found:
+            yield name, node.lineno
+
+
+def at_import_time(path: Path) -> ast.Module:
+    """The file's tree without bodies of functions and blocks that only type checkers read."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+
+    class Prune(ast.NodeTransformer):
+        def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
+            return None
+
+        visit_AsyncFunctionDef = visit_FunctionDef  # type: ignore[assignment]  # noqa: N815
+
+        def visit_If(self, node: ast.If) -> ast.AST | None:
+            return None if "TYPE_CHECKING" in ast.unparse(node.test) else self.generic_visit(node)
+
+    return Prune().visit(tree)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_files_and_functions_stay_readable(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= MOST_LINES_OF_A_FILE
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            # The body: a verb of the command line has a line of signature for each of its options.
+            first = node.body[1] if ast.get_docstring(node) and len(node.body) > 1 else node.body[0]
+            length = (node.end_lineno or first.lineno) - first.lineno + 1
+            assert length <= MOST_LINES_OF_A_FUNCTION, f"{node.name} has {length} lines"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_to_the_same_or_a_lower_layer(path: Path) -> None:
+    here = module_of(path).split(".")[0]
+    if not here:
+        return  # the package's own __init__ names everything, lazily
+    assert here in LAYER_OF, f"{here} has no layer in this test's table"
+    for module, line in imports_of(path):
+        there = module.split(".")[0]
+        if there:
+            assert LAYER_OF[there] <= LAYER_OF[here], f"line {line}: {here} must not import {there}"
+
+
+def test_the_checkpoint_layer_never_imports_the_model() -> None:
+    for path in FILES:
+        if module_of(path).startswith("checkpoint"):
+            imported = {module.split(".")[0] for module, _ in imports_of(path)}
+            assert not imported & {"model", "heads", "cache", "outputs"}, path
+
+
+def test_no_import_cycle() -> None:
+    graph = {
+        module: {found for found, _ in imports_of(path, at_import_time(path)) if found in MODULES and found != module}
+        for module, path in MODULES.items()
+    }
+    done: set[str] = set()
+
+    def walk(module: str, above: tuple[str, ...]) -> None:
+        assert module not in above, " -> ".join([*above[above.index(module) :], module])
+        if module not in done:
+            for other in sorted(graph[module]):
+                walk(other, (*above, module))
+            done.add(module)
+
+    for module in graph:
+        walk(module, ())
+
+
+def test_upstreams_implementation_is_never_imported() -> None:
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom):
+                names = [node.module or ""]
+            assert not any(name.startswith("transformers.models.nemotron") for name in names), path
+
+
+def test_there_is_no_file_for_everything() -> None:
+    assert not [path for path in FILES if path.stem in ("utils", "util", "common_utils", "helpers", "misc")]
+
+
+def run(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+
+
+HEAVY = "[m for m in ('torch', 'transformers', 'numpy', 'safetensors', 'tokenizers') if m in sys.modules]"
+
+
+def test_importing_the_package_is_light() -> None:
+    done = run(f"import sys, minitron; minitron.__version__; dir(minitron); print({HEAVY})")
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+def test_help_of_the_command_line_is_light_and_quick() -> None:
+    code = f"""
+import sys
+from minitron.cli import main
+try:
+    sys.argv = ["minitron", "--help"]
+    main()
+except SystemExit as end:
+    assert not end.code, end.code
+print({HEAVY})
+"""
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        done = run(code)
+        times.append(time.perf_counter() - start)
+        assert done.stdout.strip().endswith("[]"), done.stdout + done.stderr
+    assert min(times) < 2.0, times  # half a second on an idle machine
+
+
+def test_every_public_name_exists() -> None:
+    for name in minitron.__all__:
+        assert getattr(minitron, name) is not None
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'; it has: "):
+        minitron.nothing  # noqa: B018

@@ -1,0 +1,102 @@
+"""`minitron train` from a folder of text to a checkpoint, and its sentences for what cannot be."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import typer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+from typer.testing import CliRunner
+
+from minitron import NemotronForCausalLM
+from minitron.cli.train import train
+
+SHAPE = [*("--layers", "1", "--hidden-size", "16", "--intermediate-size", "32"), *("--heads", "2", "--kv-heads", "1")]
+LENGTH = ["--steps", "3", "--batch", "2", "--sequence", "32", "--warmup", "1", "--dtype", "float32"]
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with text in `text/` and a byte-level tokenizer in `tokenizer/`."""
+    folder = tmp_path_factory.mktemp("texts")
+    (folder / "text").mkdir()
+    rows = [{"text": f"Story {i}. A cat sat on mat number {i} and slept. " * (i % 3 + 1)} for i in range(30)]
+    (folder / "text" / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "text" / "b.txt").write_text("It was a long day, and nothing happened at all. " * 9)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate(["<pad>", "<s>", "</s>", *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder / "tokenizer")
+    return folder
+
+
+def call(*arguments: object) -> tuple[int, str, str]:
+    app = typer.Typer()
+    app.command()(train)
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_from_text_to_a_checkpoint_and_on_from_there(texts: Path, tmp_path: Path) -> None:
+    source = ["--data", f"{texts / 'text' / 'a.jsonl'}:2"]
+    fresh = ["--tokenizer", texts / "tokenizer", *SHAPE, "--heldout-share", 0.2, "--heldout", texts / "text" / "b.txt"]
+    code, output, errors = call(*source, *fresh, *LENGTH, "--out", tmp_path / "run", "--json")
+    assert code == 0, errors
+    assert "tokens/s" in errors
+    result = json.loads(output)
+    assert result["step"] == 3
+    assert set(result["heldout"]) == {"a-heldout", "b"}
+    assert result["estimate"]["peak_bytes"] > 0
+    model = NemotronForCausalLM.from_pretrained(result["checkpoint"])
+    assert model.config.vocab_size == 259
+    assert (model.config.bos_token_id, model.config.eos_token_id, model.config.pad_token_id) == (1, 2, 0)
+
+    code, output, errors = call(*source, *fresh, *LENGTH, "--out", tmp_path / "run")
+    assert code == 0, errors
+    assert f"continuing from {result['checkpoint']}" in errors
+    code, output, errors = call(*source, "--model", result["checkpoint"], *LENGTH, "--out", tmp_path / "more")
+    assert code == 0, errors
+    assert "checkpoint: " in output
+    code, output, errors = call(
+        *source, "--model", result["checkpoint"], *LENGTH, "--lr", 1, "--out", tmp_path / "more"
+    )
+    assert code == 2
+    assert errors.strip().splitlines()[-1].endswith("train lr was 0.002, is 1.0")
+
+
+def test_what_cannot_be_is_one_sentence_and_exit_code_2(texts: Path, tmp_path: Path) -> None:
+    data = ["--data", texts / "text" / "a.jsonl"]
+    vocabulary = ["--tokenizer", texts / "tokenizer"]
+    (tmp_path / "binary.txt").write_bytes(b"\0\1\2")
+    (tmp_path / "config.json").write_text("{")
+    cases = [
+        ([*data, *vocabulary, *LENGTH], "give exactly one of --model, --config, --preset"),
+        ([*data, *vocabulary, *SHAPE, "--preset", "minitron-4b", *LENGTH], "give exactly one of --model"),
+        ([*data, *SHAPE, *LENGTH], "a new model needs --tokenizer"),
+        ([*data, *vocabulary, "--layers", 2, *LENGTH], "also needs hidden_size, intermediate_size"),
+        ([*data, *vocabulary, *SHAPE], "give exactly one of steps, tokens and hours"),
+        ([*data, *vocabulary, *SHAPE, *LENGTH, "--heldout-share", 1.5], "held-out share is 1.5"),
+        (["--data", tmp_path / "binary.txt", *vocabulary, *SHAPE, *LENGTH], "binary.txt: holds NUL bytes"),
+        (
+            ["--data", texts / "text" / "b.txt", *vocabulary, *SHAPE, *LENGTH, "--heldout-share", 0.1],
+            "b.txt: held-out share",
+        ),
+        (["--data", tmp_path / "none", *vocabulary, *SHAPE, *LENGTH], "no text file there"),
+        ([*data, "--tokenizer", tmp_path, *SHAPE, *LENGTH], "no tokenizer"),
+        ([*data, *vocabulary, "--config", tmp_path / "config.json", *LENGTH], "config.json: not JSON"),
+        ([*data, "--model", tmp_path, "--tokenizer", texts / "tokenizer", *LENGTH], str(tmp_path)),
+        ([*data, *vocabulary, *SHAPE[:-2], "--kv-heads", 3, *LENGTH], "not a multiple of num_key_value_heads"),
+    ]
+    for arguments, says in cases:
+        code, _, errors = call(*arguments, "--out", tmp_path / "run")
+        last = errors.strip().splitlines()[-1]
+        assert (code, last[:7]) == (2, "error: "), (arguments, errors)
+        assert says in last
+        assert "Traceback" not in errors
+    assert not (tmp_path / "run").exists()
