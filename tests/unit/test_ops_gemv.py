@@ -154,3 +154,56 @@ def test_shares_cover_everything_once(total: int, unit: int, threads: int) -> No
     for (_, end), (begin, _) in itertools.pairwise(shares):
         assert begin == end
         assert begin % unit == 0 or begin == total
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 8), sizes, sizes, st.integers(1, 5), st.integers(0, 2**32 - 1))
+def test_matvec_int8(M: int, N: int, K: int, threads: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    q, scales = gemv.quantize_int8(weights(rng, (N, K), "fp32"))
+    x = rng.standard_normal((M, K)).astype(np.float32)
+    out, whole = guarded(M, N)
+    for thread in range(threads):
+        gemv.matvec_int8(q, scales, x, out, 0, *gemv.share(N, gemv.ROW_BLOCK, thread, threads))
+    dense = gemv.dequantize_int8(q, scales)
+    bound = 2e-6 * (np.abs(x) @ np.abs(dense).T) + 1e-6
+    assert (np.abs(out - gemv.matvec_reference(dense, x)) <= bound).all()
+    assert untouched(out, whole)
+    alone, _ = guarded(1, N)
+    gemv.matvec_int8(q, scales, x[-1:], alone, 0, 0, N)
+    assert (alone[0] == out[-1]).all(), "a vector's result depends on its company or on the threads"
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 8),
+    st.integers(1, 600),
+    sizes,
+    st.sampled_from([0.0, 0.5, 0.9, 1.0]),
+    st.integers(1, 5),
+    st.integers(0, 2**32 - 1),
+)
+def test_down_int8_with_zeros(M: int, F: int, D: int, zeros: float, threads: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    q, steps = gemv.quantize_int8(weights(rng, (F, D), "fp32"))
+    h = hidden(rng, M, F, zeros)
+    active, counts = lists(M, F)
+    gemv.squared_relu_lists(h, active, counts, 0, F)
+    out, whole = guarded(M, D)
+    for thread in range(threads):
+        gemv.down_int8(q, steps, h, active, counts, out, *gemv.share(D, gemv.GROUP, thread, threads))
+    dense = gemv.dequantize_int8(q, steps)
+    bound = 2e-6 * (h @ np.abs(dense)) + 1e-6
+    assert (np.abs(out - gemv.down_reference(dense, h)) <= bound).all()
+    assert untouched(out, whole)
+
+
+@settings(max_examples=50, deadline=None)
+@given(sizes, sizes, st.integers(0, 2**32 - 1))
+def test_int8_error_is_at_most_half_a_step(N: int, K: int, seed: int) -> None:
+    w = weights(np.random.default_rng(seed), (N, K), "fp32")
+    w[0] = 0
+    q, scales = gemv.quantize_int8(w)
+    error = np.abs(gemv.dequantize_int8(q, scales) - w)
+    assert (error <= 0.5001 * np.repeat(scales, gemv.GROUP, axis=1)[:, :K]).all()
+    assert (error[0] == 0).all()

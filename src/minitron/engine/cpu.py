@@ -53,7 +53,7 @@ class CpuEngine:
         self._running = False
         self._spaces = _spaces(weights, capacity, self.threads)
         self._logits = torch.from_numpy(self._spaces[7])
-        cos, sin = (table.numpy() for table in weights.rotary_tables(capacity))
+        cos, sin = (table.numpy() for table in self._reader.rotary)
         config = weights.config
         sizes = (
             config.hidden_size,
@@ -149,6 +149,8 @@ class CpuEngine:
 
 def _compile(shared: tuple[Any, ...]) -> None:
     """Load the compiled step from the cache or compile it, and say so if that takes long."""
+    if compiled.run.signatures:  # done before in this process
+        return
     note = threading.Timer(1.0, _log.warning, ["compiling the decode kernels, once per machine and version ..."])
     note.daemon = True
     note.start()

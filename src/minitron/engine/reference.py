@@ -23,7 +23,7 @@ class ReferenceEngine:
     def __init__(self, weights: EngineWeights, capacity: int) -> None:
         self.weights = weights
         self.kv = KeyValues(weights, capacity)
-        self._cos, self._sin = weights.rotary_tables(capacity)
+        self.rotary = weights.rotary_tables(capacity)
         self.active_neurons = 0
         self.seen_neurons = 0
 
@@ -69,7 +69,7 @@ class ReferenceEngine:
             qkv = qkv + layer.qkv_bias
         qkv = qkv.view(T, -1, H).transpose(0, 1)
         N, K = layer.num_heads, layer.num_key_value_heads
-        cos, sin = self._cos[begin:end].to(x.dtype), self._sin[begin:end].to(x.dtype)
+        cos, sin = (table[begin:end].to(x.dtype) for table in self.rotary)
         q = _rotate(qkv[:N], cos, sin).to(normed.dtype)
         keys, values = self.kv.keys[index], self.kv.values[index]
         keys[:, begin:end] = _rotate(qkv[N : N + K], cos, sin).to(keys.dtype)

@@ -259,3 +259,117 @@ def share(total: int, unit: int, thread: int, threads: int) -> tuple[int, int]:
     """First and last + 1 of the `total` items of a thread; bounds are multiples of `unit`, but for `total` itself."""
     units = (total + unit - 1) // unit
     return min(units * thread // threads * unit, total), min(units * (thread + 1) // threads * unit, total)
+
+
+# --- 8-bit weights -----------------------------------------------------------------------------------------------
+
+GROUP = 64
+"""Columns of an int8 matrix that share a scale: 8.5 bits a weight, as many as llama.cpp's Q8_0."""
+
+
+def quantize_int8(w: Array) -> tuple[Array, Array]:
+    """Round each group of a row (N, K) float32 to multiples of its largest magnitude / 127.
+
+    Returns:
+        int8 (N, K) and scales float32 (N, ceil(K / GROUP)). The error of a weight is at most half its scale.
+    """
+    N, K = w.shape
+    groups = -(-K // GROUP)
+    padded = np.zeros((N, groups * GROUP), np.float32)
+    padded[:, :K] = w
+    parts = padded.reshape(N, groups, GROUP)
+    scales = np.abs(parts).max(axis=2) / np.float32(127)
+    steps = parts / np.where(scales > 0, scales, 1)[:, :, None]
+    return np.ascontiguousarray(np.rint(steps).astype(np.int8).reshape(N, -1)[:, :K]), scales
+
+
+def dequantize_int8(q: Array, scales: Array) -> Array:
+    """The float32 matrix (N, K) that `quantize_int8` stands for."""
+    return q.astype(np.float32) * np.repeat(scales, GROUP, axis=1)[:, : q.shape[1]]
+
+
+@njit(**FAST)
+def matvec_int8(w: Array, scales: Array, x: Array, out: Array, column: int, start: int, stop: int) -> None:
+    """As `matvec`, for w (N, K) int8 with scales (N, groups) float32."""
+    M, K = x.shape
+    whole = start + (stop - start) // ROW_BLOCK * ROW_BLOCK
+    for r in range(start, whole, ROW_BLOCK):
+        for m in range(M):
+            t0, t1, t2, t3 = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
+            for g in range(scales.shape[1]):
+                first, last = g * GROUP, min((g + 1) * GROUP, K)
+                w0, w1, w2, w3 = w[r, first:last], w[r + 1, first:last], w[r + 2, first:last], w[r + 3, first:last]
+                xm = x[m, first:last]
+                s0, s1, s2, s3 = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
+                for k in range(xm.shape[0]):
+                    v = xm[k]
+                    s0 += v * np.float32(w0[k])
+                    s1 += v * np.float32(w1[k])
+                    s2 += v * np.float32(w2[k])
+                    s3 += v * np.float32(w3[k])
+                t0 += s0 * scales[r, g]
+                t1 += s1 * scales[r + 1, g]
+                t2 += s2 * scales[r + 2, g]
+                t3 += s3 * scales[r + 3, g]
+            sums = out[m, column + r : column + r + 4]
+            sums[0], sums[1], sums[2], sums[3] = t0, t1, t2, t3
+    for r in range(whole, stop):
+        for m in range(M):
+            t = np.float32(0)
+            for g in range(scales.shape[1]):
+                first, last = g * GROUP, min((g + 1) * GROUP, K)
+                row, xm = w[r, first:last], x[m, first:last]
+                s = np.float32(0)
+                for k in range(xm.shape[0]):
+                    s += xm[k] * np.float32(row[k])
+                t += s * scales[r, g]
+            out[m, column + r] = t
+
+
+@njit(**FAST)
+def add_rows_int8(
+    w: Array, steps: Array, scales: Array, rows: Array, n: int, out: Array, start: int, stop: int
+) -> None:
+    """As `add_rows`, for w (F, D) int8 with steps (F, groups) float32; start is a multiple of GROUP."""
+    whole = n // 4 * 4
+    for j in range(0, whole, 4):
+        f0, f1, f2, f3 = rows[j], rows[j + 1], rows[j + 2], rows[j + 3]
+        after = min(j + 4, n - 4)
+        g0, g1, g2, g3 = rows[after], rows[after + 1], rows[after + 2], rows[after + 3]
+        for first in range(start, stop, GROUP):
+            last, g = min(first + GROUP, stop), first // GROUP
+            prefetch(w, g0, first)  # type: ignore[call-arg]
+            prefetch(w, g1, first)  # type: ignore[call-arg]
+            prefetch(w, g2, first)  # type: ignore[call-arg]
+            prefetch(w, g3, first)  # type: ignore[call-arg]
+            s0, s1, s2, s3 = (
+                scales[f0] * steps[f0, g],
+                scales[f1] * steps[f1, g],
+                scales[f2] * steps[f2, g],
+                scales[f3] * steps[f3, g],
+            )
+            w0, w1, w2, w3 = w[f0, first:last], w[f1, first:last], w[f2, first:last], w[f3, first:last]
+            sums = out[first:last]
+            for c in range(sums.shape[0]):
+                sums[c] += (s0 * np.float32(w0[c]) + s1 * np.float32(w1[c])) + (
+                    s2 * np.float32(w2[c]) + s3 * np.float32(w3[c])
+                )
+    for j in range(whole, n):
+        f = rows[j]
+        for first in range(start, stop, GROUP):
+            last = min(first + GROUP, stop)
+            s, row, sums = scales[f] * steps[f, first // GROUP], w[f, first:last], out[first:last]
+            for c in range(sums.shape[0]):
+                sums[c] += s * np.float32(row[c])
+
+
+@njit(**FAST)
+def down_int8(
+    w_t: Array, steps: Array, h: Array, active: Array, counts: Array, out: Array, start: int, stop: int
+) -> None:
+    """As `down`, for w_t (F, D) int8 with steps (F, groups) float32; start is a multiple of GROUP."""
+    for block in range(counts.shape[1]):
+        first = block * NEURON_BLOCK
+        for m in range(h.shape[0]):
+            rows = active[m, first : first + NEURON_BLOCK]
+            add_rows_int8(w_t, steps, h[m], rows, counts[m, block], out[m], start, stop)
