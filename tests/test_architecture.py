@@ -23,7 +23,7 @@ MOST_LINES_OF_A_FUNCTION = 80
 LAYERS = {
     0: ["config", "version"],
     1: ["assets", "chat", "data", "ops", "tokenizer"],
-    2: ["cache", "checkpoint", "head_pruning", "heads", "model", "outputs", "sampling"],
+    2: ["cache", "checkpoint", "decoding", "head_pruning", "heads", "model", "outputs", "sampling"],
     3: ["auto", "convert", "engine", "generate", "loading", "prune", "quantize"],
     4: ["compress", "distill", "evaluate", "report", "serve"],
     5: ["__main__", "cli"],

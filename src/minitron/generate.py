@@ -12,6 +12,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import TextIteratorStreamer
 
+from .decoding import GenerationReport
 from .model import NemotronForCausalLM
 
 
@@ -76,6 +77,10 @@ class Summary:
     """From the call to the last token, prompt included."""
     first_token_seconds: float
     """From the call to the first piece of text."""
+    engine: str
+    """What decoded: "cpu", "reference" or "transformers"; see `decoding.GenerationReport`."""
+    zero_fraction: float | None
+    """Share of MLP neurons that were exactly zero and whose weights were not read; None if nobody counted."""
 
     @property
     def tokens_per_second(self) -> float:
@@ -103,6 +108,7 @@ class TextStream:
         self._error: BaseException | None = None
         self._stop = threading.Event()
         self._output: Any = None
+        self._report: GenerationReport | None = None
         room = context_room(len(prompt_ids), model.config.max_position_embeddings)
         config = settings.generation_config(model.generation_config, room)  # type: ignore[arg-type]
         if stop_ids:
@@ -128,6 +134,7 @@ class TextStream:
                 streamer=self._streamer,
                 stopping_criteria=StoppingCriteriaList([_Stopped(self._stop)]),
             )
+            self._report = model.last_generation
         except BaseException as error:  # carried over to the reader's thread
             self._error = error
             self._streamer.end()
@@ -144,7 +151,15 @@ class TextStream:
             raise self._error
         ended = time.perf_counter()
         new = self._output.shape[1] - self._prompt_tokens
-        self.summary = Summary(self._prompt_tokens, new, ended - self._started, (first or ended) - self._started)
+        report = self._report
+        self.summary = Summary(
+            self._prompt_tokens,
+            new,
+            ended - self._started,
+            (first or ended) - self._started,
+            report.engine if report else "transformers",
+            report.zero_fraction if report else None,
+        )
 
     def close(self) -> None:
         """Stop after the token in progress."""

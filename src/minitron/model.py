@@ -27,6 +27,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .cache import LegacyCache, NemotronCache, from_legacy, to_legacy
 from .config import NemotronConfig
+from .decoding import EngineDecoding
 from .head_pruning import kept_heads, prune_attention
 from .ops.act import SquaredReLU
 from .ops.attention import eager_attention
@@ -436,7 +437,7 @@ def check_ids(ids: Tensor, size: int, name: str, ignore: int | None = None) -> N
         raise ValueError(f"{name} contains {ids[wrong][0].item()}; it must be {allowed}")
 
 
-class NemotronForCausalLM(NemotronPreTrainedModel, GenerationMixin):
+class NemotronForCausalLM(NemotronPreTrainedModel, EngineDecoding, GenerationMixin):
     """The language model: token ids to scores of the next token."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
@@ -529,7 +530,7 @@ class NemotronForCausalLM(NemotronPreTrainedModel, GenerationMixin):
         return DeferredLogitsOutput.of(lambda: self.lm_head(kept), loss=loss, **fields)
 
     def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
-        """As transformers' `generate`; a legacy tuple as `past_key_values` is accepted, and comes back as one."""
+        """As `EngineDecoding.generate`; a legacy tuple as `past_key_values` is accepted, and comes back as one."""
         past = kwargs.get("past_key_values")
         if not isinstance(past, tuple | list):
             return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]

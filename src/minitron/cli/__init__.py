@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from ..version import __version__
+from .bench import bench
 from .chat import chat
 from .convert import convert
 from .demo import demo
@@ -22,7 +23,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (generate, chat, inspect, convert, train, demo):
+for verb in (generate, chat, inspect, convert, train, bench, demo):
     app.command()(verb)
 
 

@@ -72,4 +72,6 @@ def generate(
     else:
         typer.echo()
         line = f"{summary.new_tokens} tokens in {summary.seconds:.1f} s, {summary.tokens_per_second:.0f} tokens/s"
+        if summary.zero_fraction is not None:
+            line += f"; {summary.zero_fraction:.0%} of the MLP neurons were zero"
         typer.echo(line, err=True)

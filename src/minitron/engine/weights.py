@@ -1,0 +1,189 @@
+"""The weights of a causal language model in the form that decoding reads: each matrix in rows, each row once.
+
+`down_proj` is stored transposed, so that one MLP neuron is one contiguous row that can be skipped; gains of the norms
+are `1 + weight` in fp32. Packed from a model in memory (whose other matrices are shared, not copied) or straight from
+a checkpoint on disk. Letters of shapes: D hidden, N query heads, K key/value heads, H head_dim, F MLP neurons,
+V vocabulary, S positions, R rotated channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..checkpoint.hf import open_hf
+from ..checkpoint.tensors import LazyTensor
+from ..config import NemotronConfig
+from ..head_pruning import kept_heads
+from ..model import NemotronForCausalLM, NemotronRotaryEmbedding
+
+WEIGHT_DTYPES = (torch.bfloat16, torch.float32)
+"""What the decode kernels read. The reference takes any floating dtype."""
+
+
+@dataclass
+class Norm:
+    """Layer norm: `gain` (1 + the stored weight) and `offset`, both (D,) fp32."""
+
+    gain: Tensor
+    offset: Tensor
+
+
+@dataclass
+class LayerWeights:
+    """One decoder layer. Matrices are (outputs, inputs) in the weights' dtype, biases fp32 or None."""
+
+    num_heads: int
+    num_key_value_heads: int
+    attention_norm: Norm
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    o: Tensor
+    mlp_norm: Norm
+    up: Tensor
+    down_t: Tensor
+    """(F, D): row f is what neuron f adds to the residual stream."""
+    qkv_bias: Tensor | None
+    o_bias: Tensor | None
+    up_bias: Tensor | None
+    down_bias: Tensor | None
+
+    @property
+    def matrices(self) -> tuple[Tensor, ...]:
+        """All six."""
+        return self.q, self.k, self.v, self.o, self.up, self.down_t
+
+
+@dataclass
+class EngineWeights:
+    """A whole model. `embed` and `head` are (V, D), the same tensor if they are tied."""
+
+    config: NemotronConfig
+    embed: Tensor
+    head: Tensor
+    norm: Norm
+    layers: list[LayerWeights]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of all matrices."""
+        return self.embed.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all matrices; tied ones are counted once."""
+        matrices = {t.data_ptr(): t for t in (self.embed, self.head, *(m for x in self.layers for m in x.matrices))}
+        return sum(t.numel() * t.element_size() for t in matrices.values())
+
+    def bytes_per_token(self, active: float = 1.0) -> float:
+        """Bytes of weights that decoding one token reads when the share `active` of MLP neurons is not zero."""
+        size = self.dtype.itemsize
+        dense = sum(m.numel() for layer in self.layers for m in layer.matrices[:-1]) + self.head.numel()
+        return size * (dense + active * sum(layer.down_t.numel() for layer in self.layers))
+
+    def rotary_tables(self, positions: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines (S, R / 2) fp32 for positions 0 to S - 1, from the model's own frequencies."""
+        rotary = NemotronRotaryEmbedding(self.config)
+        like = torch.empty(0, dtype=torch.float32)
+        cos, sin = rotary(like, torch.arange(positions)[None])
+        half = cos.shape[-1] // 2
+        return cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous()
+
+
+def from_model(model: NemotronForCausalLM) -> EngineWeights:
+    """Pack a model on the CPU. Its matrices are shared with it, but for `down_proj`, which is copied transposed."""
+    tensors = {name: value.detach() for name, value in model.named_parameters(remove_duplicate=False)}
+    return _pack(model.config, lambda name: tensors.get(name), _transposed)
+
+
+def from_checkpoint(folder: Path, dtype: torch.dtype | None = None) -> EngineWeights:
+    """Pack a Hugging Face folder tensor by tensor; memory stays at that of the packed weights and one block.
+
+    Args:
+        folder: see `checkpoint.hf.open_hf`.
+        dtype: of the matrices; the checkpoint's own if None.
+
+    Raises:
+        CheckpointError: something is missing or wrong with the folder.
+    """
+    checkpoint = open_hf(folder)
+    dtype = dtype or checkpoint.tensors["model.embed_tokens.weight"].dtype
+
+    def get(name: str) -> LazyTensor | None:
+        return checkpoint.tensors.get(name)
+
+    def rows(lazy: LazyTensor) -> Tensor:
+        out = torch.empty(lazy.shape, dtype=dtype)
+        start = 0
+        for block in lazy.blocks():
+            out[start : start + len(block)] = block
+            start += len(block)
+        return out
+
+    def transposed(lazy: LazyTensor) -> Tensor:
+        out = torch.empty(lazy.shape[::-1], dtype=dtype)
+        start = 0
+        for block in lazy.blocks():
+            out[:, start : start + len(block)] = block.T
+            start += len(block)
+        return out
+
+    return _pack(checkpoint.config, get, transposed, rows)
+
+
+def _transposed(matrix: Tensor) -> Tensor:
+    return matrix.T.contiguous()
+
+
+def _pack(
+    config: NemotronConfig,
+    get: Callable[[str], Tensor | LazyTensor | None],
+    transposed: Callable[..., Tensor],
+    rows: Callable[..., Tensor] = Tensor.contiguous,
+) -> EngineWeights:
+    def matrix(name: str) -> Tensor:
+        found = get(name)
+        assert found is not None, name
+        return rows(found)
+
+    def bias(*names: str) -> Tensor | None:
+        parts = [get(name) for name in names]
+        if parts[0] is None:
+            return None
+        return torch.cat([_fp32(part) for part in parts])
+
+    def norm(name: str) -> Norm:
+        return Norm(_fp32(get(f"{name}.weight")) + 1.0, _fp32(get(f"{name}.bias")))
+
+    layers = []
+    for index in range(config.num_hidden_layers):
+        at, heads = f"model.layers.{index}.", kept_heads(config, index)
+        attn, mlp = f"{at}self_attn.", f"{at}mlp."
+        down = get(f"{mlp}down_proj.weight")
+        layers.append(
+            LayerWeights(
+                *heads,
+                attention_norm=norm(f"{at}input_layernorm"),
+                **{name: matrix(f"{attn}{name}_proj.weight") for name in "qkvo"},
+                mlp_norm=norm(f"{at}post_attention_layernorm"),
+                up=matrix(f"{mlp}up_proj.weight"),
+                down_t=transposed(down),
+                qkv_bias=bias(*(f"{attn}{name}_proj.bias" for name in "qkv")),
+                o_bias=bias(f"{attn}o_proj.bias"),
+                up_bias=bias(f"{mlp}up_proj.bias"),
+                down_bias=bias(f"{mlp}down_proj.bias"),
+            )
+        )
+    embed = matrix("model.embed_tokens.weight")
+    head = embed if config.tie_word_embeddings else matrix("lm_head.weight")
+    return EngineWeights(config, embed, head, norm("model.norm"), layers)
+
+
+def _fp32(tensor: Tensor | LazyTensor | None) -> Tensor:
+    assert tensor is not None
+    return (tensor.load() if isinstance(tensor, LazyTensor) else tensor).float().clone()

@@ -1,0 +1,169 @@
+"""Both engines against the model in float64, and against each other."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+from engine_models import VARIANTS, some_tokens, tiny_model
+
+from minitron.engine.reference import ReferenceEngine
+from minitron.engine.weights import EngineWeights, from_model
+
+cpu = pytest.importorskip("minitron.engine.cpu")
+
+ENGINES = {"reference": ReferenceEngine, "cpu": cpu.CpuEngine}
+
+
+def logits_of(engine, tokens: list[int], read: int, piece: int) -> torch.Tensor:
+    """Logits after each token from `read` on, asked for in pieces."""
+    engine.read(tokens[:read])
+    pieces = [engine.step(tokens[i : i + piece]).clone() for i in range(read, len(tokens), piece)]
+    engine.close()
+    return torch.cat(pieces)
+
+
+@pytest.mark.parametrize("kind", ENGINES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_logits_are_no_worse_than_the_models(kind: str, dtype: torch.dtype, variant: str) -> None:
+    model = tiny_model(dtype, **VARIANTS[variant])
+    tokens = some_tokens(24, model.config.vocab_size)
+    with torch.inference_mode():
+        own = model(torch.tensor([tokens])).logits[0, 9:].double()
+        exact = model.double()(torch.tensor([tokens])).logits[0, 9:]
+    model.to(dtype)
+    found = logits_of(ENGINES[kind](from_model(model), 24), tokens, 9, 4)
+    error, allowed = (found - exact).square().mean().sqrt(), (own - exact).square().mean().sqrt()
+    assert error <= 1.1 * allowed + 1e-6
+
+
+def test_reference_in_float64_is_the_model() -> None:
+    model = tiny_model(torch.float64, attention_bias=True, mlp_bias=True)
+    tokens = some_tokens(24)
+    weights = from_model(model)
+    found = logits_of(ReferenceEngine(weights, 24), tokens, 10, 3)
+    with torch.inference_mode():
+        assert torch.allclose(found, model(torch.tensor([tokens])).logits[0, 10:], rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_thread_counts_and_pieces_give_the_same_bits(dtype: torch.dtype) -> None:
+    weights = from_model(tiny_model(dtype, intermediate_size=700, mlp_bias=True))
+    tokens = some_tokens(40)
+    expected = logits_of(cpu.CpuEngine(weights, 40, threads=1), tokens, 3, 1)
+    for threads in (1, 2, 3, 5):
+        for piece in (1, 5, 8):
+            found = logits_of(cpu.CpuEngine(weights, 40, threads=threads), tokens, 3, piece)
+            assert torch.equal(found, expected), (threads, piece)
+
+
+@pytest.mark.parametrize("kind", ENGINES)
+def test_prompt_lengths_around_the_chunk(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("minitron.engine.reference.CHUNK", 16)
+    weights = from_model(tiny_model(torch.float32))
+    tokens = some_tokens(50)
+    whole = logits_of(ReferenceEngine(weights, 50), tokens, 0, 50)
+    for length in (1, 7, 8, 9, 15, 16, 17, 31, 32, 33, 48):
+        found = logits_of(ENGINES[kind](weights, 50), tokens[: length + 1], length, 1)
+        assert torch.allclose(found[0], whole[length], atol=1e-4), length
+
+
+@pytest.mark.parametrize("kind", ENGINES)
+def test_forgetting_tokens(kind: str) -> None:
+    engine = ENGINES[kind](from_model(tiny_model()), 30)
+    tokens = some_tokens(20)
+    engine.read(tokens[:10])
+    expected = engine.step(tokens[10:14]).clone()
+    engine.truncate(10)
+    engine.step(some_tokens(5, seed=7))
+    engine.truncate(10)
+    assert torch.equal(engine.step(tokens[10:14]), expected)
+    engine.close()
+
+
+def test_both_engines_count_the_same_zeros() -> None:
+    weights, tokens = from_model(tiny_model()), some_tokens(12)
+    counts = []
+    for kind in ENGINES.values():
+        engine = kind(weights, 12)
+        engine.step(tokens[:8])
+        engine.close()
+        counts.append((engine.active_neurons, engine.seen_neurons))
+    assert counts[0] == counts[1]
+    assert 0 < counts[0][0] < counts[0][1] == 8 * 96 * 2
+
+
+def test_rows_of_zero_neurons_are_not_read() -> None:
+    model = tiny_model(mlp_bias=True)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.mlp.up_proj.bias[::2] = -1e6
+    weights = from_model(model)
+    tokens = some_tokens(10)
+    expected = logits_of(cpu.CpuEngine(weights, 10), tokens, 2, 1)
+    for layer in weights.layers:
+        layer.down_t[::2] = torch.nan
+    assert torch.equal(logits_of(cpu.CpuEngine(weights, 10), tokens, 2, 1), expected)
+
+
+def test_nothing_is_written_past_the_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = from_model(tiny_model(torch.bfloat16, intermediate_size=131, hidden_size=33, vocab_size=97))
+    arrays: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def guarded(shape, dtype=float) -> np.ndarray:
+        size = int(np.prod(shape))
+        whole = np.full(size + 64, 99, dtype)
+        inside = whole[32 : 32 + size].reshape(shape)
+        inside[...] = 0
+        arrays.append((whole, inside))
+        return inside
+
+    monkeypatch.setattr(cpu.np, "zeros", guarded)
+    monkeypatch.setattr(
+        "minitron.engine.kv.torch.zeros",
+        lambda shape, dtype: torch.from_numpy(guarded(shape, np.int16)).view(dtype),
+    )
+    engine = cpu.CpuEngine(weights, 24, threads=3)
+    monkeypatch.undo()
+    logits_of(engine, some_tokens(24), 0, 8)
+    assert len(arrays) >= 16  # scratch, and the keys and values of two layers
+    for whole, inside in arrays:
+        assert (whole[:32] == 99).all()
+        assert (whole[32 + inside.size :] == 99).all()
+
+
+def test_wrong_use_is_refused() -> None:
+    weights = from_model(tiny_model())
+    engine = cpu.CpuEngine(weights, 4)
+    with pytest.raises(AssertionError, match="vocabulary"):
+        engine.step([96])
+    with pytest.raises(AssertionError, match="cache of 4"):
+        engine.step([1] * 5)
+    with pytest.raises(AssertionError, match="tokens in one step"):
+        engine.step([])
+    with pytest.raises(ValueError, match="float64"):
+        cpu.CpuEngine(from_model(tiny_model(torch.float64)), 4)
+
+
+def test_threads_end_with_the_engine() -> None:
+    weights = from_model(tiny_model())
+    before = threading.active_count()
+    with cpu.CpuEngine(weights, 8, threads=4) as engine:
+        engine.step([1])
+        assert threading.active_count() == before + 3
+        engine.close()
+        assert threading.active_count() == before
+        engine.step([2])  # starts them again
+    assert threading.active_count() == before
+
+
+def test_packing_shares_all_but_the_transposed_matrix() -> None:
+    model = tiny_model()
+    weights: EngineWeights = from_model(model)
+    attn = model.model.layers[0].self_attn
+    assert weights.layers[0].q.data_ptr() == attn.q_proj.weight.data_ptr()
+    assert torch.equal(weights.layers[1].down_t, model.model.layers[1].mlp.down_proj.weight.T)
+    assert weights.nbytes == 4 * sum(p.numel() for n, p in model.named_parameters() if "norm" not in n)

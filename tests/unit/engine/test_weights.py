@@ -1,0 +1,63 @@
+"""Packing from a folder: the same weights, and no second copy of them in memory."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoint_samples import random_state, save_reference, tiny_config
+from engine_models import tiny_model
+
+from minitron.engine.weights import from_checkpoint, from_model
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_folder_gives_the_weights_of_its_model(tmp_path: Path, tied: bool) -> None:
+    model = tiny_model(torch.bfloat16, attention_bias=True, mlp_bias=True, tie_word_embeddings=tied)
+    model.save_pretrained(tmp_path)
+    ours, theirs = from_checkpoint(tmp_path), from_model(model)
+    assert torch.equal(ours.embed, theirs.embed)
+    assert torch.equal(ours.head, theirs.head)
+    assert (ours.head is ours.embed) is tied
+    assert torch.equal(ours.norm.gain, theirs.norm.gain)
+    for a, b in zip(ours.layers, theirs.layers, strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(a.matrices, b.matrices, strict=True))
+        assert torch.equal(a.qkv_bias, b.qkv_bias)  # type: ignore[arg-type]
+        assert torch.equal(a.mlp_norm.gain, b.mlp_norm.gain)
+    assert from_checkpoint(tmp_path, torch.float32).dtype == torch.float32
+
+
+def test_small_gains_are_kept() -> None:
+    model = tiny_model(torch.bfloat16)
+    with torch.no_grad():
+        model.model.norm.weight.fill_(1e-3)
+    assert torch.allclose(from_model(model).norm.gain, torch.tensor(1.001), atol=1e-5)
+
+
+PEAK = """
+import sys, torch
+from pathlib import Path
+from minitron.engine.weights import from_checkpoint
+def resident(key):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(key)).split()[1]) * 1024
+Path("/proc/self/clear_refs").write_text("5")
+before = resident("VmRSS")
+weights = from_checkpoint(Path(sys.argv[1]))
+print((resident("VmHWM") - before) / weights.nbytes)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_peak_memory_is_that_of_the_weights(tmp_path: Path) -> None:
+    config = tiny_config(hidden_size=1024, intermediate_size=8192, vocab_size=32768, num_hidden_layers=12, head_dim=64)
+    save_reference(tmp_path, config, random_state(config, torch.bfloat16))
+    command = [sys.executable, "-c", PEAK, str(tmp_path)]
+    for _ in range(3):  # a loaded machine returns freed memory late, which only ever raises the number
+        peak = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        if peak <= 1.15:
+            return
+    pytest.fail(f"peak is {peak} of the packed bytes")
