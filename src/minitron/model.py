@@ -427,7 +427,7 @@ def check_ids(ids: Tensor, size: int, name: str, ignore: int | None = None) -> N
     """
     if ids.device.type != "cpu" or ids.numel() == 0 or torch.compiler.is_compiling():
         return
-    if type(ids) is not Tensor or torch._C._functorch.is_functorch_wrapped_tensor(ids):
+    if type(ids) is not Tensor or torch._C._functorch.is_functorch_wrapped_tensor(ids):  # type: ignore[attr-defined]
         return
     wrong = (ids < 0) | (ids >= size)
     if ignore is not None:
@@ -437,7 +437,7 @@ def check_ids(ids: Tensor, size: int, name: str, ignore: int | None = None) -> N
         raise ValueError(f"{name} contains {ids[wrong][0].item()}; it must be {allowed}")
 
 
-class NemotronForCausalLM(NemotronPreTrainedModel, EngineDecoding, GenerationMixin):
+class NemotronForCausalLM(NemotronPreTrainedModel, EngineDecoding, GenerationMixin):  # type: ignore[override]
     """The language model: token ids to scores of the next token."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
