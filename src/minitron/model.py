@@ -426,7 +426,7 @@ def check_ids(ids: Tensor, size: int, name: str, ignore: int | None = None) -> N
     """
     if ids.device.type != "cpu" or ids.numel() == 0 or torch.compiler.is_compiling():
         return
-    if type(ids) is not Tensor or torch._C._functorch.is_functorch_wrapped_tensor(ids):
+    if type(ids) is not Tensor or torch._C._functorch.is_functorch_wrapped_tensor(ids):  # type: ignore[attr-defined]
         return
     wrong = (ids < 0) | (ids >= size)
     if ignore is not None:

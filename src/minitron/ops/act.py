@@ -21,7 +21,7 @@ class _SquaredReLU(torch.autograd.Function):
         ctx.save_for_backward(*inputs)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
+    def backward(ctx, grad: Tensor) -> Tensor:  # type: ignore[override]
         # From `x`, and by operators that have derivatives themselves, so that second derivatives are right.
         (x,) = ctx.saved_tensors
         kept = torch.relu(x)

@@ -69,7 +69,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 def _graph_is_kept() -> bool:
     """Whether the running backward pass was asked to retain its graph; yes, where torch does not tell."""
-    ask = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+    ask = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)  # type: ignore[attr-defined]
     return ask is None or ask()
 
 
