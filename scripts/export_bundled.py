@@ -68,6 +68,16 @@ def write_sample(model: NemotronForCausalLM, tokenizer: Any, prompt: str) -> str
     return tokenizer.decode(out[0], skip_special_tokens=True).strip()
 
 
+def plain_tokenizer_config(path: Path) -> None:
+    """Spell the settings so that transformers 4 reads them too, and leave out how the folder was reached."""
+    values = json.loads(path.read_text(encoding="utf-8"))
+    for name in ("backend", "is_local", "local_files_only"):
+        values.pop(name, None)
+    values["additional_special_tokens"] = values.pop("extra_special_tokens")
+    values["tokenizer_class"] = "PreTrainedTokenizerFast"
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
 def card(facts: dict[str, Any]) -> str:
     """The model card."""
     template = (Path(__file__).with_name("bundled_card.md")).read_text(encoding="utf-8")
@@ -125,6 +135,9 @@ def main() -> None:
     shutil.rmtree(args.out, ignore_errors=True)
     model.save_pretrained(args.out)
     tokenizer.save_pretrained(args.out)
+    plain_tokenizer_config(args.out / "tokenizer_config.json")
+    for path in args.out.iterdir():
+        path.chmod(0o644)
     (args.out / "README.md").write_text(card(facts), encoding="utf-8")
     print(card(facts))
 

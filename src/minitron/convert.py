@@ -44,6 +44,9 @@ DTYPES = {
 _QUANTIZATION_ERROR = {"q8_0": 0.01, "q4_0": 0.15}
 _PROBE_BYTES = 800_000_000
 _PROBE_TOKENS = 16
+_SAMPLE_BYTES = 64 << 20
+_WORKING_MEMORY = 128 << 20
+"""What the measured conversions need beyond the imports: blocks in flight, headers, a tokenizer."""
 
 
 @dataclass(frozen=True)
@@ -253,7 +256,7 @@ def estimate(source_format: str, checkpoint: Checkpoint, target: Path, kind: str
     slow = {"q8_0": 2.0, "q4_0": 4.0}.get(options.quantize or "", 1.0)
     rate = _sample_rate(checkpoint, target.absolute().parent)
     seconds = bytes_read / rate * slow * (2.0 if options.verify else 1.0)
-    return Estimate(source_format, kind, bytes_read, bytes_written, _peak_memory() + 6 * BLOCK_BYTES, seconds)
+    return Estimate(source_format, kind, bytes_read, bytes_written, _peak_memory() + _WORKING_MEMORY, seconds)
 
 
 def _sample_rate(checkpoint: Checkpoint, folder: Path) -> float:
@@ -265,7 +268,7 @@ def _sample_rate(checkpoint: Checkpoint, folder: Path) -> float:
         for block in largest.blocks():
             write_all(cast("BinaryIO", file), raw(block))
             done += block.nbytes
-            if done >= 2 * BLOCK_BYTES:
+            if done >= _SAMPLE_BYTES:
                 break
         os.fsync(file.fileno())
     return max(1.0, done / (time.perf_counter() - begin))

@@ -57,8 +57,10 @@ class NemotronForSequenceClassification(NemotronPreTrainedModel):
         Args:
             labels: (B,) integers below C: cross-entropy; (B,) with C = 1: mean squared error; (B, C) floats: binary
                 cross-entropy. `config.problem_type` overrides this and is set by it, as upstream does.
+            **kwargs: `num_items_in_batch` divides the sum over labels instead of their number here; the rest goes to
+                the attention function.
         """
-        kwargs.pop("num_items_in_batch", None)  # one label per row: the mean over rows is meant
+        num_items = kwargs.pop("num_items_in_batch", None)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -80,6 +82,8 @@ class NemotronForSequenceClassification(NemotronPreTrainedModel):
             if self.num_labels > 1 and labels.dtype in (torch.long, torch.int):
                 check_ids(labels, self.num_labels, "labels", ignore=IGNORE_INDEX)
             loss = self.loss_function(logits=logits, labels=labels, pooled_logits=logits, config=self.config)
+            if num_items is not None:  # the share of this part of a batch that is taken in several parts
+                loss = loss * ((labels != IGNORE_INDEX).sum().to(loss.device) / num_items)
         return SequenceClassifierOutputWithPast(
             loss=loss,
             logits=logits,

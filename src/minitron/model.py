@@ -31,6 +31,7 @@ from .decoding import EngineDecoding
 from .head_pruning import kept_heads, prune_attention
 from .ops.act import SquaredReLU
 from .ops.attention import eager_attention
+from .ops.autocast import without_autocast
 from .ops.loss import CHUNK_VALUES, cross_entropy, linear_cross_entropy, shift_labels
 from .ops.norm import layer_norm_1p
 from .ops.rope import apply_rotary, rotary_frequencies
@@ -50,7 +51,7 @@ class NemotronLayerNorm1P(nn.LayerNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """(..., D) to (..., D), in the dtype of `input`, under autocast too."""
-        with torch.autocast(input.device.type, enabled=False):
+        with without_autocast(input):
             return layer_norm_1p(input, self.weight, self.bias, self.eps)
 
 
@@ -419,10 +420,14 @@ class NemotronModel(NemotronPreTrainedModel):
 def check_ids(ids: Tensor, size: int, name: str, ignore: int | None = None) -> None:
     """Refuse ids outside `range(size)`, but `ignore`. Only on the CPU: elsewhere looking would stall the device.
 
+    Ids without plain values to look at (fake, sharded, or under `torch.func`) pass.
+
     Raises:
         ValueError: names the argument, the value and the range.
     """
     if ids.device.type != "cpu" or ids.numel() == 0 or torch.compiler.is_compiling():
+        return
+    if type(ids) is not Tensor or torch._C._functorch.is_functorch_wrapped_tensor(ids):  # type: ignore[attr-defined]
         return
     wrong = (ids < 0) | (ids >= size)
     if ignore is not None:
@@ -432,7 +437,7 @@ def check_ids(ids: Tensor, size: int, name: str, ignore: int | None = None) -> N
         raise ValueError(f"{name} contains {ids[wrong][0].item()}; it must be {allowed}")
 
 
-class NemotronForCausalLM(NemotronPreTrainedModel, EngineDecoding, GenerationMixin):
+class NemotronForCausalLM(NemotronPreTrainedModel, EngineDecoding, GenerationMixin):  # type: ignore[override]
     """The language model: token ids to scores of the next token."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012

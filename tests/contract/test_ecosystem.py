@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from model_samples import build, token_ids
+from model_samples import build, pair, token_ids
 from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments, pipeline
 
 import minitron
@@ -158,6 +158,72 @@ def test_trainer(way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     predicted = trainer.predict(Repeated())
     assert predicted.predictions.shape == (8, 16, 96)
     assert predicted.metrics["test_loss"] < losses[0]
+
+
+class Labelled(torch.utils.data.Dataset):
+    """Four rows for a head; the number of labels that count differs from row to row."""
+
+    def __init__(self, head: str, num_labels: int) -> None:
+        self.head, self.num_labels = head, num_labels
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        ids = token_ids(1, 6, seed=index)[0]
+        holes = ids % (index + 2) == 0
+        per_row = {1: torch.tensor(float(index)), 2: torch.tensor(index % 2), 3: torch.tensor([1.0, 0.0, index % 2])}
+        given = {
+            "NemotronForCausalLM": {"labels": ids.masked_fill(holes, -100)},
+            "NemotronForSequenceClassification": {"labels": per_row[self.num_labels]},
+            "NemotronForQuestionAnswering": {"start_positions": torch.tensor(index), "end_positions": torch.tensor(4)},
+            "NemotronForTokenClassification": {"labels": (ids % 2).masked_fill(holes, -100)},
+        }
+        return {"input_ids": ids, **given[self.head]}
+
+
+def one_step(model: Any, data: torch.utils.data.Dataset, parts: int, folder: Path) -> torch.Tensor:
+    """All parameters after one step on four rows, taken in so many parts."""
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=1,
+        per_device_train_batch_size=4 // parts,
+        gradient_accumulation_steps=parts,
+        learning_rate=0.1,
+        optim="sgd",
+        lr_scheduler_type="constant",
+        max_grad_norm=0,
+        report_to=[],
+        save_strategy="no",
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    Trainer(model=model, args=arguments, train_dataset=data).train()
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+@pytest.mark.parametrize(
+    ("head", "num_labels", "upstream_is_right"),
+    [
+        ("NemotronForCausalLM", 2, True),
+        ("NemotronForSequenceClassification", 1, False),
+        ("NemotronForSequenceClassification", 2, False),
+        ("NemotronForSequenceClassification", 3, False),
+        ("NemotronForQuestionAnswering", 2, True),
+        ("NemotronForTokenClassification", 2, False),
+    ],
+)
+def test_a_step_in_two_parts_is_the_step_in_one__upstreams_heads_double_it(
+    head: str, num_labels: int, upstream_is_right: bool, tmp_path: Path
+) -> None:
+    data = Labelled(head, num_labels)
+    right = []
+    for side in (0, 1):
+        once, twice = (
+            one_step(pair(head, pad_token_id=0, num_labels=num_labels)[side], data, parts, tmp_path) for parts in (1, 2)
+        )
+        right.append(torch.allclose(once, twice, rtol=1e-5, atol=1e-6))
+    assert right == [True, upstream_is_right]
 
 
 # --- Liger ------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from model_samples import CLASSES, SHAPES, build, pair, token_ids
+from model_samples import CLASSES, SHAPES, build, pair, tiny, token_ids
 from torch import nn
 from transformers import AttentionInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
@@ -229,6 +229,51 @@ def test_a_loss_of_ones_own_is_used() -> None:
     assert got["vocab_size"] == 96
     assert got["shape"] == (2, 9, 96)
     assert got["num_items_in_batch"] == 5
+
+
+# --- derivatives and tensors without values ---------------------------------------------------------------------
+
+
+def test_gradients_of_single_rows_by_vmap_are_upstreams() -> None:
+    from torch.func import functional_call, grad, vmap
+
+    ids = token_ids()
+    found = []
+    for model in pair(attn="eager"):
+
+        def loss(parameters: Any, row: torch.Tensor, model: Any = model) -> torch.Tensor:
+            given = {"labels": row[None], "use_cache": False}
+            return functional_call(model, parameters, (row[None],), given).loss
+
+        parameters = {name: p.detach() for name, p in model.named_parameters()}
+        found.append(vmap(grad(loss), in_dims=(None, 0))(parameters, ids))
+    for name, gradient in found[0].items():
+        assert gradient.shape[0] == 2
+        torch.testing.assert_close(gradient, found[1][name], rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_second_derivatives_are_upstreams() -> None:
+    ids = token_ids()
+    found = []
+    for model in pair(attn="eager"):
+        weight = model.model.layers[0].mlp.up_proj.weight
+        (gradient,) = torch.autograd.grad(model(ids, labels=ids).loss, weight, create_graph=True)
+        found.append(torch.autograd.grad(gradient.square().sum(), weight)[0])
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)
+
+
+def test_shapes_can_be_found_without_values() -> None:
+    with torch.device("meta"):
+        model = minitron.NemotronForCausalLM(tiny())
+        ids = torch.zeros(2, 9, dtype=torch.long)
+        assert model(ids).logits.shape == (2, 9, 96)
+        assert model(ids, labels=ids).loss.shape == ()
+
+
+def test_export() -> None:
+    model, ids = build(), token_ids()
+    program = torch.export.export(model, (ids,), {"use_cache": False})
+    torch.testing.assert_close(program.module()(ids, use_cache=False).logits, model(ids).logits)
 
 
 # --- embeddings -------------------------------------------------------------------------------------------------

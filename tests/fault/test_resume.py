@@ -40,7 +40,7 @@ def newest(run: Path) -> int:
 
 def wait_for_step(run: Path, step: int, process: subprocess.Popen[str]) -> None:
     while newest(run) < step and process.poll() is None:
-        time.sleep(0.002)
+        time.sleep(0.01)
 
 
 def content(folder: Path) -> dict[str, torch.Tensor]:

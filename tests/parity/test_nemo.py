@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import shutil
@@ -96,6 +97,10 @@ def megatron_state(state: dict[str, torch.Tensor], config: NemotronConfig, pad_t
                 tensor = torch.nn.functional.pad(tensor, (0, 0, 0, -len(tensor) % pad_to))
             out[name] = tensor
     return out
+
+
+NUMBERS = ["rotary_base", "rotary_percentage", "layernorm_epsilon", "num_query_groups", "kv_channels"]
+NUMBERS += ["ffn_hidden_size", "init_method_std", "max_position_embeddings", "num_layers"]
 
 
 def model_config_yaml(config: NemotronConfig, **overrides: object) -> str:
@@ -343,6 +348,50 @@ def test_h_rotary_defaults_are_megatrons(tmp_path: Path) -> None:
     (tmp_path / "nemo" / "model_config.yaml").write_text(yaml.safe_dump(text))
     with open_nemo(tmp_path / "nemo", tmp_path) as checkpoint:
         assert checkpoint.config.partial_rotary_factor == 1.0
+
+
+def test_nemo_2_class_without_fields(tmp_path: Path) -> None:
+    """NeMo 2 may write the class only; shapes then follow from it and a mismatch with the tensors is refused."""
+    config = tiny_config()
+    save_ckpt(tmp_path / "nemo" / "model_weights.ckpt", megatron_state(random_state(config), config))
+    (tmp_path / "nemo" / "context").mkdir()
+    target = "nemo.collections.llm.gpt.model.nemotron.Nemotron3Config4B"
+    function = {"_target_": "nemo.collections.llm.fn.activation.squared_relu", "_call_": False}
+    values = {"config": {"_target_": target, "activation_func": function, "vocab_size": 96}}
+    (tmp_path / "nemo" / "context" / "model.yaml").write_text(yaml.safe_dump(values))
+    with pytest.raises(CheckpointError, match=r"24 heads and 8 groups of 128"), open_nemo(tmp_path / "nemo", tmp_path):
+        pass
+    shape = {"num_layers": 2, "hidden_size": 32, "ffn_hidden_size": 96, "num_attention_heads": 6, "num_query_groups": 2}
+    values["config"] |= {**shape, "kv_channels": 12, "seq_length": 64}  # type: ignore[operator]
+    (tmp_path / "nemo" / "context" / "model.yaml").write_text(yaml.safe_dump(values))
+    with open_nemo(tmp_path / "nemo", tmp_path) as checkpoint:
+        assert checkpoint.config.partial_rotary_factor == 0.5
+        assert checkpoint.config.hidden_act == "relu2"
+
+
+def test_padding_is_known_from_a_tokenizer_json(tmp_path: Path) -> None:
+    config = tiny_config(vocab_size=97)
+    folder = tmp_path / "nemo"
+    save_ckpt(folder / "model_weights.ckpt", megatron_state(random_state(config), config, pad_to=128))
+    (folder / "model_config.yaml").write_text(model_config_yaml(config))
+    vocab = {
+        "model": {"type": "BPE", "vocab": {str(i): i for i in range(96)}},
+        "added_tokens": [{"id": 96, "content": "x"}],
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(vocab))
+    with open_nemo(folder, tmp_path) as checkpoint:
+        assert checkpoint.config.vocab_size == 97
+        assert any("31 padding rows" in note for note in checkpoint.notes)
+
+
+@pytest.mark.parametrize("key", NUMBERS)
+@pytest.mark.parametrize("value", ["text", [1], {"a": 1}, -1, float("nan")])
+def test_settings_that_cannot_be(tmp_path: Path, key: str, value: object) -> None:
+    """Refused with a sentence, or read as it stands where NeMo itself would not mind; no other error."""
+    config = tiny_config()
+    with contextlib.suppress(CheckpointError):
+        convert(tmp_path, config, random_state(config), **{key: value})
+        check_checkpoint(tmp_path / "hf")
 
 
 @pytest.mark.parametrize("form", ["nemo", "nemo2"])

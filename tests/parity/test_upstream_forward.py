@@ -46,29 +46,13 @@ def test_fp32_scores_are_upstreams_bit_for_bit(name: str, shape: str, attn: str)
 @pytest.mark.parametrize("attn", ["eager", "sdpa"])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", CLASSES[1:])
-def test_fp32_losses_and_gradients_are_upstreams(name: str, shape: str, attn: str) -> None:
-    # Bit for bit would need upstream's order of additions in the mean of the loss; losses differ by rounding only,
-    # and so does every gradient, relative to the largest one.
+def test_fp32_losses_and_gradients_are_upstreams_bit_for_bit(name: str, shape: str, attn: str) -> None:
     ours, theirs = pair(name, attn, pad_token_id=0, **SHAPES[shape])
     ids = token_ids()
     a, b = (model(ids, **labels_for(name, ids)) for model in (ours, theirs))
-    torch.testing.assert_close(a.loss, b.loss, rtol=3e-7, atol=0)
+    assert torch.equal(a.loss, b.loss)
     a.loss.backward()
     b.loss.backward()
-    expected = dict(theirs.named_parameters())
-    for key, parameter in ours.named_parameters():
-        want = expected[key].grad
-        torch.testing.assert_close(parameter.grad, want, rtol=0, atol=2e-6 * want.abs().max().item(), msg=key)
-
-
-@pytest.mark.parametrize("attn", ["eager", "sdpa"])
-@pytest.mark.parametrize("shape", SHAPES)
-def test_fp32_gradients_of_a_given_output_gradient_are_upstreams_bit_for_bit(shape: str, attn: str) -> None:
-    ours, theirs = pair("NemotronForCausalLM", attn, **SHAPES[shape])
-    ids = token_ids()
-    upward = torch.randn(*ids.shape, 96, generator=torch.Generator().manual_seed(1))
-    for model in (ours, theirs):
-        model(ids).logits.backward(upward)
     expected = dict(theirs.named_parameters())
     for key, parameter in ours.named_parameters():
         assert torch.equal(parameter.grad, expected[key].grad), key

@@ -18,7 +18,7 @@ def test_mutated_checkpoints() -> None:
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
-    results = module.run(cases=40, seed=20_000_000)
+    results = list(module.run(cases=40, seed=20_000_000))
     assert len(results) == 7
     assert [failure for result in results for failure in result.failures] == []
     assert sum(result.refused for result in results) > sum(result.cases for result in results) // 4

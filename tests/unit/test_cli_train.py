@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -100,3 +101,24 @@ def test_what_cannot_be_is_one_sentence_and_exit_code_2(texts: Path, tmp_path: P
         assert says in last
         assert "Traceback" not in errors
     assert not (tmp_path / "run").exists()
+
+
+def test_the_page_on_training_runs_from_python(texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) == 2
+    (tmp_path / "my-tokenizer").symlink_to(texts / "tokenizer")
+    (tmp_path / "stories").symlink_to(texts / "text")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(block.replace("steps=1000, batch=16", "steps=2, batch=2"), names)
+    assert (tmp_path / "runs" / "first" / "step-2" / "model.safetensors").is_file()
+    assert (tmp_path / "runs" / "smoothed" / "step-2" / "model.safetensors").is_file()
+
+
+def test_the_page_on_training_names_no_option_that_is_not_there() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    known = set(re.findall(r"--[a-z][a-z-]+", " ".join(call("--help")[1].split())))
+    named = set(re.findall(r"--[a-z][a-z-]+", page)) - {"--logdir", "--no-deps"}
+    assert named <= known

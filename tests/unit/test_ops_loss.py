@@ -126,6 +126,14 @@ def test_only_the_gradients_asked_for_are_formed(need_hidden: bool, need_weight:
     assert (weight.grad is not None) == need_weight
 
 
+def test_second_derivatives_are_refused_not_wrong() -> None:
+    hidden, weight, targets = draw(6, 4, 9, 0.2, 1.0, 0)
+    hidden.requires_grad_()
+    loss = linear_cross_entropy(hidden, weight, targets)
+    with pytest.raises(RuntimeError, match="no second derivatives; use cross_entropy of the logits"):
+        torch.autograd.grad(loss, hidden, create_graph=True)
+
+
 def test_batched_shapes_strides_and_autocast() -> None:
     hidden, weight, targets = draw(12, 4, 9, 0.2, 1.0, 0)
     flat = linear_cross_entropy(hidden, weight, targets)

@@ -78,6 +78,7 @@ def test_squared_relu_is_the_square_of_the_positive_part(values: list[float]) ->
 def test_squared_relu_gradients() -> None:
     x = torch.randn(20, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(squared_relu, (x,))
+    assert torch.autograd.gradgradcheck(squared_relu, (x,))
     (gradient,) = torch.autograd.grad(squared_relu(x).sum(), x)
     torch.testing.assert_close(gradient, 2 * x.clamp(min=0))
 

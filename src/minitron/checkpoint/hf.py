@@ -29,8 +29,10 @@ from .limits import (
 from .names import hf_shapes
 from .safetensors_io import read_safetensors, write_safetensors
 from .tensors import ByteRange, Checkpoint, LazyTensor, write_all
+from .torch_file import TorchFile, state_dict_of
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+BIN, BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 DEFAULT_SHARD_BYTES = 5_000_000_000
 SIDE_FILES = (
     "generation_config.json",
@@ -82,8 +84,10 @@ def config_from(values: dict[str, Any], where: object) -> NemotronConfig:
     check_config_numbers(values, where)
     try:
         config = NemotronConfig.from_dict(values)
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
-        raise CheckpointError(f"{where}: {error}") from None
+    except CheckpointError:
+        raise
+    except Exception as error:  # transformers validates with errors of its own; each means the same here
+        raise CheckpointError(f"{where}: {' '.join(str(error).split())}") from None
     assert isinstance(config, NemotronConfig)
     return config
 
@@ -98,7 +102,18 @@ def read_tensors(folder: Path) -> dict[str, LazyTensor]:
         return _read_shards(folder, folder / INDEX)
     if (folder / SINGLE).is_file():
         return read_safetensors(folder / SINGLE)
-    raise CheckpointError(f"{folder}: neither {SINGLE} nor {INDEX} in it; expected the weights")
+    if (folder / BIN_INDEX).is_file():
+        return _read_shards(folder, folder / BIN_INDEX)
+    if (folder / BIN).is_file():
+        return _read_file(folder / BIN)
+    raise CheckpointError(f"{folder}: none of {SINGLE}, {INDEX}, {BIN} in it; expected the weights")
+
+
+def _read_file(path: Path) -> dict[str, LazyTensor]:
+    """One file of weights: safetensors, or what torch.save wrote (read as data, no code in it is run)."""
+    if path.suffix == ".bin":
+        return dict(state_dict_of(TorchFile(ByteRange.whole(path))))
+    return read_safetensors(path)
 
 
 def _read_shards(folder: Path, index: Path) -> dict[str, LazyTensor]:
@@ -112,8 +127,8 @@ def _read_shards(folder: Path, index: Path) -> dict[str, LazyTensor]:
         if place not in shards:
             path = file_inside(folder, place, index)
             require(path.is_file(), f"{index}: names {place}, which is not in {folder}; a shard is missing")
-            shards[place] = read_safetensors(path)
-        require(name in shards[place], f"{folder / place}: no tensor {name}, which {INDEX} says is there")
+            shards[place] = _read_file(path)
+        require(name in shards[place], f"{folder / place}: no tensor {name}, which {index.name} says is there")
     return {name: shards[place][name] for name, place in places.items()}
 
 

@@ -22,7 +22,7 @@ MAX_SAFETENSORS_HEADER_BYTES = 100_000_000
 """The limit of the safetensors library itself."""
 MAX_PICKLE_BYTES = 256 * MIB
 """The pickled structure of a torch file, without its storages."""
-MAX_YAML_BYTES = 4 * MIB
+MAX_YAML_BYTES = MIB
 MAX_YAML_NODES = 100_000
 """Nodes after aliases are followed: a "billion laughs" file reaches it at once, a real config has a few hundred."""
 MAX_TOKENIZER_BYTES = 256 * MIB
@@ -99,9 +99,10 @@ def parse_yaml(data: bytes, where: object) -> dict[str, Any]:
         raise CheckpointError(f"{where}: reading YAML needs PyYAML: pip install 'minitron[nemo]'") from None
     require(len(data) <= MAX_YAML_BYTES, f"{where}: {len(data):,} bytes of YAML, expected at most {MAX_YAML_BYTES:,}")
     try:
-        node = yaml.compose(data, Loader=yaml.SafeLoader)
+        loader = yaml.SafeLoader(data)
+        node = loader.get_single_node()
         _count_yaml_nodes(node, where)
-        value = yaml.safe_load(data)
+        value = loader.construct_document(node)
     except (yaml.YAMLError, ValueError, RecursionError, TypeError) as error:
         if isinstance(error, CheckpointError):
             raise

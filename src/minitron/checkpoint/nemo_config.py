@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from minitron.config import NemotronConfig
+from minitron.config import PRESETS, NemotronConfig
 
 from .hf import config_from
 from .limits import CheckpointError, require
@@ -23,19 +23,20 @@ _KEYS = {
     "rotary_base": "rope_theta",
     "share_embeddings_and_output_weights": "tie_word_embeddings",
 }
+# Last part of a dotted name (NeMo 2 writes functions so), with dashes.
 _ACTIVATIONS = {
     "squared-relu": "relu2",
-    "squared_relu": "relu2",
-    "nemo.collections.llm.fn.activation.squared_relu": "relu2",
-    "megatron.core.activations.squared_relu": "relu2",
-    "nemo.utils.import_utils.squared_relu": "relu2",
     "relu": "relu",
-    "torch.nn.functional.relu": "relu",
     "gelu": "gelu",
-    "torch.nn.functional.gelu": "gelu",
     "openai-gelu": "gelu_pytorch_tanh",
     "silu": "silu",
-    "torch.nn.functional.silu": "silu",
+}
+# NeMo 2's classes, whose fields may be left out of the YAML where they have the class's values.
+_CLASSES = {
+    "Nemotron3Config4B": "minitron-4b",
+    "Nemotron3Config8B": "nemotron-3-8b",
+    "Nemotron4Config15B": "nemotron-4-15b",
+    "Nemotron4Config340B": "nemotron-4-340b",
 }
 _GATED = ("fast-swiglu", "swiglu", "fast-geglu", "geglu", "fast-reglu", "reglu")
 
@@ -49,6 +50,9 @@ def config_from_nemo(values: dict[str, Any], vocab_size: int, where: object) -> 
     """
     _check_architecture(values, where)
     found: dict[str, Any] = {"vocab_size": vocab_size, "architectures": ["NemotronForCausalLM"]}
+    known = _CLASSES.get(str(values.get("_target_")).rpartition(".")[2])
+    if known is not None:
+        found |= {"partial_rotary_factor": 0.5, **PRESETS[known]}
     for theirs, ours in _KEYS.items():
         if values.get(theirs) is not None:
             found[ours] = values[theirs]
@@ -57,7 +61,8 @@ def config_from_nemo(values: dict[str, Any], vocab_size: int, where: object) -> 
     if found.get("intermediate_size") is None:
         found["intermediate_size"] = 4 * found["hidden_size"]  # Megatron's default
     # Megatron's own defaults, which are not those of the Hugging Face config.
-    found["partial_rotary_factor"] = values.get("rotary_percentage", values.get("rotary_percent", 1.0))
+    fraction = found.get("partial_rotary_factor", 1.0)
+    found["partial_rotary_factor"] = values.get("rotary_percentage", values.get("rotary_percent", fraction))
     found.setdefault("rope_theta", 10000.0)
     length = values.get("max_position_embeddings") or values.get("seq_length") or values.get("encoder_seq_length")
     if length is not None:
@@ -88,9 +93,9 @@ def _activation(values: dict[str, Any], where: object) -> str:
     if isinstance(name, dict):  # NeMo 2 writes functions as {_target_: dotted name, _call_: false}
         name = name.get("_target_")
     require(name not in _GATED, f"{where}: activation is {name!r}, a gated one; a Nemotron MLP has no gate")
-    if not isinstance(name, str) or name not in _ACTIVATIONS:
-        raise CheckpointError(f"{where}: activation is {name!r}, expected one of {', '.join(_ACTIVATIONS)}")
-    return _ACTIVATIONS[name]
+    short = str(name).rpartition(".")[2].replace("_", "-")
+    require(short in _ACTIVATIONS, f"{where}: activation is {name!r}, expected one of {', '.join(_ACTIVATIONS)}")
+    return _ACTIVATIONS[short]
 
 
 def zero_centred_norms(values: dict[str, Any]) -> bool:

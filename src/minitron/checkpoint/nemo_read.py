@@ -16,7 +16,7 @@ from minitron.config import NemotronConfig
 
 from .archive import Files, open_archive
 from .hf import SIDE_FILES, check_shapes, generation_config, read_config
-from .limits import MAX_LAYERS, MAX_TOKENIZER_BYTES, CheckpointError, member_path, parse_yaml, require
+from .limits import MAX_LAYERS, MAX_TOKENIZER_BYTES, CheckpointError, member_path, parse_json, parse_yaml, require
 from .megatron_files import Grid, read_distributed
 from .names import hf_shapes, is_fused_qkv, megatron_to_hf, qkv_rows
 from .nemo_config import config_from_nemo, zero_centred_norms
@@ -66,7 +66,8 @@ def open_nemo(path: Path, scratch: Path, config: NemotronConfig | None = None) -
         notes: list[str] = []
         if config is None:
             rows = _of(named, "embedding.word_embeddings.weight").shape[0]
-            config = config_from_nemo(values, _vocabulary(rows, spm, values, notes), where)
+            tokens = len(spm[1].pieces) if spm else _tokens_of_json(files)
+            config = config_from_nemo(values, _vocabulary(rows, tokens, values, notes), where)
         yield to_checkpoint(named, config, spm, files, notes, zero_centred=not values or zero_centred_norms(values))
 
 
@@ -288,16 +289,27 @@ def find_sentencepiece(files: Files, values: dict[str, Any]) -> tuple[ByteRange,
     return None
 
 
-def _vocabulary(
-    rows: int, spm: tuple[ByteRange, SentencePieceModel] | None, values: dict[str, Any], notes: list[str]
-) -> int:
+def _tokens_of_json(files: Files) -> int | None:
+    """The size of the vocabulary in a `tokenizer.json` inside."""
+    data = next((data for name, data in files.items() if name.rpartition("/")[2] == "tokenizer.json"), None)
+    if data is None or data.size > MAX_TOKENIZER_BYTES:
+        return None
+    values = parse_json(data.read(), data)
+    model, added = values.get("model"), values.get("added_tokens")
+    vocab = model.get("vocab") if isinstance(model, dict) else None
+    numbers = [*vocab.values()] if isinstance(vocab, dict) else [*range(len(vocab))] if isinstance(vocab, list) else []
+    numbers += [entry.get("id") for entry in added if isinstance(entry, dict)] if isinstance(added, list) else []
+    return max((number for number in numbers if type(number) is int), default=-1) + 1 or None
+
+
+def _vocabulary(rows: int, tokens: int | None, values: dict[str, Any], notes: list[str]) -> int:
     """Rows of the embedding that are tokens; Megatron pads them to a multiple for tensor parallelism."""
     told = values.get("vocab_size") or values.get("override_vocab_size")
-    size = told if isinstance(told, int) else len(spm[1].pieces) if spm else rows
+    size = told if isinstance(told, int) else tokens or rows
     require(size <= rows, f"the vocabulary has {size:,} tokens, the embedding only {rows:,} rows")
     if size < rows:
         notes.append(f"{rows - size:,} padding rows were cut off the embedding and the output layer")
-    elif not spm and not isinstance(told, int):
+    elif tokens is None and not isinstance(told, int):
         notes.append("no tokenizer inside: padding rows of the vocabulary, if there are any, are kept")
     return size
 

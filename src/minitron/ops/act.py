@@ -7,21 +7,24 @@ from torch import Tensor
 
 
 class _SquaredReLU(torch.autograd.Function):
-    """Keeps only `relu(x)` for the backward pass, where composing two operators keeps two tensors."""
+    """Keeps only `x` for the backward pass, where composing two operators keeps two tensors."""
+
+    generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(x: Tensor) -> Tensor:
         kept = torch.relu(x)
-        return kept * kept, kept
+        return kept.mul_(kept)
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
-        ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(output[1])
+        ctx.save_for_backward(*inputs)
 
     @staticmethod
-    def backward(ctx, grad: Tensor, _: Tensor | None) -> Tensor:  # type: ignore[override]
-        (kept,) = ctx.saved_tensors
+    def backward(ctx, grad: Tensor) -> Tensor:  # type: ignore[override]
+        # From `x`, and by operators that have derivatives themselves, so that second derivatives are right.
+        (x,) = ctx.saved_tensors
+        kept = torch.relu(x)
         return grad * (kept + kept)
 
 
@@ -30,7 +33,7 @@ def squared_relu(x: Tensor) -> Tensor:
     if torch.compiler.is_compiling():  # the compiler fuses the plain form and recomputes as it sees fit
         return torch.square(torch.relu(x))
     if torch.is_grad_enabled() and x.requires_grad:
-        return _SquaredReLU.apply(x)[0]  # type: ignore[index]
+        return _SquaredReLU.apply(x)  # type: ignore[return-value]
     kept = torch.relu(x)
     return kept.mul_(kept)
 

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .autocast import autocast_dtype, without_autocast
+
 IGNORE_INDEX = -100
 # fp32 values in the logits of one chunk: 32 Mi of them are 128 MiB.
 CHUNK_VALUES = 1 << 25
@@ -51,6 +53,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(  # type: ignore[override]
         ctx, grad: Tensor
     ) -> tuple[Tensor | None, Tensor | None, None, None]:
+        if torch.is_grad_enabled():  # create_graph=True; the gradients were formed as numbers
+            raise RuntimeError("linear_cross_entropy has no second derivatives; use cross_entropy of the logits")
         grad_hidden, grad_weight = ctx.saved_tensors
         if grad_hidden is not None:
             # In fp32: the factor is one over the number of targets, and a 16-bit one would bias every gradient.
@@ -65,7 +69,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 def _graph_is_kept() -> bool:
     """Whether the running backward pass was asked to retain its graph; yes, where torch does not tell."""
-    ask = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+    ask = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)  # type: ignore[attr-defined]
     return ask is None or ask()
 
 
@@ -94,13 +98,13 @@ def linear_cross_entropy(
     hidden, targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
     kept = targets != IGNORE_INDEX
     hidden, targets = hidden[kept], targets[kept]
-    if torch.is_autocast_enabled(hidden.device.type):
-        dtype = torch.get_autocast_dtype(hidden.device.type)
+    dtype = autocast_dtype(hidden)
+    if dtype is not None:
         hidden, weight = hidden.to(dtype), weight.to(dtype)
     hidden = hidden.to(weight.dtype)
     if rows_per_chunk is None:
         rows_per_chunk = max(1, CHUNK_VALUES // weight.shape[0])
-    with torch.autocast(hidden.device.type, enabled=False):
+    with without_autocast(hidden):
         total = _LinearCrossEntropy.apply(hidden, weight, targets, rows_per_chunk)
     return _per_item(total, kept.sum() if num_items is None else num_items)  # type: ignore[arg-type]
 

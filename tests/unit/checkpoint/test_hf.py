@@ -54,6 +54,23 @@ def test_dtype_change(tmp_path: Path, hf_folder: Path, dtype: torch.dtype) -> No
     assert all(torch.equal(found[name], expected[name].to(dtype)) for name in expected)
 
 
+@pytest.mark.parametrize("sharded", [False, True])
+def test_torch_files_are_read_too(hf_folder: Path, sharded: bool) -> None:
+    """What the conversion script of transformers 4.46 wrote, and torch.save of shards."""
+    state = load_file(hf_folder / "model.safetensors")
+    (hf_folder / "model.safetensors").unlink()
+    if sharded:
+        places = {name: f"pytorch_model-0000{i % 2 + 1}-of-00002.bin" for i, name in enumerate(state)}
+        for place in set(places.values()):
+            torch.save({name: state[name] for name in state if places[name] == place}, hf_folder / place)
+        (hf_folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": places}))
+    else:
+        torch.save(state, hf_folder / "pytorch_model.bin")
+    check_checkpoint(hf_folder)
+    found = open_hf(hf_folder).tensors
+    assert all(torch.equal(found[name].load(), state[name]) for name in state)
+
+
 def test_tied_embeddings_are_written_once(tmp_path: Path) -> None:
     config = tiny_config(tie_word_embeddings=True)
     state = random_state(config)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import threading
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -79,13 +80,20 @@ def test_static_cache_is_dynamic(model: Any) -> None:
 
 
 @pytest.mark.parametrize(("backend", "needs"), [("quanto", "optimum.quanto"), ("hqq", "hqq")])
-def test_quantized_cache(backend: str, needs: str) -> None:
+def test_quantized_cache(backend: str, needs: str, monkeypatch: pytest.MonkeyPatch) -> None:
     try:
         found = importlib.util.find_spec(needs) is not None
     except ModuleNotFoundError:
         found = False
     if not found:
         pytest.skip(f"{needs} is not installed")
+    if backend == "quanto":  # its own kernel is C++ that would be compiled here first
+        from optimum.quanto.library.extensions.extension import get_extension
+
+        def unpack(packed: torch.Tensor, bits: int) -> torch.Tensor:
+            return torch.cat([(packed >> shift) & (2**bits - 1) for shift in range(0, 8, bits)])
+
+        monkeypatch.setattr(get_extension("quanto_cpp"), "_lib", SimpleNamespace(unpack=unpack))
     model = build(head_dim=64, pad_token_id=0)
     model.generation_config.eos_token_id = None
     settings = {"backend": backend, "nbits": 4, "q_group_size": 64, "residual_length": 4}
