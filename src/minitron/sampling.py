@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 Array = np.ndarray[Any, Any]
 
@@ -69,15 +70,16 @@ def distribution(logits: Array, choice: Choice) -> tuple[Array, Array]:
     return ids, p / p.sum()
 
 
-def draw(ids: Array, probabilities: Array, random: np.random.Generator) -> int:
-    """One of `ids`, with these probabilities."""
-    cumulative = np.cumsum(probabilities)
-    return int(ids[np.searchsorted(cumulative, random.random() * cumulative[-1], side="right")])
+def draw(ids: Array, probabilities: Array, vocabulary: int) -> int:
+    """One of `ids`, with these probabilities: what transformers draws in the same state of torch's generator."""
+    full = torch.zeros(vocabulary)
+    full[torch.from_numpy(ids)] = torch.from_numpy(probabilities).float()
+    return int(torch.multinomial(full, 1))
 
 
-def choose(logits: Array, choice: Choice, seen: Array, random: np.random.Generator) -> int:
+def choose(logits: Array, choice: Choice, seen: Array) -> int:
     """The next token after the ids `seen`, for logits (V,) float32."""
     logits = penalize(logits, seen, choice.repetition_penalty)
     if choice.temperature == 0:
         return int(logits.argmax())
-    return draw(*distribution(logits, choice), random)
+    return draw(*distribution(logits, choice), logits.shape[0])

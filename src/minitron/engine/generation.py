@@ -11,7 +11,6 @@ import threading
 import weakref
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import (
@@ -217,7 +216,6 @@ def _decode(
     streamer: BaseStreamer | None,
 ) -> Tensor:
     choice = choice_of(processors, bool(config.do_sample))
-    random = np.random.default_rng(int(torch.randint(2**62, ()))) if config.do_sample else None
     ends = {int(end) for rule in criteria if hasattr(rule, "eos_token_id") for end in rule.eos_token_id}  # type: ignore[attr-defined]
     other = [rule for rule in criteria if not hasattr(rule, "eos_token_id") and not hasattr(rule, "max_length")]
     limit: int = config.max_length  # type: ignore[assignment]
@@ -230,9 +228,10 @@ def _decode(
     while True:
         logits = engine.step([token])
         if choice is None:
-            token = _choose_by(processors(ids[:, :length], logits.clone()), random)  # type: ignore[arg-type]
+            scores = processors(ids[:, :length], logits.clone())[0]  # type: ignore[arg-type]
+            token = int(torch.multinomial(scores.softmax(-1), 1) if config.do_sample else scores.argmax())
         else:
-            token = choose(logits[0].numpy(), choice, ids_array[:length], random)  # type: ignore[arg-type]
+            token = choose(logits[0].numpy(), choice, ids_array[:length])
         ids_array[length] = token
         length += 1
         if streamer is not None:
@@ -262,9 +261,3 @@ def choice_of(processors: LogitsProcessorList, do_sample: bool) -> Choice | None
         place, field, name = names[0]
         fields[field] = getattr(processor, name)
     return Choice(**fields)
-
-
-def _choose_by(scores: Tensor, random: np.random.Generator | None) -> int:
-    if random is None:
-        return int(scores[0].argmax())
-    return choose(scores[0].float().numpy(), Choice(temperature=1.0), np.empty(0, np.int64), random)
