@@ -31,7 +31,7 @@ from .decoding import EngineDecoding
 from .head_pruning import kept_heads, prune_attention
 from .ops.act import SquaredReLU
 from .ops.attention import eager_attention
-from .ops.autocast import without_autocast
+from .ops.autocast import autocast_dtype, without_autocast
 from .ops.loss import CHUNK_VALUES, cross_entropy, linear_cross_entropy, shift_labels
 from .ops.norm import layer_norm_1p
 from .ops.rope import apply_rotary, rotary_frequencies
@@ -51,6 +51,8 @@ class NemotronLayerNorm1P(nn.LayerNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """(..., D) to (..., D), in the dtype of `input`, under autocast too."""
+        if autocast_dtype(input) is None:  # entering a context takes longer than normalizing a token
+            return layer_norm_1p(input, self.weight, self.bias, self.eps)
         with without_autocast(input):
             return layer_norm_1p(input, self.weight, self.bias, self.eps)
 
@@ -428,6 +430,9 @@ def check_ids(ids: Tensor, size: int, name: str, ignore: int | None = None) -> N
     if ids.device.type != "cpu" or ids.numel() == 0 or torch.compiler.is_compiling():
         return
     if type(ids) is not Tensor or torch._C._functorch.is_functorch_wrapped_tensor(ids):  # type: ignore[attr-defined]
+        return
+    lowest, highest = torch.aminmax(ids)
+    if lowest >= 0 and highest < size:
         return
     wrong = (ids < 0) | (ids >= size)
     if ignore is not None:

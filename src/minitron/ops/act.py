@@ -13,8 +13,7 @@ class _SquaredReLU(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor) -> Tensor:
-        kept = torch.relu(x)
-        return kept.mul_(kept)
+        return torch.relu(x).square_()
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
@@ -34,8 +33,7 @@ def squared_relu(x: Tensor) -> Tensor:
         return torch.square(torch.relu(x))
     if torch.is_grad_enabled() and x.requires_grad:
         return _SquaredReLU.apply(x)  # type: ignore[return-value]
-    kept = torch.relu(x)
-    return kept.mul_(kept)
+    return torch.relu(x).square_()  # in place: on a CPU faster than a product of the tensor with itself
 
 
 class SquaredReLU(torch.nn.Module):
