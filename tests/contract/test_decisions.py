@@ -203,7 +203,6 @@ def test_D10_the_gain_is_formed_in_fp32__upstream_rounds_it() -> None:
         exact = exact * (1 + weight.double())
         a, b = rms(ours(x) - exact), rms(theirs(x) - exact)
     assert a < 0.95 * b
-    assert torch.equal(ours(x), exact.to(torch.float32).bfloat16()) or a < 2e-3 * rms(exact)
 
 
 def test_D10_new_norms_have_gain_one__upstreams_two() -> None:

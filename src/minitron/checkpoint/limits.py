@@ -25,6 +25,7 @@ MAX_PICKLE_BYTES = 256 * MIB
 MAX_YAML_BYTES = MIB
 MAX_YAML_NODES = 100_000
 """Nodes after aliases are followed: a "billion laughs" file reaches it at once, a real config has a few hundred."""
+MAX_YAML_DEPTH = 100
 MAX_TOKENIZER_BYTES = 256 * MIB
 MAX_ARCHIVE_MEMBERS = 200_000
 MAX_ARCHIVE_HEADER_READ = MIB
@@ -98,6 +99,8 @@ def parse_yaml(data: bytes, where: object) -> dict[str, Any]:
     except ImportError:
         raise CheckpointError(f"{where}: reading YAML needs PyYAML: pip install 'minitron[nemo]'") from None
     require(len(data) <= MAX_YAML_BYTES, f"{where}: {len(data):,} bytes of YAML, expected at most {MAX_YAML_BYTES:,}")
+    opened = data.count(b"[") + data.count(b"{") - data.count(b"]") - data.count(b"}")
+    require(opened <= MAX_YAML_DEPTH, f"{where}: {opened:,} brackets are not closed; not YAML of plain values")
     try:
         loader = yaml.SafeLoader(data)
         node = loader.get_single_node()
