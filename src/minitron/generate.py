@@ -34,6 +34,8 @@ class SamplingSettings:
     """Above 1, tokens already present become less likely."""
     seed: int | None = None
     """Same seed, same machine, same text; None draws one."""
+    stop: tuple[str, ...] = ()
+    """Stop after any of these strings has been written."""
 
     def __post_init__(self) -> None:
         limits = {
@@ -50,6 +52,8 @@ class SamplingSettings:
                 raise ValueError(f"{name} is {value}; it must be {allowed}")
         if self.top_p == 0:
             raise ValueError("top_p is 0, which keeps no token; it must be greater than 0")
+        if "" in self.stop:
+            raise ValueError("stop contains an empty string, which every text contains")
         if self.repetition_penalty <= 0:
             raise ValueError(f"repetition_penalty is {self.repetition_penalty}; it must be greater than 0")
 
@@ -64,6 +68,7 @@ class SamplingSettings:
         config.top_k = (self.top_k or None) if config.do_sample else None
         config.min_p = (self.min_p or None) if config.do_sample else None
         config.repetition_penalty = self.repetition_penalty
+        config.stop_strings = list(self.stop) or None
         return config
 
 
@@ -122,10 +127,13 @@ class TextStream:
         if settings.seed is not None:
             torch.manual_seed(settings.seed)
         self._started = time.perf_counter()
-        self._thread = threading.Thread(target=self._run, args=(model, ids, config), daemon=True)
+        words = {"tokenizer": tokenizer} if settings.stop else {}  # looks the strings up in the vocabulary
+        self._thread = threading.Thread(target=self._run, args=(model, ids, config, words), daemon=True)
         self._thread.start()
 
-    def _run(self, model: NemotronForCausalLM, ids: torch.Tensor, config: GenerationConfig) -> None:
+    def _run(
+        self, model: NemotronForCausalLM, ids: torch.Tensor, config: GenerationConfig, words: dict[str, Any]
+    ) -> None:
         try:
             self._output = model.generate(
                 ids,
@@ -133,6 +141,7 @@ class TextStream:
                 generation_config=config,
                 streamer=self._streamer,
                 stopping_criteria=StoppingCriteriaList([_Stopped(self._stop)]),
+                **words,
             )
             self._report = model.last_generation
         except BaseException as error:  # carried over to the reader's thread

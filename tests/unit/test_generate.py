@@ -87,3 +87,25 @@ def test_load_honours_dtype_and_device(tmp_path: Path) -> None:
     assert not model.training
     with pytest.raises(ValueError, match="'nowhere' cannot be used"):
         pick_device("nowhere")
+
+
+def test_stop_strings_end_the_text(loaded: Loaded) -> None:
+    ids = encode_prompt(loaded.tokenizer, "the cat")
+
+    def text(seed: int, *stop: str) -> tuple[str, TextStream]:
+        stream = TextStream(loaded.model, loaded.tokenizer, ids, SamplingSettings(20, seed=seed, stop=stop))
+        return "".join(stream), stream
+
+    # Random weights write odd bytes too: take the first text with a letter in its first half.
+    texts = {seed: text(seed)[0] for seed in range(20)}
+    seed, whole = next((n, t) for n, t in texts.items() if any(c.isalpha() for c in t[: len(t) // 2]))
+    stop = next(c for c in whole if c.isalpha())
+    short, stream = text(seed, stop)
+    assert stop in short
+    assert len(short) < len(whole)
+    assert whole.startswith(short)
+    assert stream.summary is not None
+    assert stream.summary.engine in ("cpu", "reference")
+    assert 0 < stream.summary.zero_fraction < 1  # type: ignore[operator]
+    with pytest.raises(ValueError, match="empty string"):
+        SamplingSettings(stop=("",))

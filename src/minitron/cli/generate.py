@@ -22,6 +22,7 @@ def generate(
     min_p: float = typer.Option(0.0, help="Keep tokens of at least this share of the best one's probability."),
     repetition_penalty: float = typer.Option(1.0, help="Above 1, words already present become less likely."),
     seed: Optional[int] = typer.Option(None, help="Same seed, same machine, same text."),  # noqa: UP045
+    stop: Optional[list[str]] = typer.Option(None, help="Stop after this string; may be repeated."),  # noqa: B008, UP045
     dtype: str = DtypeOption,
     device: str = DeviceOption,
     as_json: bool = JsonOption,
@@ -38,7 +39,9 @@ def generate(
     """
     from ..generate import SamplingSettings, TextStream, encode_prompt
 
-    settings = SamplingSettings(max_new_tokens, temperature, top_p, top_k, min_p, repetition_penalty, seed)
+    settings = SamplingSettings(
+        max_new_tokens, temperature, top_p, top_k, min_p, repetition_penalty, seed, tuple(stop or ())
+    )
     text = sys.stdin.read() if prompt == "-" else prompt
     if not text.strip():
         raise ValueError("the prompt is empty; give some text to go on from")

@@ -129,7 +129,15 @@ def why_not_request(input_ids: Tensor, config: GenerationConfig, kwargs: dict[st
     cache = kwargs.get("past_key_values")
     if cache is not None and cache.get_seq_length() > 0:
         return "a cache that is already filled"
-    known = {"attention_mask", "past_key_values", "position_ids", "logits_to_keep", "use_cache", "synced_gpus"}
+    known = {
+        "attention_mask",
+        "past_key_values",
+        "position_ids",
+        "logits_to_keep",
+        "use_cache",
+        "synced_gpus",
+        "tokenizer",
+    }
     unknown = sorted(name for name, value in kwargs.items() if value is not None and name not in known)
     return f"argument {unknown[0]}" if unknown else ""
 
