@@ -92,6 +92,12 @@ class Summary:
         """New tokens over all the time."""
         return self.new_tokens / self.seconds if self.seconds else 0.0
 
+    @property
+    def decode_tokens_per_second(self) -> float:
+        """New tokens after the first piece of text, over the time since then: without prompt and compilation."""
+        rest = self.seconds - self.first_token_seconds
+        return (self.new_tokens - 1) / rest if rest > 0 else 0.0
+
 
 class TextStream:
     """An iterator over pieces of text as they are written; `summary` and `text` are there when it has ended.

@@ -39,7 +39,7 @@ def demo(
             sys.stdout.flush()
     summary = stream.summary
     if summary is not None:
-        typer.echo(f"\n\n{summary.new_tokens} tokens, {summary.tokens_per_second:.0f} per second.")
+        typer.echo(f"\n\n{summary.new_tokens} tokens, {summary.decode_tokens_per_second:.0f} per second.")
     typer.echo(
         "\nThree things to try next:\n"
         '  .venv/bin/minitron generate -p "The old man looked at the sea" --seed 3\n'
