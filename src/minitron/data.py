@@ -24,7 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-IGNORE_INDEX = -100
+from .ops.loss import IGNORE_INDEX
+
 CACHE_VERSION = 1
 SUFFIXES = (".txt", ".md", ".jsonl", ".jsonl.gz", ".jsonl.xz")
 _TEXTS_PER_CALL = 512
