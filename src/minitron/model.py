@@ -491,7 +491,7 @@ class NemotronForCausalLM(NemotronPreTrainedModel, EngineDecoding, GenerationMix
         keep = _one_of(num_logits_to_keep, logits_to_keep)
         num_items = loss_kwargs.pop("num_items_in_batch", None)
         targets = loss_kwargs.pop("shift_labels", None)
-        # The loss is not capped by the framework here: everything else belongs to the backbone.
+        # What is left in loss_kwargs (sequence lengths, paged caches) goes to the attention function.
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
