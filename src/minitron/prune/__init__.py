@@ -1,0 +1,1 @@
+"""Structured pruning: importance scores, a plan of what stays, and the cut."""
