@@ -93,16 +93,21 @@ class LazyTensor:
         """Bytes of the dense tensor."""
         return tensor_bytes(self.shape, self.dtype.itemsize, "tensor")
 
+    @property
+    def height(self) -> int:
+        """Rows; a scalar is one."""
+        return self.shape[0] if self.shape else 1
+
     def blocks(self, max_bytes: int = BLOCK_BYTES) -> Iterator[torch.Tensor]:
         """The tensor from top to bottom, in pieces of at most `max_bytes` (but of one row at least)."""
-        row_bytes = max(1, self.nbytes // max(1, self.shape[0]))
+        row_bytes = max(1, self.nbytes // max(1, self.height))
         step = max(1, max_bytes // row_bytes)
-        for start in range(0, self.shape[0], step):
-            yield self.rows(start, min(start + step, self.shape[0]))
+        for start in range(0, self.height, step):
+            yield self.rows(start, min(start + step, self.height))
 
     def load(self) -> torch.Tensor:
         """The whole tensor in memory."""
-        return self.rows(0, self.shape[0])
+        return self.rows(0, self.height)
 
     def to(self, dtype: torch.dtype) -> LazyTensor:
         """The same values in another dtype."""
@@ -141,7 +146,8 @@ def from_bytes(data: ByteRange, shape: tuple[int, ...], dtype: torch.dtype) -> L
         row_items *= size
 
     def rows(start: int, stop: int) -> torch.Tensor:
-        return read_items(data, start * row_items, (stop - start) * row_items, dtype).view(stop - start, *shape[1:])
+        items = read_items(data, start * row_items, (stop - start) * row_items, dtype)
+        return items.view(stop - start, *shape[1:]) if shape else items[0]
 
     return LazyTensor(shape, dtype, rows)
 
