@@ -1,0 +1,246 @@
+"""Importance of heads, groups, neurons, channels and layers, from one forward-only pass over calibration text.
+
+The model is read layer by layer (`streaming`), every unit's activations are summed up where P1 says (`observe`), and
+any pair of aggregations turns the sums into scores. With a work folder the pass survives being killed.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from ..checkpoint.fingerprint import fingerprint
+from ..data import Batch, DataError, PackedBlocks, collate
+from .head_loss import judge
+from .observe import LayerStatistics, Statistics, turning, watching
+from .scores import Scores
+from .statistics import Aggregation
+from .streaming import Step, StreamedModel, StreamError, Walk, batch_digest, token_counts
+
+Progress = Callable[[int, int], None]
+"""Called with (layers done, layers)."""
+
+MEMORY_BYTES = 1 << 30
+"""A residual stream larger than this is kept in a file."""
+PROBE_TOKENS = 512
+MOST_UNKNOWN = 0.2
+"""Share of tokens that are unknown, or pieces of characters, above which a text is not in the tokenizer's language."""
+
+
+def draw_blocks(blocks: PackedBlocks, count: int, seed: int = 0) -> Batch:
+    """`count` blocks drawn at random without repetition, as one batch. P1 draws 1024 samples.
+
+    Raises:
+        DataError: the text has fewer.
+    """
+    if count < 1:
+        raise DataError(f"calibration blocks: {count} asked for; it must be at least 1")
+    if len(blocks) < count:
+        raise DataError(
+            f"the calibration text is too short: it fills {len(blocks)} blocks of {blocks.block} tokens, {count} are "
+            f"asked for; give more text or ask for fewer or shorter blocks"
+        )
+    order = torch.randperm(len(blocks), generator=torch.Generator().manual_seed(seed))[:count]
+    return collate([blocks.pieces(i) for i in order.tolist()], blocks.block)
+
+
+def check_language(blocks: Batch, tokenizer: Any) -> float:
+    """Share of tokens that are unknown or hold only a part of a character (byte fallback).
+
+    Raises:
+        DataError: it is so high that the tokenizer does not know the language of the text.
+    """
+    rows = [row[:count] for row, count in zip(blocks.input_ids, token_counts(blocks), strict=True)]
+    ids, occurrences = torch.cat(rows).unique(return_counts=True)
+    pieces = tokenizer.batch_decode([[i] for i in ids.tolist()])
+    strange = [
+        "\ufffd" in piece or token == getattr(tokenizer, "unk_token_id", None)
+        for token, piece in zip(ids.tolist(), pieces, strict=True)
+    ]
+    share = float(occurrences[torch.tensor(strange)].sum() / occurrences.sum())
+    if share > MOST_UNKNOWN:
+        raise DataError(
+            f"{share:.0%} of the calibration tokens are unknown or parts of characters: the tokenizer does not know "
+            f"the language of this text; calibrate on text of the kind that the model was trained on"
+        )
+    return share
+
+
+def collect_statistics(
+    folder: str | Path,
+    blocks: Batch,
+    *,
+    windows: Sequence[int] = (),
+    work: Path | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    progress: Progress | None = None,
+) -> Statistics:
+    """One pass over calibration blocks: the sums from which scores follow. Memory: about one layer in `dtype`.
+
+    Where torch.distributed is initialised, each rank takes its share of the blocks and all get the same statistics.
+
+    Args:
+        folder: checkpoint in the Hugging Face layout.
+        blocks: (B, T); one row is one sample.
+        windows: numbers of contiguous layers to score besides single ones.
+        work: folder in which the pass can be continued after it was killed; emptied at the end.
+        dtype: of the computation, torch.float32 or torch.float64.
+        device: where layers run.
+        progress: called after each layer.
+
+    Raises:
+        CheckpointError, StreamError: the checkpoint cannot be read; activations are not finite (the layer is named);
+            `work` holds another run.
+    """
+    folder = Path(folder)
+    model = StreamedModel(folder, dtype, device)
+    total = model.config.num_hidden_layers
+    for length in windows:
+        if not 2 <= length <= total:
+            raise StreamError(f"windows of {length} layers: it must be 2 to {total}, the model's layers")
+    rank, ranks = _place()
+    about = {"checkpoint": fingerprint(folder), "calibration": batch_digest(blocks), "blocks": len(blocks.input_ids)}
+    mine = _share(blocks, rank, ranks)
+    if work is not None and ranks > 1:
+        work = work / f"rank-{rank}-of-{ranks}"
+    large = mine.input_ids.numel() * model.config.hidden_size * dtype.itemsize > MEMORY_BYTES
+    with tempfile.TemporaryDirectory(prefix="minitron-importance-") as temporary:
+        place = work if work is not None else Path(temporary) if large else None
+        found = _pass(model, mine, tuple(sorted(set(windows))), place, about, progress)
+    found = _gather(found, ranks)
+    found.about["notes"] = _notes(found)
+    if place is not None:
+        _empty(place)
+    return found
+
+
+def compute_importance(
+    folder: str | Path,
+    blocks: Batch,
+    *,
+    batch: Aggregation = "l2",
+    sequence: Aggregation = "mean",
+    neurons: str = "after",
+    **options: Any,
+) -> Scores:
+    """Scores of every axis from one forward-only pass; layers by Block Influence.
+
+    Args:
+        folder: checkpoint in the Hugging Face layout.
+        blocks: calibration blocks (B, T), for instance of `draw_blocks`.
+        batch, sequence: aggregation over samples and over the tokens of one: "mean" (of absolute values), "l2" or
+            "variance". P1's best pair is the default.
+        neurons: score neurons "before" or "after" the activation.
+        **options: see `collect_statistics`.
+    """
+    return collect_statistics(folder, blocks, **options).scores(batch, sequence, neurons)
+
+
+def _pass(
+    model: StreamedModel,
+    blocks: Batch,
+    windows: tuple[int, ...],
+    work: Path | None,
+    about: dict[str, Any],
+    progress: Progress | None,
+) -> Statistics:
+    total = model.config.num_hidden_layers
+    identity = {"checkpoint": about["checkpoint"], "windows": list(windows)}
+    walk = Walk(model, blocks, folder=work, identity=identity, keep=max(windows, default=1) - 1)
+    counts = token_counts(blocks)
+    layers = [_read(work, index) for index in range(walk.done)]
+    for step in walk.steps():
+        layers.append(_one_layer(walk, step, counts, (1, *windows)))
+        if work is not None:
+            save_file(layers[-1].state(), _file(work, step.index))
+        if progress is not None:
+            progress(step.index + 1, total)
+    final = LayerStatistics()
+    norm = model.norm()
+    for rows in walk.groups:
+        for block, normed in zip(rows, norm(walk.at[()].get(rows).to(model.device)), strict=True):
+            if counts[block]:
+                final.add("norm", normed[: counts[block]], "output of the final norm")
+    about = {**about, "vocabulary": model.config.vocab_size}
+    if model.has_head:
+        about["loss"] = judge(walk, [], PROBE_TOKENS)[()].loss
+    return Statistics(layers, final, sum(counts), about)
+
+
+def _one_layer(walk: Walk, step: Step, counts: list[int], lengths: Sequence[int]) -> LayerStatistics:
+    found = LayerStatistics(influence={n: 0.0 for n in lengths if n <= step.index + 1})
+    with watching(step, counts, found):
+        for rows, before, after in step.run():
+            here = counts[rows.start : rows.stop]
+            for length in found.influence:
+                earlier = before if length == 1 else walk.earlier[1 - length].get(rows).to(before.device)
+                found.influence[length] += turning(earlier, after, here)
+    return found
+
+
+def _file(work: Path, index: int) -> Path:
+    return work / f"layer-{index}.safetensors"
+
+
+def _read(work: Path | None, index: int) -> LayerStatistics:
+    assert work is not None
+    return LayerStatistics.from_state(load_file(_file(work, index)))
+
+
+def _empty(work: Path) -> None:
+    for path in (*work.glob("stream-*.bin"), *work.glob("layer-*.safetensors"), *work.glob("walk.json")):
+        path.unlink()
+    if work.is_dir() and not any(work.iterdir()):
+        work.rmdir()
+
+
+def _notes(found: Statistics) -> list[str]:
+    """What the user should know before relying on the scores."""
+    notes = []
+    loss, uniform = found.about.get("loss"), math.log(found.about["vocabulary"])
+    if loss is not None and loss > 0.9 * uniform:
+        notes.append(
+            f"the model's loss on the calibration text is {loss:.2f} nats per token, nearly that of guessing "
+            f"({uniform:.2f}): the text is of a language or kind that the model does not know, or it is not trained"
+        )
+    return notes
+
+
+# --- ranks -------------------------------------------------------------------------------------------------------
+
+
+def _place() -> tuple[int, int]:
+    """(rank, number of ranks)."""
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return 0, 1
+    return distributed.get_rank(), distributed.get_world_size()
+
+
+def _share(blocks: Batch, rank: int, ranks: int) -> Batch:
+    if ranks == 1:
+        return blocks
+    if len(blocks.input_ids) < ranks:
+        raise StreamError(f"{len(blocks.input_ids)} calibration blocks for {ranks} ranks; each needs one at least")
+    parts = (tensor[rank::ranks] for tensor in (blocks.input_ids, blocks.position_ids, blocks.labels))
+    return Batch(*parts, num_items=blocks.num_items)
+
+
+def _gather(found: Statistics, ranks: int) -> Statistics:
+    """The sum over ranks, in the order of the ranks, so that each rank computes the same."""
+    if ranks == 1:
+        return found
+    parts: list[Any] = [None] * ranks
+    torch.distributed.all_gather_object(parts, found)
+    first: Statistics = parts[0]
+    for other in parts[1:]:
+        first.merge(other)
+    first.about["loss"] = sum(part.about["loss"] for part in parts) / ranks if "loss" in first.about else None
+    return first

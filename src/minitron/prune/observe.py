@@ -1,0 +1,192 @@
+"""What a forward pass leaves behind for scoring: statistics of every prunable unit, layer by layer.
+
+Where a unit's activation is taken follows P1 (arXiv 2407.14679, section 2.2): a query head by the L2 norm of its
+output before `o_proj`; a neuron by its row of `up_proj`, before the activation as P1 prints it and after it as NVIDIA's
+Model-Optimizer does; a channel at the output of every layer norm, gain and offset included. A key/value head counts as
+the L2 norm over all the query heads it serves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..model import NemotronDecoderLayer
+from .scores import Scores
+from .statistics import Aggregation, Moments, over_tokens
+from .streaming import Step, StreamError
+
+NEURON_SITES = ("before", "after")
+"""Where neurons are scored: before or after the activation function."""
+
+
+@dataclass
+class LayerStatistics:
+    """Moments of one layer's units, and how much layers that end here turn the residual stream."""
+
+    moments: dict[str, Moments] = field(default_factory=dict)
+    """heads (N), groups (K), before (F), after (F), input_norm (D), post_norm (D)."""
+    influence: dict[int, float] = field(default_factory=dict)
+    """Number of layers n to the sum over tokens of 1 - cos(input of the first, output of the last)."""
+
+    def add(self, name: str, values: Tensor, where: str) -> None:
+        """Count one sample (T, units); `where` names it in errors.
+
+        Raises:
+            StreamError: a value is not finite.
+        """
+        sample = over_tokens(values)
+        if not torch.isfinite(sample).all():
+            unit = int((~torch.isfinite(sample)).any(0).nonzero()[0])
+            raise StreamError(f"{where}: NaN or infinity (unit {unit}); the weights are damaged or overflow")
+        if name not in self.moments:
+            self.moments[name] = Moments(sample.shape[1])
+        self.moments[name].add(sample)
+
+    def merge(self, other: LayerStatistics) -> None:
+        """Count the samples of `other` too."""
+        for name, moments in other.moments.items():
+            if name in self.moments:
+                self.moments[name].merge(moments)
+            else:
+                self.moments[name] = moments
+        for length, turned in other.influence.items():
+            self.influence[length] = self.influence.get(length, 0.0) + turned
+
+    def state(self) -> dict[str, Tensor]:
+        """Tensors that `from_state` reads."""
+        tensors: dict[str, Tensor] = {}
+        for name, moments in self.moments.items():
+            tensors |= moments.state(name)
+        for length, turned in self.influence.items():
+            tensors[f"influence.{length}"] = torch.tensor([turned], dtype=torch.float64)
+        return tensors
+
+    @classmethod
+    def from_state(cls, tensors: dict[str, Tensor]) -> LayerStatistics:
+        """The statistics that `state` wrote."""
+        names = sorted({name.split(".")[0] for name in tensors} - {"influence"})
+        turned = {int(n.split(".")[1]): float(x) for n, x in tensors.items() if n.startswith("influence.")}
+        return cls({name: Moments.from_state(tensors, name) for name in names}, turned)
+
+
+@dataclass
+class Statistics:
+    """Everything one pass over calibration blocks tells; scores by any pair of aggregations follow from it."""
+
+    layers: list[LayerStatistics]
+    final_norm: LayerStatistics
+    tokens: int
+    """Tokens that were counted."""
+    about: dict[str, Any]
+
+    def merge(self, other: Statistics) -> None:
+        """Count the samples of `other`, of the same model, too."""
+        for ours, theirs in zip([*self.layers, self.final_norm], [*other.layers, other.final_norm], strict=True):
+            ours.merge(theirs)
+        self.tokens += other.tokens
+
+    def scores(
+        self, batch: Aggregation = "l2", sequence: Aggregation = "mean", neurons: str = "after", **about: Any
+    ) -> Scores:
+        """Scores by one pair of aggregations; see `statistics`.
+
+        Args:
+            batch, sequence: how samples, and tokens within a sample, are aggregated.
+            neurons: "before" or "after" the activation.
+            **about: more to record about them.
+        """
+        if neurons not in NEURON_SITES:
+            raise ValueError(f"neurons are scored {neurons!r}; it must be one of {', '.join(NEURON_SITES)}")
+
+        def per_layer(name: str) -> list[Tensor]:
+            return [layer.moments[name].score(batch, sequence) for layer in self.layers]
+
+        # Channels have one ranking: the sum over all norms, that before the LM head included.
+        norms = [*per_layer("input_norm"), *per_layer("post_norm")]
+        norms.append(self.final_norm.moments["norm"].score(batch, sequence))
+        lengths = sorted(self.layers[-1].influence)
+        turned = {
+            n: torch.tensor([layer.influence[n] / self.tokens for layer in self.layers[n - 1 :]], dtype=torch.float64)
+            for n in lengths
+        }
+        return Scores(
+            heads=per_layer("heads"),
+            groups=per_layer("groups"),
+            neurons=per_layer(neurons),
+            channels=torch.stack(norms).sum(0),
+            layers=turned.pop(1),
+            windows=turned,
+            about={**self.about, "aggregation": [batch, sequence], "neurons": neurons, "tokens": self.tokens, **about},
+        )
+
+
+@contextmanager
+def watching(step: Step, counts: Sequence[int], into: LayerStatistics) -> Iterator[None]:
+    """Count the activations of the whole model's stream in a layer while the block runs.
+
+    Args:
+        step: the layer.
+        counts: tokens of each calibration block; what follows is padding.
+        into: where they are counted.
+    """
+    layer: NemotronDecoderLayer = step.layer
+    attention = layer.self_attn
+    heads, groups, head_dim = attention.num_heads, attention.num_key_value_heads, attention.head_dim
+
+    def samples(values: Tensor) -> Iterator[Tensor]:
+        # Other streams of the walk go through the same layer; they are not watched.
+        for row, block in enumerate(step.watched or ()):
+            if counts[block]:
+                yield values[row, : counts[block]]
+
+    def count(name: str, values: Tensor, what: str) -> None:
+        for sample in samples(values):
+            into.add(name, sample, f"layer {step.index}, {what}")
+
+    def count_heads(values: Tensor) -> None:
+        for sample in samples(values):
+            wide = sample if sample.dtype == torch.float64 else sample.float()
+            norms = torch.linalg.vector_norm(wide.view(-1, heads, head_dim), dim=-1)
+            into.add("heads", norms, f"layer {step.index}, output of the attention heads")
+            grouped = torch.linalg.vector_norm(norms.view(-1, groups, heads // groups), dim=-1)
+            into.add("groups", grouped, f"layer {step.index}, output of the attention heads")
+
+    def output_of(name: str, what: str) -> Any:
+        return lambda module, args, out: count(name, out, what)
+
+    def input_of(into_module: Callable[[Tensor], None]) -> Any:
+        return lambda module, args: into_module(args[0])
+
+    mlp = layer.mlp
+    hooks = [
+        layer.input_layernorm.register_forward_hook(output_of("input_norm", "output of input_layernorm")),
+        attention.o_proj.register_forward_pre_hook(input_of(count_heads)),
+        layer.post_attention_layernorm.register_forward_hook(
+            output_of("post_norm", "output of post_attention_layernorm")
+        ),
+        mlp.up_proj.register_forward_hook(output_of("before", "output of up_proj")),
+        mlp.down_proj.register_forward_pre_hook(input_of(lambda x: count("after", x, "output of the activation"))),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def turning(before: Tensor, after: Tensor, counts: Sequence[int]) -> float:
+    """Sum over the tokens of some blocks of `1 - cos(before, after)`: Block Influence, ShortGPT (arXiv 2403.03853).
+
+    Args:
+        before, after: (B, T, D).
+        counts: tokens of each block.
+    """
+    similarity = F.cosine_similarity(before, after, dim=-1)
+    return sum(float((1 - row[:count]).double().sum()) for row, count in zip(similarity, counts, strict=True))

@@ -1,0 +1,342 @@
+"""A checkpoint as a sequence of layers, of which one is in memory at a time.
+
+`StreamedModel` reads the embedding rows of the tokens that occur, one decoder layer, or a block of the LM head's rows.
+`Walk` takes calibration blocks through the layers; between two layers the residual stream of all blocks is kept in
+memory, or in files where that would be much or where the walk must survive being killed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers.masking_utils import create_causal_mask
+
+from ..checkpoint.hf import open_hf
+from ..checkpoint.tensors import LazyTensor
+from ..data import IGNORE_INDEX, Batch
+from ..model import NemotronDecoderLayer, NemotronLayerNorm1P, NemotronRotaryEmbedding
+
+TOKENS_AT_ONCE = 2048
+"""Tokens in one forward pass of a layer."""
+HEAD_BLOCK_BYTES = 1 << 25
+"""Bytes of the LM head that are in memory at a time."""
+_NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
+
+
+class StreamError(ValueError):
+    """A model or calibration set that cannot be walked through; the message says what is wrong with it."""
+
+
+def batch_digest(blocks: Batch) -> str:
+    """SHA-256 of ids, positions and labels: two calibration sets are the same if this is."""
+    digest = hashlib.sha256(repr(tuple(blocks.input_ids.shape)).encode())
+    for tensor in (blocks.input_ids, blocks.position_ids, blocks.labels):
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def token_counts(blocks: Batch) -> list[int]:
+    """Tokens of each block before its padding begins. A block of `data.collate` ends with a label, then pads."""
+    used = (blocks.labels != IGNORE_INDEX).int()
+    last = used.shape[1] - used.flip(1).argmax(1)
+    return torch.where(used.any(1), last, 0).tolist()
+
+
+class StreamedModel:
+    """The parts of a checkpoint, loaded when asked for and forgotten by the caller.
+
+    Args:
+        folder: a checkpoint in the Hugging Face layout; any of the five classes.
+        dtype: torch.float32 or torch.float64, in which everything is computed.
+        device: where layers run; the residual stream stays on the CPU.
+    """
+
+    def __init__(self, folder: Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> None:
+        if dtype not in _NUMPY:
+            raise StreamError(f"dtype is {dtype}; it must be torch.float32 or torch.float64")
+        self.folder, self.dtype, self.device = folder, dtype, torch.device(device)
+        checkpoint = open_hf(folder)
+        self.config = checkpoint.config
+        self.config._attn_implementation = "sdpa"
+        self._tensors = checkpoint.tensors
+        prefixes = ("model.", "transformer.", "")
+        self._prefix = next(p for p in prefixes if f"{p}embed_tokens.weight" in self._tensors)
+        self._rotary = NemotronRotaryEmbedding(self.config).to(self.device)
+
+    @property
+    def has_head(self) -> bool:
+        """Whether there is an LM head (classification models have none)."""
+        return self.config.tie_word_embeddings or "lm_head.weight" in self._tensors
+
+    def head(self) -> LazyTensor:
+        """The LM head (V, D), not read yet.
+
+        Raises:
+            StreamError: the model has none.
+        """
+        if not self.has_head:
+            raise StreamError(f"{self.folder}: has no LM head, so it has no loss; choose a score that needs none")
+        tied = "lm_head.weight" not in self._tensors
+        return self._tensors[f"{self._prefix}embed_tokens.weight" if tied else "lm_head.weight"]
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Embeddings of ids (B, T): (B, T, D). Only the rows of tokens that occur are read."""
+        unique, places = ids.unique(return_inverse=True)
+        runs: list[tuple[int, int]] = []
+        for token in unique.tolist():
+            if runs and runs[-1][1] == token:
+                runs[-1] = (runs[-1][0], token + 1)
+            else:
+                runs.append((token, token + 1))
+        rows = self._tensors[f"{self._prefix}embed_tokens.weight"].take_rows(runs).load()
+        return rows.to(self.dtype)[places]
+
+    def layer(self, index: int) -> NemotronDecoderLayer:
+        """Decoder layer `index` with its weights, on the device, in evaluation mode."""
+        with torch.device("meta"):
+            layer = NemotronDecoderLayer(self.config, index)
+        self._load(layer, f"layers.{index}.")
+        return layer
+
+    def norm(self) -> NemotronLayerNorm1P:
+        """The final norm."""
+        with torch.device("meta"):
+            norm = NemotronLayerNorm1P(self.config.hidden_size, eps=self.config.norm_eps)
+        self._load(norm, "norm.")
+        return norm
+
+    def _load(self, module: torch.nn.Module, prefix: str) -> None:
+        names = [name for name, _ in module.named_parameters()]
+        state = {name: self.tensor(prefix + name).load().to(self.device, self.dtype) for name in names}
+        module.load_state_dict(state, assign=True)
+        module.eval().requires_grad_(False)
+
+    def tensor(self, name: str) -> LazyTensor:
+        """A tensor of the backbone by its name there, such as `layers.0.mlp.up_proj.weight`."""
+        return self._tensors[self._prefix + name]
+
+    def surroundings(self, hidden: Tensor, positions: Tensor) -> dict[str, Any]:
+        """What a layer is called with beside its input (B, T, D): causal mask of packed documents, rotary tables."""
+        mask = create_causal_mask(
+            config=self.config, inputs_embeds=hidden, attention_mask=None, past_key_values=None, position_ids=positions
+        )
+        return {"attention_mask": mask, "position_embeddings": self._rotary(hidden, position_ids=positions)}
+
+
+class Residuals:
+    """The residual stream of all blocks at one place of the model: in memory, or one after another in a file."""
+
+    def __init__(self, blocks: int, tokens: int, width: int, dtype: torch.dtype, path: Path | None) -> None:
+        self.shape = (tokens, width)
+        self.path, self.dtype = path, dtype
+        self._memory = torch.empty(blocks, tokens, width, dtype=dtype) if path is None else None
+        self._block_bytes = tokens * width * dtype.itemsize
+        if path is not None and not path.exists():
+            path.touch()
+
+    def get(self, rows: range) -> Tensor:
+        """Blocks `rows`, (len(rows), T, D)."""
+        if self._memory is not None:
+            return self._memory[rows.start : rows.stop]
+        assert self.path is not None
+        with self.path.open("rb") as file:
+            file.seek(rows.start * self._block_bytes)
+            values = np.fromfile(file, dtype=_NUMPY[self.dtype], count=len(rows) * self.shape[0] * self.shape[1])
+        return torch.from_numpy(values).view(len(rows), *self.shape)
+
+    def put(self, rows: range, hidden: Tensor) -> None:
+        """Store blocks `rows`."""
+        if self._memory is not None:
+            self._memory[rows.start : rows.stop] = hidden
+            return
+        assert self.path is not None
+        with self.path.open("r+b") as file:  # read and written, not mapped: mapped pages would count as memory
+            file.seek(rows.start * self._block_bytes)
+            hidden.cpu().contiguous().numpy().tofile(file)
+
+    def drop(self) -> None:
+        """Give back memory or file."""
+        self._memory = None
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+
+Removed = tuple[int, ...]
+"""Layers left out, ascending."""
+
+
+@dataclass
+class Step:
+    """One layer, and the streams that are about to go through it."""
+
+    index: int
+    layer: NemotronDecoderLayer
+    walk: Walk
+    watched: range | None = None
+    """Blocks of the whole model's stream that are in the layer; None while another stream is."""
+
+    @torch.no_grad()
+    def run(self) -> Iterator[tuple[range, Tensor, Tensor]]:
+        """Take every stream through the layer; yields (blocks, input, output) of the whole model's.
+
+        Raises:
+            StreamError: an output is not finite.
+        """
+        for key in self.walk.through(self.index):
+            source, target = self.walk.at[key], self.walk.new(self.index + 1, key)
+            for rows in self.walk.groups:
+                hidden = source.get(rows).to(self.walk.model.device)
+                positions = self.walk.blocks.position_ids[rows.start : rows.stop].to(hidden.device)
+                self.watched = None if key else rows
+                out = self.layer(hidden, **self.walk.model.surroundings(hidden, positions))
+                if not torch.isfinite(out).all():
+                    raise StreamError(f"layer {self.index}: its output has NaN or infinity")
+                target.put(rows, out)
+                if not key:
+                    yield rows, hidden, out
+            self.walk.next[key] = target
+
+
+class Walk:
+    """Calibration blocks on their way through the layers; more than one way, where layers are left out.
+
+    Variants of the model that leave out different layers share their way up to the first difference, so each layer's
+    weights are read once for all of them.
+
+    Args:
+        model: the checkpoint.
+        blocks: calibration blocks (B, T).
+        removals: the variants, each the layers it lacks. The whole model always walks too.
+        folder: where residual streams and the state of the walk are kept; in memory if None. A walk whose state is
+            found there goes on after the last layer that was finished.
+        identity: what must be the same for going on; JSON.
+        keep: earlier places of the whole model's stream to keep, for comparisons across layers.
+    """
+
+    def __init__(
+        self,
+        model: StreamedModel,
+        blocks: Batch,
+        removals: Sequence[Removed] = (),
+        folder: Path | None = None,
+        identity: dict[str, Any] | None = None,
+        keep: int = 0,
+    ) -> None:
+        self.model, self.blocks, self.folder, self.keep = model, blocks, folder, keep
+        self.removals = [tuple(sorted(removed)) for removed in removals]
+        self.count, self.tokens = blocks.input_ids.shape
+        at_once = max(1, TOKENS_AT_ONCE // self.tokens)
+        self.groups = [range(i, min(i + at_once, self.count)) for i in range(0, self.count, at_once)]
+        self.identity = {"tokens": batch_digest(blocks), "dtype": str(model.dtype), **(identity or {})}
+        self.identity["removals"] = [list(removed) for removed in self.removals]
+        self.at: dict[Removed, Residuals] = {}
+        self.next: dict[Removed, Residuals] = {}
+        self.earlier: list[Residuals] = []
+        """The whole model's stream before the last `keep` layers, oldest first; not the current one."""
+        self.done = self._resume()
+
+    @torch.no_grad()
+    def steps(self) -> Iterator[Step]:
+        """The layers in order. What the caller does with a step is done again if it is killed before the next one."""
+        if not self.at:
+            self._enter()
+        for index in range(self.done, self.model.config.num_hidden_layers):
+            yield Step(index, self.model.layer(index), self)
+            self._leave(index)
+
+    def through(self, index: int) -> list[Removed]:
+        """Streams that go through layer `index`, the whole model's first. A stream is named by what it lacks so far."""
+        wanted = {removed[: sum(i < index for i in removed)] for removed in self.removals if index not in removed}
+        return sorted({(), *wanted} & set(self.at))
+
+    def _around(self, index: int) -> dict[Removed, Removed]:
+        """Streams that a variant takes past layer `index`: new name -> name so far."""
+        past = [removed[: sum(i <= index for i in removed)] for removed in self.removals if index in removed]
+        return {name: name[:-1] for name in sorted(set(past))}
+
+    def new(self, place: int, key: Removed) -> Residuals:
+        """An empty store for a stream before layer `place`."""
+        path = None if self.folder is None else self.folder / self._name(place, key)
+        return Residuals(self.count, self.tokens, self.model.config.hidden_size, self.model.dtype, path)
+
+    @staticmethod
+    def _name(place: int, key: Removed) -> str:
+        label = "-".join(map(str, key)) or "whole"
+        if len(label) > 100:
+            label = hashlib.sha256(label.encode()).hexdigest()
+        return f"stream-{place}-{label}.bin"
+
+    def _enter(self) -> None:
+        store = self.new(0, ())
+        for rows in self.groups:
+            hidden = self.model.embed(self.blocks.input_ids[rows.start : rows.stop])
+            if not torch.isfinite(hidden).all():
+                raise StreamError(f"{self.model.folder}: the token embeddings have NaN or infinity")
+            store.put(rows, hidden)
+        self.at = {(): store}
+        self._commit()
+
+    def _leave(self, index: int) -> None:
+        """Make the streams behind the layer the current ones, and forget those before it, once that is on disk."""
+        after, around = dict(self.next), self._around(index)
+        for name, before in around.items():
+            after[name] = self._copy(self.at[before], index + 1, name)
+        before, self.at, self.next = self.at, after, {}
+        self.done = index + 1
+        self.earlier.append(before.pop(()))
+        forgotten = [*before.values(), *self.earlier[: max(0, len(self.earlier) - self.keep)]]
+        self.earlier = self.earlier[max(0, len(self.earlier) - self.keep) :]
+        self._commit()
+        for store in forgotten:
+            store.drop()
+
+    def _copy(self, source: Residuals, place: int, key: Removed) -> Residuals:
+        target = self.new(place, key)
+        for rows in self.groups:
+            target.put(rows, source.get(rows))
+        return target
+
+    def _commit(self) -> None:
+        if self.folder is None:
+            return
+        state = {"identity": self.identity, "done": self.done, "streams": [list(key) for key in self.at]}
+        state["earlier"] = [store.path.name for store in self.earlier if store.path is not None]
+        temporary = self.folder / f".walk.json.tmp-{os.getpid()}"
+        temporary.write_text(json.dumps(state), encoding="utf-8")
+        os.replace(temporary, self.folder / "walk.json")
+
+    def _resume(self) -> int:
+        if self.folder is None:
+            return 0
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / "walk.json"
+        if not path.exists():
+            return 0
+        try:
+            state = json.loads(path.read_text(encoding="utf-8"))
+            found, done = state["identity"], int(state["done"])
+            streams, earlier = [tuple(key) for key in state["streams"]], list(state["earlier"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise StreamError(f"{path}: cannot be read ({error}); delete {self.folder} to begin anew") from None
+        wanted = json.loads(json.dumps(self.identity))
+        if found != wanted:
+            other = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
+            raise StreamError(f"{path}: of another run ({', '.join(other)} differ); delete {self.folder} to begin anew")
+        size = self.count * self.tokens * self.model.config.hidden_size * self.model.dtype.itemsize
+        paths = [self.folder / name for name in earlier]
+        for file in (*(self.folder / self._name(done, key) for key in streams), *paths):
+            if not file.is_file() or file.stat().st_size != size:
+                raise StreamError(f"{file}: missing or cut; delete {self.folder} to begin anew")
+        self.at = {key: self.new(done, key) for key in streams}
+        shape = (self.count, self.tokens, self.model.config.hidden_size, self.model.dtype)
+        self.earlier = [Residuals(*shape, path) for path in paths]
+        return done
