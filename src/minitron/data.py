@@ -11,6 +11,7 @@ from __future__ import annotations
 import glob
 import gzip
 import hashlib
+import itertools
 import json
 import lzma
 import os
@@ -362,7 +363,7 @@ def _best_fit(lengths: np.ndarray, block: int) -> list[list[int]]:
 
 @dataclass(frozen=True)
 class Batch:
-    """Packed blocks as tensors; all are (B, T) int64."""
+    """Packed blocks as tensors; all are (B, T) int64 but `places`."""
 
     input_ids: Tensor
     position_ids: Tensor
@@ -371,6 +372,8 @@ class Batch:
     """Hugging Face convention (not shifted); -100 at the first token of each piece and at padding."""
     num_items: int
     """Scored labels of the whole optimizer step, of which this batch may be a part; the divisor of the loss."""
+    places: Tensor | None = None
+    """(B,) int64: number of each block among all blocks of its stream, the same in every epoch; None outside one."""
 
     @property
     def num_scored(self) -> int:
@@ -380,7 +383,7 @@ class Batch:
     def to(self, device: torch.device | str) -> Batch:
         """Return the batch on a device."""
         moved = (x.to(device) for x in (self.input_ids, self.position_ids, self.labels))
-        return Batch(*moved, num_items=self.num_items)
+        return Batch(*moved, num_items=self.num_items, places=self.places)
 
 
 def collate(blocks: Sequence[Sequence[np.ndarray]], length: int, pad: int = 0) -> Batch:
@@ -415,6 +418,8 @@ class BlockStream:
         self.weights = [weight for _, weight in sources]
         self.block = self.sources[0].block
         self.counts = [max(1, round(weight * len(blocks))) for blocks, weight in sources]
+        # Number of the first block of each source when all are counted on, and their total.
+        self.firsts = [0, *itertools.accumulate(len(blocks) for blocks in self.sources)]
         self.seed = seed
         self._source = np.repeat(np.arange(len(sources)), self.counts)
         self._within = np.concatenate([np.arange(count) for count in self.counts])
@@ -442,8 +447,13 @@ class BlockStream:
 
     def batches(self, position: int, total: int, at_once: int, pad: int = 0) -> list[Batch]:
         """Blocks `position` to `position + total`, as batches of `at_once` that count as one step."""
-        places = [self.locate(position + i) for i in range(total)]
-        blocks = [self.sources[source].pieces(index) for source, index in places]
-        parts = [collate(blocks[i : i + at_once], self.block, pad) for i in range(0, total, at_once)]
+        found = [self.locate(position + i) for i in range(total)]
+        blocks = [self.sources[source].pieces(index) for source, index in found]
+        places = torch.tensor([self.firsts[source] + index for source, index in found])
+        starts = range(0, total, at_once)
+        parts = [collate(blocks[i : i + at_once], self.block, pad) for i in starts]
         scored = sum(part.num_items for part in parts)
-        return [Batch(p.input_ids, p.position_ids, p.labels, scored) for p in parts]
+        return [
+            Batch(p.input_ids, p.position_ids, p.labels, scored, places[i : i + at_once])
+            for i, p in zip(starts, parts, strict=True)
+        ]

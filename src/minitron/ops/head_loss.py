@@ -1,0 +1,363 @@
+"""Losses of an LM head with a large vocabulary: value and gradients in one pass over chunks of rows.
+
+The logits of 4,096 tokens over a vocabulary of 256,000 take 4 GiB in fp32. Here a chunk of rows is projected, its loss
+and the gradient of its logits are formed at once, the gradients of hidden states and head are added up, and the chunk
+is dropped. `ops.loss` and `ops.kl` are what others call; this file is the one operator below them.
+
+It is one operator to torch as well (`minitron::head_loss`), so that `torch.compile` takes it whole, and its shapes do
+not depend on which rows are ignored.
+
+Letters of shapes: N rows, D hidden, V vocabulary (of this process, where the head is sharded), K targets per row.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.distributed import ReduceOp, all_reduce
+
+from .autocast import autocast_dtype, without_autocast
+
+IGNORE_INDEX = -100
+# fp32 values in the logits of one chunk: 32 Mi of them are 128 MiB.
+CHUNK_VALUES = 1 << 25
+# fp32 values that a few tensors of this size keep in the processor's cache while one operation follows another.
+_CACHED_VALUES = 1 << 20
+
+FORWARD_KL, REVERSE_KL, JSD = "forward_kl", "reverse_kl", "jsd"
+KINDS = (FORWARD_KL, REVERSE_KL, JSD)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The part of the vocabulary whose head rows this process holds; all processes hold the same hidden states."""
+
+    group: str
+    """Name of the process group (`group.group_name`) among whose processes the vocabulary is split."""
+    start: int
+    """Id of the first head row here."""
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Reductions over the vocabulary of some rows, whether it is here as a whole or split among processes."""
+
+    group: str
+    start: int
+
+    def reduce(self, values: Tensor, op: ReduceOp.RedOpType = ReduceOp.SUM) -> Tensor:
+        """Of all processes, in place."""
+        if self.group:
+            all_reduce(values, op, group=_process_group(self.group))
+        return values
+
+    def log_normalizer(self, logits: Tensor) -> Tensor:
+        """(R, V) to (R, 1)."""
+        if not self.group:
+            return torch.logsumexp(logits, dim=-1, keepdim=True)
+        highest = self.reduce(logits.amax(dim=-1, keepdim=True), ReduceOp.MAX)
+        return self.reduce((logits - highest).exp_().sum(dim=-1, keepdim=True)).log_().add_(highest)
+
+    def top(self, logits: Tensor) -> Tensor:
+        """(R, V) to the id (R,) of the largest; the lowest such id where the vocabulary is split."""
+        value, index = logits.max(dim=-1)
+        index = index + self.start
+        if not self.group:
+            return index
+        highest = self.reduce(value.clone(), ReduceOp.MAX)
+        return self.reduce(torch.where(value == highest, index, torch.iinfo(index.dtype).max), ReduceOp.MIN)
+
+    def pick(self, values: Tensor, ids: Tensor) -> Tensor:
+        """Values (R, V) at ids (R, K) of the whole vocabulary."""
+        here, inside = self.local(ids, values.shape[1])
+        return self.reduce(values.gather(1, here).mul_(inside))
+
+    def add_at(self, values: Tensor, ids: Tensor, addends: Tensor) -> None:
+        """Add to values (R, V) at ids (R, K) of the whole vocabulary, in place."""
+        here, inside = self.local(ids, values.shape[1])
+        values.scatter_add_(1, here, addends * inside)
+
+    def local(self, ids: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        """Ids as columns here, and whether each is here."""
+        here = ids - self.start
+        inside = (here >= 0) & (here < size)
+        return here.clamp_(0, size - 1), inside
+
+
+def _process_group(name: str):
+    from torch._C._distributed_c10d import _resolve_process_group  # what torch's own collectives do with a name
+
+    return _resolve_process_group(name)  # type: ignore[arg-type]
+
+
+# --- the losses of some rows: each overwrites the logits with the gradient, and returns the loss of each row ------
+
+
+def _forward_kl(rows: Vocabulary, s: Tensor, t: Tensor) -> Tensor:
+    """KL(p_t || p_s) from log-probabilities; the gradient is p_s - p_t. Also overwrites `t`."""
+    p_t = t.exp()
+    value = rows.reduce(torch.linalg.vecdot(p_t, t.sub_(s)))
+    s.exp_().sub_(p_t)
+    return value
+
+
+def _reverse_kl(rows: Vocabulary, s: Tensor, t: Tensor) -> Tensor:
+    """KL(p_s || p_t); the gradient is p_s (log p_s - log p_t - KL)."""
+    difference = torch.sub(s, t, out=t)
+    p_s = s.exp_()
+    value = rows.reduce(torch.linalg.vecdot(p_s, difference))
+    p_s.mul_(difference.sub_(value[:, None]))
+    return value
+
+
+def _jsd(rows: Vocabulary, s: Tensor, t: Tensor) -> Tensor:
+    """(KL(p_t || m) + KL(p_s || m)) / 2, m = (p_t + p_s) / 2; the gradient is p_s (log(p_s / m) - KL(p_s || m)) / 2."""
+    log_m = torch.logaddexp(s, t).sub_(math.log(2))
+    from_t = torch.linalg.vecdot(t.exp(), t.sub_(log_m))
+    log_ratio = torch.sub(s, log_m, out=log_m)
+    p_s = s.exp_()
+    from_s = rows.reduce(torch.linalg.vecdot(p_s, log_ratio))
+    p_s.mul_(log_ratio.sub_(from_s[:, None])).mul_(0.5)
+    return (rows.reduce(from_t) + from_s) * 0.5
+
+
+_DIVERGENCES: dict[str, Callable[[Vocabulary, Tensor, Tensor], Tensor]] = {
+    FORWARD_KL: _forward_kl,
+    REVERSE_KL: _reverse_kl,
+    JSD: _jsd,
+}
+
+
+def _sparse_cross_entropy(rows: Vocabulary, s: Tensor, ids: Tensor, shares: Tensor) -> Tensor:
+    """-sum_k shares_k log p_s(ids_k); the gradient is (sum of shares) p_s, less the shares at their ids."""
+    value = -(rows.pick(s, ids) * shares).sum(dim=-1)
+    s.exp_().mul_(shares.sum(dim=-1, keepdim=True))
+    rows.add_at(s, ids, -shares)
+    return value
+
+
+class _Sparse(NamedTuple):
+    ids: Tensor
+    shares: Tensor
+    top: Tensor | None
+
+
+@dataclass(frozen=True)
+class _Loss:
+    """What is computed from the logits of some rows."""
+
+    rows: Vocabulary
+    kind: str
+    temperature: float
+    ce_weight: float
+    gradients: bool
+
+    def __call__(self, s: Tensor, labels: Tensor, t: Tensor | None, sparse: _Sparse | None) -> Tensor:
+        """(divergence, cross-entropy, agreements) summed over rows; overwrites `s` (R, V) with its gradient.
+
+        Args:
+            s: logits of the student; of at least fp32.
+            labels: (R,).
+            t: logits of the teacher, overwritten too; or else
+            sparse: the teacher's distribution as few ids per row.
+        """
+        rows, labels = self.rows, labels[:, None]
+        normalizer = rows.log_normalizer(s)
+        sums = [torch.zeros((), dtype=s.dtype, device=s.device), (normalizer - rows.pick(s, labels)).sum()]
+        top = rows.top(t) if t is not None else sparse.top if sparse is not None else None
+        sums.append(sums[0] if top is None else (rows.top(s) == top).sum().to(s.dtype))
+        hard = None
+        if self.ce_weight and self.gradients:
+            hard = (s - normalizer).exp_()
+            rows.add_at(hard, labels, torch.full_like(normalizer, -1.0))
+        if self.temperature != 1:
+            s.div_(self.temperature)
+            normalizer = rows.log_normalizer(s)
+        s.sub_(normalizer)
+        if t is not None:
+            if self.temperature != 1:
+                t.div_(self.temperature)
+            sums[0] = _DIVERGENCES[self.kind](rows, s, t.sub_(rows.log_normalizer(t))).sum()
+        elif sparse is not None:
+            sums[0] = _sparse_cross_entropy(rows, s, sparse.ids, sparse.shares.to(s.dtype)).sum()
+        if self.temperature != 1:
+            s.div_(self.temperature)
+        if hard is not None:
+            s.add_(hard, alpha=self.ce_weight)
+        return torch.stack(sums)
+
+
+# --- the operator ------------------------------------------------------------------------------------------------
+
+
+@torch.library.custom_op("minitron::head_loss", mutates_args=())
+def _head_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    num_items: Tensor,
+    teacher_hidden: Tensor | None,
+    teacher_weight: Tensor | None,
+    ids: Tensor | None,
+    shares: Tensor | None,
+    top: Tensor | None,
+    kind: str,
+    temperature: float,
+    ce_weight: float,
+    rows_per_chunk: int,
+    need_hidden: bool,
+    need_weight: bool,
+    group: str,
+    start: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(loss, sums, gradient of hidden, gradient of weight); `sums` are divergence, cross-entropy, agreements."""
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    loss = _Loss(Vocabulary(group, start), kind, temperature, ce_weight, need_hidden or need_weight)
+    sums = torch.zeros(3, dtype=wide, device=hidden.device)
+    grad_hidden = torch.zeros_like(hidden) if need_hidden else hidden.new_empty(0)
+    # Summed over many chunks, so at least in fp32 whatever the dtype of the weights.
+    grad_weight = torch.zeros_like(weight, dtype=wide) if need_weight else weight.new_empty(0)
+    scale = 1 / max(1.0, num_items.item())
+    kept = (labels != IGNORE_INDEX).nonzero().squeeze(1)
+    rows_at_once = rows_per_chunk if group or hidden.device.type != "cpu" else _rows_in_cache(weight)
+    for at in kept.split(rows_per_chunk):
+        h = hidden[at]
+        logits = h @ weight.t()
+        teacher = None if teacher_hidden is None else teacher_hidden[at] @ teacher_weight.t()  # type: ignore[union-attr]
+        for first in range(0, len(at), rows_at_once):
+            part = slice(first, first + rows_at_once)
+            some = at[part]
+            s = logits[part].to(wide)
+            t = None if teacher is None else teacher[part].to(wide)
+            sparse = None
+            if ids is not None and shares is not None:
+                sparse = _Sparse(ids[some], shares[some], None if top is None else top[some])
+            sums += loss(s, labels[some], t, sparse)
+            if logits.dtype != wide:
+                logits[part] = s
+        if need_hidden:
+            grad_hidden[at] = loss.rows.reduce(logits @ weight).mul_(scale)
+        if need_weight:
+            if weight.dtype == wide:
+                grad_weight.addmm_(logits.t(), h, alpha=scale)
+            else:
+                grad_weight.add_(logits.t() @ h, alpha=scale)
+    return (sums[0] + ce_weight * sums[1]) * scale, sums, grad_hidden, grad_weight.to(weight.dtype)
+
+
+def _rows_in_cache(weight: Tensor) -> int:
+    return max(1, _CACHED_VALUES // weight.shape[0])
+
+
+@_head_loss.register_fake
+def _(hidden: Tensor, weight: Tensor, *rest: object) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    need_hidden, need_weight = rest[-4], rest[-3]
+    return (
+        hidden.new_empty((), dtype=wide),
+        hidden.new_empty(3, dtype=wide),
+        torch.empty_like(hidden) if need_hidden else hidden.new_empty(0),
+        torch.empty_like(weight) if need_weight else weight.new_empty(0),
+    )
+
+
+def _keep_gradients(ctx, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*output[2:])
+    ctx.set_materialize_grads(False)
+
+
+def _scale_gradients(ctx, grad: Tensor | None, *_: object) -> tuple[Tensor | None, ...]:
+    if torch.is_grad_enabled():  # create_graph=True; the gradients were formed as numbers
+        raise RuntimeError("this loss has no second derivatives; use cross_entropy of the logits")
+    of_hidden, of_weight = ctx.saved_tensors
+    if grad is None:
+        return (None,) * 17
+    return (
+        _times(of_hidden, grad) if of_hidden.numel() else None,
+        _times(of_weight, grad) if of_weight.numel() else None,
+        *((None,) * 15),
+    )
+
+
+_head_loss.register_autograd(_scale_gradients, setup_context=_keep_gradients)
+
+
+def _times(gradient: Tensor, factor: Tensor) -> Tensor:
+    """The product, in fp32: a 16-bit factor would bias every gradient."""
+    return (gradient.to(factor.dtype) * factor).to(gradient.dtype)
+
+
+def head_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    num_items: Tensor | int | None,
+    *,
+    teacher: tuple[Tensor, Tensor] | None = None,
+    sparse: tuple[Tensor, Tensor, Tensor | None] | None = None,
+    kind: str = FORWARD_KL,
+    temperature: float = 1.0,
+    ce_weight: float = 0.0,
+    rows_per_chunk: int | None = None,
+    shard: Shard | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Sum over rows of divergence + `ce_weight` * cross-entropy, divided by `num_items`; and three plain sums.
+
+    Args:
+        hidden: (..., D).
+        weight: (V, D), the head, or this process's part of it.
+        labels: (...) integers; rows with -100 are left out.
+        num_items: divisor; the number of rows that are not left out if None.
+        teacher: hidden states (..., Dt) and head (V, Dt) of the teacher; or else
+        sparse: ids (..., K), shares (..., K), and the teacher's most likely ids (...) if they are known.
+        kind: which divergence, for dense teachers.
+        temperature: divides the logits of both in the divergence.
+        ce_weight: of the cross-entropy at `labels`, at temperature 1.
+        rows_per_chunk: rows whose logits exist at one time.
+        shard: set where the heads hold a part of the vocabulary.
+
+    Returns:
+        The loss, a scalar of at least fp32; (divergence, cross-entropy, rows where both have the same most likely
+        token), summed over rows, without gradient.
+    """
+    width = hidden.shape[-1]
+    hidden, labels = hidden.reshape(-1, width), labels.reshape(-1)
+    dtype = autocast_dtype(hidden) or weight.dtype
+    hidden, weight = hidden.to(dtype), weight.to(dtype)
+    if rows_per_chunk is None:
+        rows_per_chunk = max(1, CHUNK_VALUES // weight.shape[0])
+    count = (labels != IGNORE_INDEX).sum() if num_items is None else torch.as_tensor(num_items, device=hidden.device)
+    teacher_hidden, teacher_weight, ids, shares, top = None, None, None, None, None
+    if teacher is not None:
+        teacher_weight = teacher[1].detach().to(autocast_dtype(hidden) or teacher[1].dtype)
+        teacher_hidden = teacher[0].detach().reshape(-1, teacher[0].shape[-1]).to(teacher_weight.dtype)
+    elif sparse is not None:
+        ids, shares = (x.reshape(-1, x.shape[-1]) for x in sparse[:2])
+        top = None if sparse[2] is None else sparse[2].reshape(-1)
+    need = torch.is_grad_enabled()
+    with without_autocast(hidden):
+        loss, sums, _, _ = _head_loss(
+            hidden,
+            weight,
+            labels,
+            count,
+            teacher_hidden,
+            teacher_weight,
+            ids,
+            shares,
+            top,
+            kind,
+            float(temperature),
+            float(ce_weight),
+            rows_per_chunk,
+            need and hidden.requires_grad,
+            need and weight.requires_grad,
+            shard.group if shard else "",
+            shard.start if shard else 0,
+        )
+    return loss, sums.detach()
