@@ -189,7 +189,7 @@ def test_hidden_states_survive_gradient_checkpointing() -> None:
         ({"temperature": 0.0}, "temperature is 0.0; it must be greater than 0"),
         ({"ce_weight": -1.0}, "ce_weight is -1.0; it must be 0 or more"),
         ({"hidden": "l1"}, "hidden is 'l1'; it must be one of cosine, mse, or None"),
-        ({"embeddings": True}, "set hidden: cosine or mse"),
+        ({"embeddings": True}, "set hidden to cosine or mse"),
     ],
 )
 def test_options_that_cannot_be_are_refused(values: dict, says: str) -> None:
