@@ -43,7 +43,7 @@ def with_tokenizer(folder: Path, config: NemotronConfig, dtype: torch.dtype = to
 
 
 @contextmanager
-def llama_cpp(path: Path) -> Iterator[Any]:
+def llama_cpp(path: Path, **options: float) -> Iterator[Any]:
     xllamacpp = pytest.importorskip("xllamacpp")
     params = xllamacpp.CommonParams()
     params.model.path = str(path)
@@ -51,6 +51,8 @@ def llama_cpp(path: Path) -> Iterator[Any]:
     params.cpuparams.n_threads = 1
     params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    for name, value in options.items():
+        setattr(params, name, value)
     yield xllamacpp.Server(params)
 
 
@@ -80,6 +82,23 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "three quarters rotate": {"partial_rotary_factor": 0.75, "rope_theta": 500.0, "norm_eps": 1e-3},
     "linear": {"rope_parameters": {"rope_type": "linear", "factor": 2.0}},
     "yarn": {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}},
+    "yarn with attention": {
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "factor": 4.0,
+            "attention_factor": 1.5,
+            "original_max_position_embeddings": 32,
+        }
+    },
+    "yarn with mscale": {
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "factor": 4.0,
+            "mscale": 0.7,
+            "mscale_all_dim": 2.0,
+            "original_max_position_embeddings": 32,
+        }
+    },
 }
 
 
@@ -106,8 +125,83 @@ def test_llama_cpp_runs_every_type(tmp_path: Path, kind: str, bound: float) -> N
     assert lost < bound
 
 
-def assert_top_ten(path: Path, expected: torch.Tensor, bound: float, *, order: bool = True) -> None:
-    with llama_cpp(path) as server:
+def test_betas_of_yarn_are_an_option_of_llama_cpp(tmp_path: Path) -> None:
+    rope = {"rope_type": "yarn", "factor": 4.0, "beta_fast": 6.0, "beta_slow": 0.5,
+            "original_max_position_embeddings": 32, "rope_theta": 100.0}  # fmt: skip
+    checkpoint = with_tokenizer(tmp_path, tiny_config(**{**SHAPE, "rope_parameters": rope}))
+    notes = write_gguf(checkpoint, tmp_path / "model.gguf", quantization="f32")
+    assert any("--yarn-beta-fast 6.0 --yarn-beta-slow 0.5" in note for note in notes)
+    expected = upstream_log_probs(checkpoint)
+    assert_top_ten(tmp_path / "model.gguf", expected, 2e-4, yarn_beta_fast=6.0, yarn_beta_slow=0.5)
+
+
+ROPES: list[dict[str, Any]] = [
+    {"rope_type": "default"},
+    {"rope_type": "linear", "factor": 2.5},
+    {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "beta_fast": 6.0, "beta_slow": 0.5,
+     "attention_factor": 1.25},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("rope", ROPES, ids=lambda rope: rope["rope_type"])
+def test_rope_scaling_there_and_back(tmp_path: Path, rope: dict[str, Any]) -> None:
+    config = tiny_config(**{**SHAPE, "rope_parameters": dict(rope)})
+    tensors = {name: from_tensor(tensor) for name, tensor in random_state(config).items()}
+    write_gguf(Checkpoint(config, tensors), tmp_path / "model.gguf", quantization="f32")
+    found = open_gguf(tmp_path / "model.gguf").config.rope_parameters
+    assert found == pytest.approx(config.rope_parameters, abs=1e-6) if rope.get("factor") else config.rope_parameters
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "dynamic", "factor": 2.0},
+        {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+         "original_max_position_embeddings": 32},
+        {"rope_type": "longrope", "long_factor": [1.0] * 4, "short_factor": [1.0] * 4, "factor": 2.0,
+         "original_max_position_embeddings": 32},
+    ],
+    ids=lambda rope: rope["rope_type"],
+)  # fmt: skip
+def test_rope_scaling_that_llama_cpp_has_not_is_refused(tmp_path: Path, rope: dict[str, Any]) -> None:
+    config = tiny_config(**{**SHAPE, "rope_parameters": rope})
+    tensors = {name: from_tensor(tensor) for name, tensor in random_state(config).items()}
+    with pytest.raises(CheckpointError, match=f"rope_type is '{rope['rope_type']}'; llama.cpp's Nemotron scales RoPE"):
+        write_gguf(Checkpoint(config, tensors), tmp_path / "model.gguf")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("factors", "good"), [([1.0] * 4, True), ([1.0, 1.0, 4.0, 8.0], False)])
+def test_factors_per_frequency(tmp_path: Path, factors: list[float], good: bool) -> None:
+    """llama.cpp refuses a Nemotron with such a tensor; here ones are read as what they are, others refused too."""
+    checkpoint = with_tokenizer(tmp_path, tiny_config(**SHAPE))
+    write_gguf(checkpoint, tmp_path / "plain.gguf", quantization="f32")
+    reader = gguf.GGUFReader(tmp_path / "plain.gguf")
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "nemotron")
+    for field in reader.fields.values():
+        if not field.name.startswith("GGUF.") and field.name != "general.architecture":
+            kind = field.types[0]
+            item = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
+            writer.add_key_value(field.name, field.contents(), kind, item)
+    writer.add_tensor("rope_freqs.weight", np.array(factors, dtype=np.float32))
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    if good:
+        found = open_gguf(tmp_path / "model.gguf")
+        assert all(torch.equal(found.get(n).load(), t.load()) for n, t in checkpoint.tensors.items() if "norm" not in n)
+        return
+    with pytest.raises(CheckpointError, match="factors per frequency"):
+        open_gguf(tmp_path / "model.gguf")
+    with pytest.raises(RuntimeError, match="server"), llama_cpp(tmp_path / "model.gguf"):
+        pass
+
+
+def assert_top_ten(path: Path, expected: torch.Tensor, bound: float, *, order: bool = True, **options: float) -> None:
+    with llama_cpp(path, **options) as server:
         request = {"prompt": IDS, "n_predict": 1, "temperature": 0.0, "logprobs": 10, "cache_prompt": False}
         answer = server.handle_completions(request)
     answer = json.loads(answer) if isinstance(answer, str) else answer

@@ -6,7 +6,9 @@ in the header. Format: ggml's docs/gguf.md, versions 2 and 3.
 
 from __future__ import annotations
 
+import math
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -28,6 +30,8 @@ _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: 
 _STRING, _ARRAY = 8, 9
 _PLAIN = {0: torch.float32, 1: torch.float16, 30: torch.bfloat16, 28: torch.float64}
 _MAX_ARRAY_DEPTH = 2
+_ROPE_FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+_MAX_FACTOR_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -187,7 +191,11 @@ def open_gguf(path: Path) -> Checkpoint:
     require(arch == "nemotron", f"{path}: general.architecture is {arch!r}, expected 'nemotron'")
     tensors: dict[str, LazyTensor] = {}
     for name, tensor in file.tensors.items():
-        if name not in ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"):
+        if name in _ROPE_FACTORS:
+            ones = bool((lazy(tensor).load() == 1).all()) if tensor.data.size <= _MAX_FACTOR_BYTES else False
+            require(ones, f"{path}: {name} (RoPE factors per frequency): llama.cpp's Nemotron has none, and "
+                    "which scaling they stand for is not told")  # fmt: skip
+        else:
             tensors[gguf_to_hf(name)] = lazy(tensor)
     config = _config(file, tensors)
     main = tensors["model.embed_tokens.weight"].dtype
@@ -207,10 +215,6 @@ def open_gguf(path: Path) -> Checkpoint:
     quantized = sorted({_kind_name(t.kind) for t in file.tensors.values() if t.kind not in _PLAIN})
     if quantized:
         checkpoint.notes.append(f"dequantized from {', '.join(quantized)}: what quantization lost stays lost")
-    if "rope_freqs.weight" in file.tensors:
-        raise CheckpointError(
-            f"{path}: rope_freqs.weight (per-frequency RoPE factors) has no place in a Nemotron config"
-        )
     add_tokenizer(checkpoint, file.keys)
     checkpoint.texts["generation_config.json"] = generation_config(config)
     return checkpoint
@@ -243,12 +247,7 @@ def _config(file: GGUFFile, tensors: dict[str, LazyTensor]) -> NemotronConfig:
         "rope_theta": get("rope.freq_base", 10000.0),
         "partial_rotary_factor": rotary / head_dim,
     }
-    kind = get("rope.scaling.type", "none")
-    if kind != "none":
-        require(kind in ("linear", "yarn"), f"{where}: rope.scaling.type is {kind!r}, expected linear or yarn")
-        rope |= {"rope_type": kind, "factor": get("rope.scaling.factor", 1.0)}
-        if kind == "yarn":
-            rope["original_max_position_embeddings"] = get("rope.scaling.original_context_length")
+    rope |= _rope_scaling(get, where)
     head = file.tensors.get("output.weight")
     embedding = file.tensors["token_embd.weight"]
     values = {
@@ -273,6 +272,33 @@ def _config(file: GGUFFile, tensors: dict[str, LazyTensor]) -> NemotronConfig:
         if type(number) is int:
             values[f"{name}_token_id"] = number
     return config_from(values, where)
+
+
+def _rope_scaling(get: Callable[..., Any], where: object) -> dict[str, Any]:
+    kind = get("rope.scaling.type", "none")
+    if kind == "none":
+        return {}
+    require(kind in ("linear", "yarn"), f"{where}: rope.scaling.type is {kind!r}, expected linear or yarn")
+    factor = get("rope.scaling.factor", 1.0)
+    good = isinstance(factor, int | float) and not isinstance(factor, bool) and 0 < factor < math.inf
+    require(good, f"{where}: rope.scaling.factor is {factor!r}, expected a number above 0")
+    rope: dict[str, Any] = {"rope_type": kind, "factor": factor}
+    if kind == "linear":
+        return rope
+    names = {"original_max_position_embeddings": "original_context_length", "beta_fast": "yarn_beta_fast",
+             "beta_slow": "yarn_beta_slow"}  # fmt: skip
+    rope |= {ours: value for ours, name in names.items() if (value := get(f"rope.scaling.{name}")) is not None}
+    attention = get("rope.scaling.attn_factor", 1.0)
+    require(isinstance(attention, float), f"{where}: rope.scaling.attn_factor is {attention!r}, expected a number")
+    if attention != 1.0:
+        # float32 in the file: more digits would be noise.
+        rope["attention_factor"] = round(attention * yarn_default_attention(factor), 7)
+    return rope
+
+
+def yarn_default_attention(factor: float, scale: float = 1.0) -> float:
+    """By how much yarn multiplies cosines and sines for a context `factor` times as long (paper, eq. 22)."""
+    return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
 TIED_KEY = "nemotron.tie_word_embeddings"

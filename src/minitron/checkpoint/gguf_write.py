@@ -19,7 +19,7 @@ import torch
 
 from minitron.config import NemotronConfig
 
-from .gguf_read import TIED_KEY, _gguf
+from .gguf_read import TIED_KEY, _gguf, yarn_default_attention
 from .gguf_vocab import HF_JSON_KEY, Vocabulary, vocabulary_of
 from .hf import check_target, remove
 from .limits import require, require_disk_space, temporary_beside
@@ -27,6 +27,7 @@ from .names import hf_to_gguf, is_norm_weight
 from .tensors import Checkpoint, LazyTensor, ahead, raw, write_all
 
 QUANTIZATIONS = ("f32", "f16", "bf16", "q8_0", "q4_0")
+_YARN_BETAS = {"beta_fast": 32, "beta_slow": 1}
 _WORKERS = 2
 _CHUNK_ROWS_BYTES = 1 << 19  # of float32: a chunk and its temporaries stay in the processor's cache
 
@@ -104,6 +105,11 @@ def _notes(config: NemotronConfig, vocabulary: Vocabulary | None) -> list[str]:
             f"{config.num_attention_heads} heads of {config.head_dim} are not hidden_size ({config.hidden_size}); "
             "llama.cpp before its fix for this shape (#23343) refuses to load it, the file is right"
         )
+    rope = config.rope_parameters or {}
+    betas = [(key, rope[key]) for key, usual in _YARN_BETAS.items() if rope.get(key, usual) not in (usual, None)]
+    if rope.get("rope_type") == "yarn" and betas:
+        options = " ".join(f"--yarn-{key.replace('_', '-')} {value}" for key, value in betas)
+        notes.append(f"llama.cpp does not read yarn's betas from a Nemotron file; run it with {options}")
     return notes
 
 
@@ -233,12 +239,32 @@ def _add_rope_scaling(writer: Any, config: NemotronConfig, gguf: Any) -> None:
     kind = rope.get("rope_type", "default")
     if kind == "default":
         return
-    require(kind in ("linear", "yarn"), f"rope_type is {kind!r}; llama.cpp's Nemotron has linear and yarn")
+    # llama.cpp's Nemotron passes no factors per frequency to its RoPE, and refuses a file with tensors of them, so
+    # llama3 and longrope have no form that it would compute; dynamic depends on the length of the text.
+    known = kind in ("linear", "yarn")
+    require(known, f"rope_type is {kind!r}; llama.cpp's Nemotron scales RoPE in two ways only, linear and yarn")
+    factor = float(rope["factor"])
     writer.add_rope_scaling_type(gguf.RopeScalingType(kind))
-    writer.add_rope_scaling_factor(float(rope["factor"]))
-    if kind == "yarn":
-        original = rope.get("original_max_position_embeddings") or config.max_position_embeddings
-        writer.add_rope_scaling_orig_ctx_len(int(original))
+    writer.add_rope_scaling_factor(factor)
+    if kind == "linear":
+        return
+    require(rope.get("truncate", True), "rope_parameters has truncate: false; llama.cpp's yarn always truncates")
+    original = rope.get("original_max_position_embeddings") or config.max_position_embeddings
+    writer.add_rope_scaling_orig_ctx_len(int(original))
+    writer.add_rope_scaling_yarn_beta_fast(float(rope.get("beta_fast") or _YARN_BETAS["beta_fast"]))
+    writer.add_rope_scaling_yarn_beta_slow(float(rope.get("beta_slow") or _YARN_BETAS["beta_slow"]))
+    attention = _yarn_attention(rope, factor)
+    if attention is not None:
+        writer.add_rope_scaling_attn_factors(attention / yarn_default_attention(factor))
+
+
+def _yarn_attention(rope: dict[str, Any], factor: float) -> float | None:
+    """What cosines and sines are multiplied with, where it is not yarn's own value."""
+    if rope.get("attention_factor") is not None:
+        return float(rope["attention_factor"])
+    if rope.get("mscale") and rope.get("mscale_all_dim"):
+        return yarn_default_attention(factor, rope["mscale"]) / yarn_default_attention(factor, rope["mscale_all_dim"])
+    return None
 
 
 def add_vocabulary(writer: Any, vocabulary: Vocabulary) -> None:

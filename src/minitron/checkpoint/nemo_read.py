@@ -16,14 +16,25 @@ from minitron.config import NemotronConfig
 
 from .archive import Files, open_archive
 from .hf import SIDE_FILES, check_shapes, generation_config, read_config
-from .limits import MAX_LAYERS, MAX_TOKENIZER_BYTES, CheckpointError, member_path, parse_json, parse_yaml, require
+from .limits import (
+    MAX_JSON_BYTES,
+    MAX_LAYERS,
+    MAX_TOKENIZER_BYTES,
+    CheckpointError,
+    member_path,
+    parse_json,
+    parse_yaml,
+    require,
+)
 from .megatron_files import Grid, read_distributed
 from .names import hf_shapes, is_fused_qkv, megatron_to_hf, qkv_rows
-from .nemo_config import config_from_nemo, zero_centred_norms
+from .nemo_config import config_from_nemo, with_class_defaults, zero_centred_norms
+from .nemo_io import config_of_context
 from .spm import SentencePieceModel, read_spm, tokenizer_config, tokenizer_json
 from .tensors import ByteRange, Checkpoint, LazyTensor, join_columns, join_rows, zeros
 from .torch_file import TorchFile, state_dict_of
 
+_SETTINGS = ("model_config.yaml", "context/model.yaml", "context/io.json")
 _PREFIXES = ("model.", "module.", "state_dict.")
 _PARTS = ("decoder.", "embedding.", "output_layer.")
 _IGNORED = ("_extra_state", "rotary_pos_emb.", "position_ids", "amax_history", "scale_inv")
@@ -61,7 +72,10 @@ def open_nemo(path: Path, scratch: Path, config: NemotronConfig | None = None) -
         files = _below_common_folder(files)
         named = read_weights(files, path)
         values, where = _settings(files, path)
-        require(values or config, f"{path}: no model_config.yaml or context/model.yaml in it; pass --config")
+        require(
+            values or config,
+            f"{path}: no model_config.yaml, context/model.yaml or context/io.json in it; pass --config",
+        )
         spm = find_sentencepiece(files, values)
         notes: list[str] = []
         if config is None:
@@ -74,8 +88,8 @@ def open_nemo(path: Path, scratch: Path, config: NemotronConfig | None = None) -
 def _below_common_folder(files: Files) -> Files:
     """Archives made by hand often have everything in one folder."""
     tops = {name.partition("/")[0] for name in files}
-    nested = any(name.endswith(("/model_config.yaml", "/context/model.yaml")) for name in files)
-    if len(tops) == 1 and nested and not any(name in files for name in ("model_config.yaml", "context/model.yaml")):
+    nested = any(name.endswith(tuple(f"/{settings}" for settings in _SETTINGS)) for name in files)
+    if len(tops) == 1 and nested and not any(name in files for name in _SETTINGS):
         return {name.partition("/")[2]: data for name, data in files.items()}
     return files
 
@@ -87,7 +101,11 @@ def _settings(files: Files, path: Path) -> tuple[dict[str, Any], str]:
             values = parse_yaml(files[name].read(), files[name])
             inner = values.get("config", values.get("model", values))
             require(isinstance(inner, dict), f"{files[name]}: config is not a mapping")
-            return inner, str(files[name])
+            return with_class_defaults(inner), str(files[name])
+    if "context/io.json" in files:
+        data = files["context/io.json"]
+        require(data.size <= MAX_JSON_BYTES, f"{data}: {data.size:,} bytes, too long")
+        return with_class_defaults(config_of_context(data.read(), data)), str(data)
     beside = path.parent / "model_config.yaml"
     if path.is_dir() and beside.is_file():
         return parse_yaml(ByteRange.whole(beside).read(), beside), str(beside)

@@ -22,7 +22,8 @@ from .hf import check_target, new_folder, remove
 from .limits import CheckpointError, require, require_disk_space, temporary_beside
 from .megatron_files import metadata_json
 from .names import hf_shapes, hf_to_megatron, qkv_rows
-from .nemo_config import nemo1_config, nemo2_config
+from .nemo_config import nemo1_config, nemo2_model, yaml_values
+from .nemo_io import model_context
 from .tensors import Checkpoint, LazyTensor, join_rows, pad_rows, zeros
 from .torch_file import write_object_record, write_tensor_record
 
@@ -51,13 +52,7 @@ def write_nemo(checkpoint: Checkpoint, target: Path, *, form: str = "nemo", over
     dtype = str(next(iter(checkpoint.tensors.values())).dtype).removeprefix("torch.")
     require_disk_space(target.parent, sum(t.nbytes for stack in stacks.values() for t in stack))
     if form == "nemo2":
-        text = _yaml(nemo2_config(config, dtype, VOCABULARY_MULTIPLE))
-        with new_folder(target, overwrite=overwrite) as folder:
-            sink = FolderSink(folder)
-            _write_bytes(sink, "context/model.yaml", text)
-            for name, data in _side_files(checkpoint).items():
-                _write_bytes(sink, f"context/nemo_tokenizer/{name}", data)
-            write_torch_dist(sink, "weights", "module.", stacks)
+        _write_nemo2(checkpoint, target, stacks, dtype, overwrite=overwrite)
         return
     files = _side_files(checkpoint)
     model = files.pop("tokenizer.model", None)
@@ -80,6 +75,29 @@ def write_nemo(checkpoint: Checkpoint, target: Path, *, form: str = "nemo", over
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _write_nemo2(
+    checkpoint: Checkpoint, target: Path, stacks: dict[str, list[LazyTensor]], dtype: str, *, overwrite: bool
+) -> None:
+    config, files = checkpoint.config, _side_files(checkpoint)
+    place = None
+    if {"tokenizer.json", "tokenizer_config.json"} & files.keys():
+        place = "nemo_tokenizer"
+    elif "tokenizer.model" in files:
+        place = "nemo_tokenizer/tokenizer.model"
+    rows = stacks["embedding.word_embeddings.weight"][0].shape[0]
+    model = nemo2_model(config, dtype, VOCABULARY_MULTIPLE, rows, place)
+    described = yaml_values(model)
+    # NeMo builds from io.json and must find as many rows as there are; model.yaml is for readers.
+    described["config"]["vocab_size"] = config.vocab_size
+    with new_folder(target, overwrite=overwrite) as folder:
+        sink = FolderSink(folder)
+        _write_bytes(sink, "context/io.json", model_context(model))
+        _write_bytes(sink, "context/model.yaml", _yaml(described))
+        for name, data in files.items():
+            _write_bytes(sink, f"context/nemo_tokenizer/{name}", data)
+        write_torch_dist(sink, "weights", "module.", stacks)
 
 
 def _yaml(values: dict[str, Any]) -> bytes:
