@@ -17,7 +17,7 @@ import lzma
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -324,6 +324,10 @@ class PackedBlocks:
     def __len__(self) -> int:
         return len(self._members)
 
+    def scored(self, index: int) -> int:
+        """How many tokens of a block are predicted."""
+        return sum(int(self._lengths[m]) - 1 for m in self._members[index])
+
     def pieces(self, index: int) -> list[np.ndarray]:
         """The tokens of each piece of a block."""
         spans = ((self._starts[m], self._lengths[m]) for m in self._members[index])
@@ -445,15 +449,20 @@ class BlockStream:
             self._permutations[purpose] = _random(self.seed, *purpose).permutation(size)
         return self._permutations[purpose]
 
-    def batches(self, position: int, total: int, at_once: int, pad: int = 0) -> list[Batch]:
-        """Blocks `position` to `position + total`, as batches of `at_once` that count as one step."""
+    def batches(
+        self, position: int, total: int, at_once: int, pad: int = 0, share: tuple[int, int] = (0, 1)
+    ) -> list[Batch]:
+        """Blocks `position` to `position + total`, as batches of `at_once` that count as one step.
+
+        Of several processes each takes its `share`, (number, of how many): the first the first blocks, and so on.
+        """
         found = [self.locate(position + i) for i in range(total)]
-        blocks = [self.sources[source].pieces(index) for source, index in found]
-        places = torch.tensor([self.firsts[source] + index for source, index in found])
-        starts = range(0, total, at_once)
-        parts = [collate(blocks[i : i + at_once], self.block, pad) for i in starts]
-        scored = sum(part.num_items for part in parts)
+        scored = sum(self.sources[source].scored(index) for source, index in found)
+        number, ways = share
+        mine = found[number * total // ways : (number + 1) * total // ways]
+        blocks = [self.sources[source].pieces(index) for source, index in mine]
+        places = torch.tensor([self.firsts[source] + index for source, index in mine])
         return [
-            Batch(p.input_ids, p.position_ids, p.labels, scored, places[i : i + at_once])
-            for i, p in zip(starts, parts, strict=True)
+            replace(collate(blocks[i : i + at_once], self.block, pad), num_items=scored, places=places[i : i + at_once])
+            for i in range(0, len(blocks), at_once)
         ]

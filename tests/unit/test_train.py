@@ -17,8 +17,9 @@ from torch.nn import functional as F
 from minitron.data import DataError, collate
 from minitron.distill import machine
 from minitron.distill.log import METRICS_FILE, RunLog
+from minitron.distill.optimizers import make_optimizer
 from minitron.distill.schedule import TrainConfig, learning_rate, progress
-from minitron.distill.train import TrainError, estimate, heldout_loss, make_optimizer, next_token_loss, train
+from minitron.distill.train import TrainError, estimate, heldout_loss, next_token_loss, train
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "fault"))
 from small_run import small_config, small_model, small_stream
@@ -129,7 +130,7 @@ def test_the_loop_is_adamw_on_the_mean_loss_of_the_whole_batch(tmp_path: Path) -
 
 def test_every_parameter_is_in_the_optimizer_once_and_only_matrices_decay() -> None:
     model = small_model()
-    optimizer = make_optimizer(model, small_config(1, weight_decay=0.3))
+    optimizer = make_optimizer([(1.0, list(model.parameters()))], small_config(1, weight_decay=0.3))
     groups = [(len(g["params"]), g["weight_decay"], {p.ndim for p in g["params"]}) for g in optimizer.param_groups]
     assert [g[1:] for g in groups] == [(0.3, {2}), (0.0, {1})]
     assert sum(g[0] for g in groups) == len(list(model.parameters()))

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -44,17 +45,44 @@ def save_step(
         state: anything JSON can hold.
         tensors: optimizer state by name.
         write_model: writes weights and whatever makes them loadable into the folder it is given.
+
+    Raises:
+        CheckpointError: it cannot be written, for instance because the disk is full. Checkpoints that are there stay
+            as they are, and what was written of the new one is removed.
     """
-    final = run / f"step-{step}"
-    work = run / f".step-{step}.tmp"
+    work = begin_step(run, step)
+    try:
+        write_model(work)
+        save_file(dict(tensors), work / OPTIMIZER_FILE)
+        return finish_step(run, step, state)
+    except (OSError, SafetensorError) as error:
+        raise failed_step(run, step, error) from None
+
+
+def begin_step(run: Path, step: int) -> Path:
+    """An empty folder in which the checkpoint of a step can be written."""
+    work = _work_folder(run, step)
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    write_model(work)
-    save_file(dict(tensors), work / OPTIMIZER_FILE)
+    return work
+
+
+def finish_step(run: Path, step: int, state: Mapping[str, Any], sha256: Mapping[str, str] | None = None) -> Path:
+    """Make a checkpoint of what lies in the folder of `begin_step`: checksums, sync, rename.
+
+    Args:
+        run: the run folder.
+        step: the step.
+        state: anything JSON can hold.
+        sha256: checksums that are known already, by path within the folder.
+    """
+    final, work = run / f"step-{step}", _work_folder(run, step)
     files = sorted(path for path in work.rglob("*") if path.is_file())
-    record = {"step": step, "state": dict(state), "sha256": {str(p.relative_to(work)): _sha256(p) for p in files}}
+    known = sha256 or {}
+    sums = {name: known.get(name) or file_sha256(p) for p in files for name in (str(p.relative_to(work)),)}
+    record = {"step": step, "state": dict(state), "sha256": sums}
     (work / STATE_FILE).write_text(json.dumps(record, indent=1), encoding="utf-8")
-    for path in (*files, work / STATE_FILE, work):
+    for path in (*files, work / STATE_FILE, *{p.parent for p in files}, work):
         _sync(path)
     if final.exists():  # a damaged one of the same step, passed over when the run was resumed
         shutil.rmtree(final)
@@ -63,8 +91,21 @@ def save_step(
     return final
 
 
-def load_step(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """(state, optimizer tensors) of a checkpoint, after comparing every file with its checksum.
+def failed_step(run: Path, step: int, error: Exception) -> CheckpointError:
+    """Remove what was written of a checkpoint, and say which one is left."""
+    shutil.rmtree(_work_folder(run, step), ignore_errors=True)
+    steps = list_steps(run)
+    left = f"{steps[-1][1]} is intact and the run continues from it" if steps else "there is none before it"
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return CheckpointError(f"{run / f'step-{step}'}: the checkpoint could not be written ({reason}); {left}")
+
+
+def _work_folder(run: Path, step: int) -> Path:
+    return run / f".step-{step}.tmp"
+
+
+def check_step(folder: Path) -> dict[str, Any]:
+    """The state of a checkpoint, after comparing every file with its checksum.
 
     Raises:
         CheckpointError: a file is missing or is not what was written.
@@ -78,9 +119,14 @@ def load_step(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         path = folder / name
         if not path.is_file():
             raise CheckpointError(f"{path}: missing")
-        if _sha256(path) != digest:
+        if file_sha256(path) != digest:
             raise CheckpointError(f"{path}: its content is not what was written; the file is damaged or cut short")
-    return state, load_file(folder / OPTIMIZER_FILE)
+    return state
+
+
+def load_step(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """(state, optimizer tensors) of a checkpoint written by `save_step`, checked as by `check_step`."""
+    return check_step(folder), load_file(folder / OPTIMIZER_FILE)
 
 
 def newest_whole(run: Path) -> tuple[Path | None, list[str]]:
@@ -88,7 +134,7 @@ def newest_whole(run: Path) -> tuple[Path | None, list[str]]:
     problems = []
     for _, folder in reversed(list_steps(run)):
         try:
-            load_step(folder)
+            check_step(folder)
         except CheckpointError as error:
             problems.append(str(error))
         else:
@@ -106,7 +152,8 @@ def remove_old(run: Path, keep: int, spare: int | None = None) -> None:
         shutil.rmtree(left, ignore_errors=True)
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
 

@@ -21,18 +21,24 @@ class RunLog:
         step: the step that the run continues from.
         done: share of the run that is over, for the progress bar.
         quiet: no progress bar.
+        first: whether this process writes and speaks; of many only one does.
     """
 
-    def __init__(self, run: Path, step: int, done: float, quiet: bool) -> None:
+    def __init__(self, run: Path, step: int, done: float, quiet: bool, first: bool = True) -> None:
+        self.note: str | None = None
+        self._board: Any = None
+        self._bar: Any = None
+        self._sink: Any = None
+        self._last_flush = 0.0
+        if not first:
+            return
         path = run / METRICS_FILE
         if path.exists():
             _keep_until(path, step)
         self._sink = path.open("a", encoding="utf-8")
-        self.note: str | None = None
         try:
             from torch.utils.tensorboard import SummaryWriter  # heavy, and an extra
         except ImportError:
-            self._board = None
             self.note = "tensorboard is not installed, so only metrics.jsonl is written: pip install 'minitron[train]'"
         else:
             self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
@@ -45,10 +51,11 @@ class RunLog:
             mininterval=0.2 if terminal else 30,
             dynamic_ncols=terminal,
         )
-        self._last_flush = 0.0
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Record numbers of a step."""
+        if self._sink is None:
+            return
         self._sink.write(json.dumps({"step": step, **values}) + "\n")
         if time.monotonic() - self._last_flush > 1:
             self.flush()
@@ -58,22 +65,26 @@ class RunLog:
 
     def show(self, done: float, text: str) -> None:
         """Move the progress bar."""
-        self._bar.set_description_str(text, refresh=False)
-        self._bar.update(done - self._bar.n)
+        if self._bar is not None:
+            self._bar.set_description_str(text, refresh=False)
+            self._bar.update(done - self._bar.n)
 
     def say(self, text: str) -> None:
         """Print a line beside the progress bar, to stderr."""
-        tqdm.write(text, file=sys.stderr)
+        if self._bar is not None:
+            tqdm.write(text, file=sys.stderr)
 
     def flush(self) -> None:
         """Hand everything to the operating system."""
-        self._sink.flush()
+        if self._sink is not None:
+            self._sink.flush()
         self._last_flush = time.monotonic()
 
     def close(self) -> None:
         """Close files and bar."""
-        self._bar.close()
-        self._sink.close()
+        if self._sink is not None:
+            self._bar.close()
+            self._sink.close()
         if self._board is not None:
             self._board.close()
 

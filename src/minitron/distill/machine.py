@@ -35,8 +35,12 @@ def has_bfloat16(device: torch.device) -> bool:
 
 def autocast(device: torch.device, dtype: str) -> torch.autocast:
     """The context in which a forward pass runs for `TrainConfig.dtype`."""
-    enabled = dtype == "bfloat16" or (dtype == "auto" and has_bfloat16(device))
-    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+    return torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(device, dtype))
+
+
+def uses_bfloat16(device: torch.device, dtype: str) -> bool:
+    """Whether matrix products run in bfloat16 for `TrainConfig.dtype`."""
+    return dtype == "bfloat16" or (dtype == "auto" and has_bfloat16(device))
 
 
 @dataclass(frozen=True)
@@ -72,3 +76,17 @@ class Stopwatch:
     def seconds(self) -> float:
         """Seconds so far."""
         return time.monotonic() - self._start
+
+
+def measured_peak(device: torch.device, dtype: str) -> float:
+    """Operations per second of a large square matrix product, the best of several: what MFU is measured against."""
+    size = 8192 if device.type == "cuda" else 1024
+    a = torch.randn(size, size, device=device, dtype=torch.bfloat16 if uses_bfloat16(device, dtype) else torch.float32)
+    best = 0.0
+    for _ in range(6):
+        watch = Stopwatch()
+        a @ a
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = max(best, 2 * size**3 / watch.seconds)
+    return best

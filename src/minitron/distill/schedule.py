@@ -6,6 +6,14 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+_CHOICES = {
+    "schedule": ("wsd", "cosine", "constant"),
+    "dtype": ("auto", "bfloat16", "float32"),
+    "optimizer": ("adamw", "adamw8bit", "offload"),
+    "recompute": ("none", "mlp", "layers"),
+    "on_spike": ("stop", "skip"),
+}
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -47,6 +55,16 @@ class TrainConfig:
     """Steps between checkpoints; 0 for only one, at the end."""
     keep: int = 2
     """Checkpoints kept, the newest first; the one before the decay of `wsd` is kept besides."""
+    optimizer: Literal["adamw", "adamw8bit", "offload"] = "adamw"
+    """AdamW with averages in fp32, in 8 bits (torchao), or in fp32 in the memory of the CPU (torchao; GPUs only)."""
+    recompute: Literal["none", "mlp", "layers"] = "none"
+    """What the backward pass computes anew instead of keeping: the squared ReLU, or everything inside a layer."""
+    compile: bool = False
+    """Compile each layer (torch.compile)."""
+    on_spike: Literal["stop", "skip"] = "stop"
+    """After a loss or gradient that is no number, or a spike: end the run, or leave this batch out and go on."""
+    spike: float = 0.0
+    """A gradient longer than this many times its running average is a spike; 0: none is."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     """What matrix products run in; weights and optimizer are in fp32. auto: bfloat16 where the hardware has it."""
 
@@ -57,22 +75,29 @@ class TrainConfig:
         for name in (*given, "batch", "keep", "lr"):
             _require(getattr(self, name) > 0, name, getattr(self, name), "greater than 0")
         _require(self.sequence >= 2, "sequence", self.sequence, "at least 2")
-        for name in ("warmup", "weight_decay", "clip", "eval_every", "save_every"):
+        for name in ("warmup", "weight_decay", "clip", "eval_every", "save_every", "spike"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         for name in ("decay", "final_lr"):
             _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "from 0 to 1")
         for beta in self.betas:
             _require(0 <= beta < 1, "betas", self.betas, "from 0 to less than 1")
-        _require(self.schedule in ("wsd", "cosine", "constant"), "schedule", self.schedule, "wsd, cosine or constant")
-        _require(self.dtype in ("auto", "bfloat16", "float32"), "dtype", self.dtype, "auto, bfloat16 or float32")
-        micro = self.sequences_at_once
-        right = f"a divisor of batch, which is {self.batch}"
-        _require(micro > 0 and self.batch % micro == 0, "micro_batch", micro, right)
+        for name, allowed in _CHOICES.items():
+            right = f"{', '.join(allowed[:-1])} or {allowed[-1]}"
+            _require(getattr(self, name) in allowed, name, getattr(self, name), right)
+        self.at_once()
 
-    @property
-    def sequences_at_once(self) -> int:
-        """Sequences per forward pass."""
-        return self.batch if self.micro_batch is None else self.micro_batch
+    def at_once(self, processes: int = 1) -> int:
+        """Sequences per forward pass, of each of so many processes.
+
+        Raises:
+            ValueError: `batch` cannot be divided so.
+        """
+        _require(self.batch % processes == 0, "batch", self.batch, f"a multiple of the {processes} processes")
+        share = self.batch // processes
+        micro = share if self.micro_batch is None else self.micro_batch
+        of = "batch" if processes == 1 else f"batch / {processes} processes"
+        _require(micro > 0 and share % micro == 0, "micro_batch", micro, f"a divisor of {of}, which is {share}")
+        return micro
 
     @property
     def tokens_per_step(self) -> int:
