@@ -222,7 +222,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Score
     return folder, compute_importance(folder, batch(), windows=(2,))
 
 
-class Interrupted(Exception):
+class StoppedError(Exception):
     pass
 
 
@@ -239,9 +239,9 @@ def test_interrupted_and_continued_gives_the_same(uninterrupted: Any, layer: int
 
         def stop(done: int, total: int) -> None:
             if done == layer:
-                raise Interrupted
+                raise StoppedError
 
-        with pytest.raises(Interrupted):
+        with pytest.raises(StoppedError):
             compute_importance(folder, batch(), windows=(2,), work=work, progress=stop)
     assert (work / f"layer-{layer - 1}.safetensors").is_file()
     with pytest.raises(StreamError, match=r"of another run \(tokens differ\); delete"):
