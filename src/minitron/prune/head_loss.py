@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..data import IGNORE_INDEX
 from ..ops.loss import shift_labels
-from .streaming import HEAD_BLOCK_BYTES, Removed, Walk
+from .streaming import HEAD_BLOCK_BYTES, Removed, StreamError, Walk
 
 _HIDDEN_VALUES = 1 << 26
 """Values of the variants' hidden states that are in memory at a time: 256 MiB in fp32."""
@@ -19,17 +19,37 @@ _LOGIT_TOKENS = 2048
 
 @dataclass(frozen=True)
 class Judged:
-    """How a variant predicts."""
+    """How a variant predicts, as sums over tokens, which add up over batches and ranks."""
 
-    loss: float
-    """Mean negative log-likelihood of the next token, in nats."""
-    distance: float
-    """Sum of squared differences from the whole model's logits over the sum of those logits' squares."""
+    tokens: int
+    nats: float
+    squared_difference: float
+    """From the whole model's logits."""
+    squares: float
+    """Of the whole model's logits."""
+
+    @property
+    def loss(self) -> float:
+        """Mean negative log-likelihood of the next token, in nats."""
+        return self.nats / self.tokens
+
+    @property
+    def distance(self) -> float:
+        """Mean squared difference of the logits, normalized by their mean square (arXiv 2511.16664)."""
+        return self.squared_difference / self.squares
+
+    def __add__(self, other: Judged) -> Judged:
+        return Judged(
+            self.tokens + other.tokens,
+            self.nats + other.nats,
+            self.squared_difference + other.squared_difference,
+            self.squares + other.squares,
+        )
 
 
 @torch.no_grad()
-def judge(walk: Walk, variants: Sequence[Removed], at_most: int | None = None) -> dict[Removed, Judged]:
-    """Loss and distance of variants whose streams have gone through all layers. The head is read once per chunk.
+def judge(walk: Walk, variants: Sequence[Removed] = (), at_most: int | None = None) -> dict[Removed, Judged]:
+    """The whole model, named (), and variants whose streams have gone through all layers.
 
     Args:
         walk: a finished walk.
@@ -37,22 +57,20 @@ def judge(walk: Walk, variants: Sequence[Removed], at_most: int | None = None) -
         at_most: number of tokens to look at, evenly spread; all that have a label if None.
 
     Raises:
-        StreamError: the model has no LM head.
+        StreamError: the model has no LM head, or no token has a label.
     """
-    norm, head = walk.model.norm(), walk.model.head()
+    norm, head, device = walk.model.norm(), walk.model.head(), walk.model.device
     streams = [walk.at[()], *(walk.at[key] for key in variants)]
-    sums = torch.zeros(3, len(streams), dtype=torch.float64)  # nats, squared differences, squares
+    sums = torch.zeros(3, len(streams), dtype=torch.float64)
     tokens = 0
     per_chunk = max(64, _HIDDEN_VALUES // (len(streams) * walk.model.config.hidden_size))
     for rows, picked, targets in _chunks(walk, per_chunk, at_most):
-        hidden = [
-            norm(stream.get(rows).to(walk.model.device).flatten(0, 1)[picked.to(walk.model.device)])
-            for stream in streams
-        ]
-        sums += _judge_chunk(hidden, targets.to(walk.model.device), head.blocks(HEAD_BLOCK_BYTES)).cpu()
+        hidden = [norm(stream.get(rows).flatten(0, 1)[picked].to(device)) for stream in streams]
+        sums += _judge_chunk(hidden, targets.to(device), head.blocks(HEAD_BLOCK_BYTES)).cpu()
         tokens += len(targets)
-    loss, distance = sums[0] / tokens, sums[1] / sums[2]
-    return {key: Judged(float(loss[i]), float(distance[i])) for i, key in enumerate([(), *variants])}
+    if not tokens:
+        raise StreamError("no token of the calibration blocks has a label, so there is no loss")
+    return {key: Judged(tokens, *sums[:, i].tolist()) for i, key in enumerate([(), *variants])}
 
 
 def _chunks(walk: Walk, size: int, at_most: int | None) -> Iterator[tuple[range, Tensor, Tensor]]:

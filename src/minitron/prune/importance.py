@@ -7,8 +7,8 @@ any pair of aggregations turns the sums into scores. With a work folder the pass
 from __future__ import annotations
 
 import math
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,14 @@ from safetensors.torch import load_file, save_file
 
 from ..checkpoint.fingerprint import fingerprint
 from ..data import Batch, DataError, PackedBlocks, collate
-from .head_loss import judge
+from .depth import DEPTH_METHODS, Progress, score_layers
+from .head_loss import Judged, judge
 from .observe import LayerStatistics, Statistics, turning, watching
+from .ranks import add_up, gather, own_folder, share
 from .scores import Scores
 from .statistics import Aggregation
-from .streaming import Step, StreamedModel, StreamError, Walk, batch_digest, token_counts
+from .streaming import Step, StreamedModel, StreamError, Walk, batch_digest, token_counts, workplace
 
-Progress = Callable[[int, int], None]
-"""Called with (layers done, layers)."""
-
-MEMORY_BYTES = 1 << 30
-"""A residual stream larger than this is kept in a file."""
 PROBE_TOKENS = 512
 MOST_UNKNOWN = 0.2
 """Share of tokens that are unknown, or pieces of characters, above which a text is not in the tokenizer's language."""
@@ -105,19 +102,13 @@ def collect_statistics(
     for length in windows:
         if not 2 <= length <= total:
             raise StreamError(f"windows of {length} layers: it must be 2 to {total}, the model's layers")
-    rank, ranks = _place()
     about = {"checkpoint": fingerprint(folder), "calibration": batch_digest(blocks), "blocks": len(blocks.input_ids)}
-    mine = _share(blocks, rank, ranks)
-    if work is not None and ranks > 1:
-        work = work / f"rank-{rank}-of-{ranks}"
-    large = mine.input_ids.numel() * model.config.hidden_size * dtype.itemsize > MEMORY_BYTES
-    with tempfile.TemporaryDirectory(prefix="minitron-importance-") as temporary:
-        place = work if work is not None else Path(temporary) if large else None
-        found = _pass(model, mine, tuple(sorted(set(windows))), place, about, progress)
-    found = _gather(found, ranks)
-    found.about["notes"] = _notes(found)
-    if place is not None:
-        _empty(place)
+    with workplace(model, share(blocks), own_folder(work)) as place:
+        mine, judged = _pass(model, share(blocks), tuple(sorted(set(windows))), place, about, progress)
+    found = add_up(gather(mine))
+    if judged is not None:
+        found.about["loss"] = add_up(gather(judged)).loss
+    found.about["notes"] = _notes(found.about)
     return found
 
 
@@ -128,9 +119,14 @@ def compute_importance(
     batch: Aggregation = "l2",
     sequence: Aggregation = "mean",
     neurons: str = "after",
-    **options: Any,
+    depth: str = "influence",
+    windows: Sequence[int] = (),
+    work: Path | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    progress: Progress | None = None,
 ) -> Scores:
-    """Scores of every axis from one forward-only pass; layers by Block Influence.
+    """Scores of every axis from one forward-only pass; layers by more passes, if asked for.
 
     Args:
         folder: checkpoint in the Hugging Face layout.
@@ -138,9 +134,20 @@ def compute_importance(
         batch, sequence: aggregation over samples and over the tokens of one: "mean" (of absolute values), "l2" or
             "variance". P1's best pair is the default.
         neurons: score neurons "before" or "after" the activation.
-        **options: see `collect_statistics`.
+        depth: what a layer is judged by: "influence" (Block Influence, no further pass), or "loss", "distance" or
+            "greedy" of `depth.score_layers`.
+        windows, work, dtype, device, progress: see `collect_statistics`.
     """
-    return collect_statistics(folder, blocks, **options).scores(batch, sequence, neurons)
+    if depth not in ("influence", *DEPTH_METHODS):
+        raise StreamError(f"depth is {depth!r}; it must be one of influence, {', '.join(DEPTH_METHODS)}")
+    options: dict[str, Any] = {"dtype": dtype, "device": device, "progress": progress}
+    by_influence = depth == "influence"
+    statistics = collect_statistics(folder, blocks, windows=windows if by_influence else (), work=work, **options)
+    scores = statistics.scores(batch, sequence, neurons, depth=depth)
+    if by_influence:
+        return scores
+    layers = score_layers(folder, blocks, depth, windows=windows, work=work, **options)
+    return replace(scores, layers=layers.layers, windows=layers.windows, about={**scores.about, **layers.about})
 
 
 def _pass(
@@ -150,7 +157,7 @@ def _pass(
     work: Path | None,
     about: dict[str, Any],
     progress: Progress | None,
-) -> Statistics:
+) -> tuple[Statistics, Judged | None]:
     total = model.config.num_hidden_layers
     identity = {"checkpoint": about["checkpoint"], "windows": list(windows)}
     walk = Walk(model, blocks, folder=work, identity=identity, keep=max(windows, default=1) - 1)
@@ -168,10 +175,8 @@ def _pass(
         for block, normed in zip(rows, norm(walk.at[()].get(rows).to(model.device)), strict=True):
             if counts[block]:
                 final.add("norm", normed[: counts[block]], "output of the final norm")
-    about = {**about, "vocabulary": model.config.vocab_size}
-    if model.has_head:
-        about["loss"] = judge(walk, [], PROBE_TOKENS)[()].loss
-    return Statistics(layers, final, sum(counts), about)
+    judged = judge(walk, at_most=PROBE_TOKENS)[()] if model.has_head else None
+    return Statistics(layers, final, sum(counts), {**about, "vocabulary": model.config.vocab_size}), judged
 
 
 def _one_layer(walk: Walk, step: Step, counts: list[int], lengths: Sequence[int]) -> LayerStatistics:
@@ -194,53 +199,13 @@ def _read(work: Path | None, index: int) -> LayerStatistics:
     return LayerStatistics.from_state(load_file(_file(work, index)))
 
 
-def _empty(work: Path) -> None:
-    for path in (*work.glob("stream-*.bin"), *work.glob("layer-*.safetensors"), *work.glob("walk.json")):
-        path.unlink()
-    if work.is_dir() and not any(work.iterdir()):
-        work.rmdir()
-
-
-def _notes(found: Statistics) -> list[str]:
+def _notes(about: Mapping[str, Any]) -> list[str]:
     """What the user should know before relying on the scores."""
     notes = []
-    loss, uniform = found.about.get("loss"), math.log(found.about["vocabulary"])
+    loss, uniform = about.get("loss"), math.log(about["vocabulary"])
     if loss is not None and loss > 0.9 * uniform:
         notes.append(
             f"the model's loss on the calibration text is {loss:.2f} nats per token, nearly that of guessing "
             f"({uniform:.2f}): the text is of a language or kind that the model does not know, or it is not trained"
         )
     return notes
-
-
-# --- ranks -------------------------------------------------------------------------------------------------------
-
-
-def _place() -> tuple[int, int]:
-    """(rank, number of ranks)."""
-    distributed = torch.distributed
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return 0, 1
-    return distributed.get_rank(), distributed.get_world_size()
-
-
-def _share(blocks: Batch, rank: int, ranks: int) -> Batch:
-    if ranks == 1:
-        return blocks
-    if len(blocks.input_ids) < ranks:
-        raise StreamError(f"{len(blocks.input_ids)} calibration blocks for {ranks} ranks; each needs one at least")
-    parts = (tensor[rank::ranks] for tensor in (blocks.input_ids, blocks.position_ids, blocks.labels))
-    return Batch(*parts, num_items=blocks.num_items)
-
-
-def _gather(found: Statistics, ranks: int) -> Statistics:
-    """The sum over ranks, in the order of the ranks, so that each rank computes the same."""
-    if ranks == 1:
-        return found
-    parts: list[Any] = [None] * ranks
-    torch.distributed.all_gather_object(parts, found)
-    first: Statistics = parts[0]
-    for other in parts[1:]:
-        first.merge(other)
-    first.about["loss"] = sum(part.about["loss"] for part in parts) / ranks if "loss" in first.about else None
-    return first

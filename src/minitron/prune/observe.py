@@ -49,15 +49,10 @@ class LayerStatistics:
             self.moments[name] = Moments(sample.shape[1])
         self.moments[name].add(sample)
 
-    def merge(self, other: LayerStatistics) -> None:
-        """Count the samples of `other` too."""
-        for name, moments in other.moments.items():
-            if name in self.moments:
-                self.moments[name].merge(moments)
-            else:
-                self.moments[name] = moments
-        for length, turned in other.influence.items():
-            self.influence[length] = self.influence.get(length, 0.0) + turned
+    def __add__(self, other: LayerStatistics) -> LayerStatistics:
+        """The statistics of both sets of samples."""
+        moments = {name: ours + other.moments[name] for name, ours in self.moments.items()}
+        return LayerStatistics(moments, {n: turned + other.influence[n] for n, turned in self.influence.items()})
 
     def state(self) -> dict[str, Tensor]:
         """Tensors that `from_state` reads."""
@@ -86,11 +81,11 @@ class Statistics:
     """Tokens that were counted."""
     about: dict[str, Any]
 
-    def merge(self, other: Statistics) -> None:
-        """Count the samples of `other`, of the same model, too."""
-        for ours, theirs in zip([*self.layers, self.final_norm], [*other.layers, other.final_norm], strict=True):
-            ours.merge(theirs)
-        self.tokens += other.tokens
+    def __add__(self, other: Statistics) -> Statistics:
+        """The statistics of both sets of samples, of the same model."""
+        pairs = zip([*self.layers, self.final_norm], [*other.layers, other.final_norm], strict=True)
+        *layers, final = [ours + theirs for ours, theirs in pairs]
+        return Statistics(layers, final, self.tokens + other.tokens, dict(self.about))
 
     def scores(
         self, batch: Aggregation = "l2", sequence: Aggregation = "mean", neurons: str = "after", **about: Any

@@ -31,8 +31,8 @@ def over_tokens(values: Tensor) -> Tensor:
 class Moments:
     """Count, mean and sum of squared deviations of `over_tokens` over samples, per unit, in float64.
 
-    Two of them merge into what one would have been (Chan, Golub and LeVeque 1979), so batches and ranks may be summed
-    in any grouping; the results agree to float64 rounding.
+    Two of them add up to what one would have been (Chan, Golub and LeVeque 1979), so batches and ranks may be summed in
+    any grouping; the results agree to float64 rounding.
     """
 
     def __init__(self, units: int) -> None:
@@ -47,15 +47,15 @@ class Moments:
         self.mean += delta / self.count
         self.squares += delta * (sample - self.mean)
 
-    def merge(self, other: Moments) -> None:
-        """Count the samples of `other` too."""
-        total = self.count + other.count
-        if not total:
-            return
-        delta = other.mean - self.mean
-        self.mean += delta * (other.count / total)
-        self.squares += other.squares + delta.square() * (self.count * other.count / total)
-        self.count = total
+    def __add__(self, other: Moments) -> Moments:
+        """The moments of both sets of samples."""
+        both = Moments(self.mean.shape[1])
+        both.count = self.count + other.count
+        if both.count:
+            delta = other.mean - self.mean
+            both.mean = self.mean + delta * (other.count / both.count)
+            both.squares = self.squares + other.squares + delta.square() * (self.count * other.count / both.count)
+        return both
 
     def score(self, batch: Aggregation, sequence: Aggregation) -> Tensor:
         """Aggregate over samples by `batch` what was aggregated over tokens by `sequence`: (units,) float64.

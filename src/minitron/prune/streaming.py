@@ -10,7 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,8 @@ TOKENS_AT_ONCE = 2048
 """Tokens in one forward pass of a layer."""
 HEAD_BLOCK_BYTES = 1 << 25
 """Bytes of the LM head that are in memory at a time."""
+MEMORY_BYTES = 1 << 30
+"""Residual streams that are larger than this together are kept in files."""
 _NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
 
 
@@ -168,6 +172,24 @@ class Residuals:
         self._memory = None
         if self.path is not None:
             self.path.unlink(missing_ok=True)
+
+
+@contextmanager
+def workplace(model: StreamedModel, blocks: Batch, folder: Path | None, streams: int = 1) -> Iterator[Path | None]:
+    """Where a walk keeps its streams: `folder`, a temporary folder if they are large, or None for memory.
+
+    When the block ends well the files are removed; if it does not, they stay in `folder` for going on.
+    """
+    size = streams * blocks.input_ids.numel() * model.config.hidden_size * model.dtype.itemsize
+    with tempfile.TemporaryDirectory(prefix="minitron-streams-") as temporary:
+        place = folder if folder is not None else Path(temporary) if size > MEMORY_BYTES else None
+        yield place
+    if folder is not None and folder.is_dir():
+        for pattern in ("stream-*.bin", "layer-*.safetensors", "walk.json"):
+            for path in folder.glob(pattern):
+                path.unlink()
+        if not any(folder.iterdir()):
+            folder.rmdir()
 
 
 Removed = tuple[int, ...]

@@ -154,7 +154,7 @@ def test_moments_merge_in_any_grouping(samples: list[tuple[int, float]], data: s
         ranks[data.draw(st.integers(0, 2))].add(over_tokens(torch.from_numpy(array)))
     merged = Moments(4)
     for rank in data.draw(st.permutations(ranks)):
-        merged.merge(rank)
+        merged = merged + rank
     for over_batch, over_sequence in PAIRS:
         expected = direct(arrays, over_batch, over_sequence)
         torch.testing.assert_close(merged.score(over_batch, over_sequence), expected, rtol=1e-9, atol=1e-9)
