@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers.masking_utils import create_causal_mask
 
 from ..checkpoint.hf import open_hf
-from ..checkpoint.tensors import LazyTensor
+from ..checkpoint.tensors import Checkpoint, LazyTensor
 from ..data import IGNORE_INDEX, Batch
 from ..model import NemotronDecoderLayer, NemotronLayerNorm1P, NemotronRotaryEmbedding
 
@@ -59,16 +59,20 @@ class StreamedModel:
     """The parts of a checkpoint, loaded when asked for and forgotten by the caller.
 
     Args:
-        folder: a checkpoint in the Hugging Face layout; any of the five classes.
+        source: a checkpoint in the Hugging Face layout, any of the five classes; or one that is open already, its
+            tensors cut out of others as they are read (`surgery.pruned`).
         dtype: torch.float32 or torch.float64, in which everything is computed.
         device: where layers run; the residual stream stays on the CPU.
     """
 
-    def __init__(self, folder: Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, source: Path | Checkpoint, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    ) -> None:
         if dtype not in _NUMPY:
             raise StreamError(f"dtype is {dtype}; it must be torch.float32 or torch.float64")
-        self.folder, self.dtype, self.device = folder, dtype, torch.device(device)
-        checkpoint = open_hf(folder)
+        checkpoint = open_hf(source) if isinstance(source, Path) else source
+        self.name = str(source) if isinstance(source, Path) else "the model"
+        self.dtype, self.device = dtype, torch.device(device)
         self.config = checkpoint.config
         self.config._attn_implementation = "sdpa"
         self._tensors = checkpoint.tensors
@@ -88,7 +92,7 @@ class StreamedModel:
             StreamError: the model has none.
         """
         if not self.has_head:
-            raise StreamError(f"{self.folder}: has no LM head, so it has no loss; choose a score that needs none")
+            raise StreamError(f"{self.name}: has no LM head, so it has no loss; choose a score that needs none")
         tied = "lm_head.weight" not in self._tensors
         return self._tensors[f"{self._prefix}embed_tokens.weight" if tied else "lm_head.weight"]
 
@@ -302,7 +306,7 @@ class Walk:
         for rows in self.groups:
             hidden = self.model.embed(self.blocks.input_ids[rows.start : rows.stop])
             if not torch.isfinite(hidden).all():
-                raise StreamError(f"{self.model.folder}: the token embeddings have NaN or infinity")
+                raise StreamError(f"{self.model.name}: the token embeddings have NaN or infinity")
             store.put(rows, hidden)
         self.at = {(): store}
         self._commit()
