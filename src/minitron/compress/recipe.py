@@ -1,0 +1,229 @@
+"""What a compression shall do, as data. A YAML file in `recipes/` is these dataclasses, field by field."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ..distill.schedule import TrainConfig
+
+BUDGETS = ("params", "non_embedding_params", "memory", "speed", "keep")
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be followed; the message names the field and what would be right."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """How large a model of the family shall be: exactly one budget."""
+
+    params: str | None = None
+    """Parameters in all, as in "4B"."""
+    non_embedding_params: str | None = None
+    """Parameters without embedding and LM head, as in "2.6B"."""
+    memory: str | None = None
+    """Bytes of weights and of the cache at a full context, as in "6GB"."""
+    speed: str | None = None
+    """Decoding on this machine, as in "20tok/s"."""
+    keep: str | None = None
+    """The shape itself, as in "heads=24,ffn=9216,hidden=3072,layers=32"; nothing is searched."""
+    name: str | None = None
+    """What the model is called in the run folder and the report; `step-1` and so on if None."""
+
+    def __post_init__(self) -> None:
+        given = [name for name in BUDGETS if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise RecipeError(f"a target needs exactly one of {', '.join(BUDGETS)}; found {', '.join(given) or 'none'}")
+
+    @property
+    def budget(self) -> tuple[str, str]:
+        """(kind, value)."""
+        kind = next(name for name in BUDGETS if getattr(self, name) is not None)
+        return kind, getattr(self, kind)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The text that importance is measured on: the first blocks of the training data."""
+
+    blocks: int = 1024
+    """Sequences; the paper's number (arXiv:2407.14679, section 2.2)."""
+
+
+@dataclass(frozen=True)
+class Correction:
+    """Fine-tuning of the teacher on the data before anything else (arXiv:2408.11796)."""
+
+    kind: Literal["none", "full", "lora", "norms"] = "none"
+    """Which of the teacher's weights change."""
+    tokens: int = 0
+    lr: float = 4e-5
+    """A fifth of the learning rate that the teacher was trained with is the paper's advice."""
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Which of the shapes that meet a budget is taken."""
+
+    scored: int = 48
+    """Shapes whose loss right after pruning is measured; more that meet the budget are thinned evenly."""
+    most: int = 8
+    """Of them, how many are retrained for a while, from every depth some. 1 takes the best without retraining."""
+    tokens: int = 1_800_000_000
+    """Tokens that those which are not dropped are retrained on (400 steps in the paper)."""
+    rungs: tuple[float, ...] = (0.5, 0.75)
+    """Shares of that retraining after which the worse half is dropped. Not before half: order is unstable until then."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A compression. The defaults are those of the paper where it states them."""
+
+    model: str
+    """Folder or repository id of the checkpoint: the teacher of every target."""
+    data: tuple[str, ...]
+    """`PATH[:WEIGHT]` of text to train and calibrate on."""
+    targets: tuple[Target, ...]
+    """From large to small; each is pruned from the one before and retrained by the teacher."""
+    train: TrainConfig
+    """Of each target's distillation: length, batch, learning rate."""
+    heldout: tuple[str, ...] = ()
+    """Text that is measured and never trained on."""
+    heldout_share: float = 0.0
+    """Part of the documents of `data` that is held out besides."""
+    calibration: Calibration = field(default_factory=Calibration)
+    correction: Correction = field(default_factory=Correction)
+    ranking: Ranking = field(default_factory=Ranking)
+    prompts: tuple[str, ...] = ("Once upon a time", "The most important thing is", "In the year 1900")
+    """Each model continues them in the report."""
+
+    def __post_init__(self) -> None:
+        if not self.targets:
+            raise RecipeError("targets is empty; it must name at least one budget")
+        if not self.data:
+            raise RecipeError("data is empty; it must name at least one text")
+        if not self.heldout and not self.heldout_share:
+            raise RecipeError("give heldout or heldout_share: candidates are compared on text they are not trained on")
+        if self.ranking.most < 1 or self.ranking.scored < self.ranking.most:
+            raise RecipeError(
+                f"ranking: most is {self.ranking.most} and scored {self.ranking.scored}; expected 1 <= most <= scored"
+            )
+        rungs = self.ranking.rungs
+        if list(rungs) != sorted(set(rungs)) or any(not 0.5 <= rung < 1 for rung in rungs):
+            raise RecipeError(f"ranking: rungs is {list(rungs)}; expected rising shares from 0.5 to less than 1")
+        if self.correction.kind != "none" and self.correction.tokens <= 0:
+            raise RecipeError(f"correction: tokens is {self.correction.tokens}; {self.correction.kind} needs some")
+
+    def target_name(self, index: int) -> str:
+        """What target number `index` is called."""
+        return self.targets[index].name or f"step-{index + 1}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, as in YAML; what is None is left out."""
+        return _plain(dataclasses.asdict(self))
+
+
+def load_recipe(path: Path, **overrides: Any) -> Recipe:
+    """Read a recipe from a YAML file; `overrides` replace its fields.
+
+    Raises:
+        RecipeError: not YAML, an unknown field (the nearest known one is named), a value of another kind.
+    """
+    import yaml  # comes with transformers; only needed here
+
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RecipeError(f"{path}: cannot be read ({' '.join(str(error).split())})") from None
+    if not isinstance(values, dict):
+        raise RecipeError(f"{path}: expected fields and values, found {type(values).__name__}")
+    try:
+        return recipe_from({**values, **overrides})
+    except ValueError as error:
+        raise RecipeError(f"{path}: {error}") from None
+
+
+def recipe_from(values: dict[str, Any]) -> Recipe:
+    """A recipe of plain values.
+
+    Raises:
+        RecipeError: see `load_recipe`.
+    """
+    return _build(Recipe, values, "")
+
+
+def _build(kind: Any, values: Any, where: str) -> Any:
+    """A dataclass of plain values, checked field by field."""
+    if not isinstance(values, dict):
+        raise RecipeError(f"{where or 'recipe'}: expected fields and values, found {values!r}")
+    hints = typing.get_type_hints(kind)
+    for name in values:
+        if name not in hints:
+            close = difflib.get_close_matches(str(name), hints, n=1)
+            hint = f"; did you mean {close[0]}?" if close else f"; expected some of {', '.join(hints)}"
+            raise RecipeError(f"{where}{name}: no such field{hint}")
+    made = {name: _value(hints[name], value, f"{where}{name}") for name, value in values.items()}
+    required = [
+        f.name
+        for f in dataclasses.fields(kind)
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    ]
+    missing = [name for name in required if name not in made]
+    if missing:
+        raise RecipeError(f"{where}{missing[0]}: is missing")
+    return kind(**made)
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    """`value` as the type that a field asks for."""
+    if dataclasses.is_dataclass(hint):
+        return _build(hint, value, f"{where}.")
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        if value is None:
+            return None
+        return _value(next(a for a in arguments if a is not type(None)), value, where)
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise RecipeError(f"{where} is {value!r}; expected a list")
+        kinds = [arguments[0]] * len(value) if arguments[-1] is ... else list(arguments)
+        if len(kinds) != len(value):
+            raise RecipeError(f"{where} is {value!r}; expected {len(kinds)} values")
+        return tuple(_value(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
+    if origin is Literal:
+        if value not in arguments:
+            raise RecipeError(f"{where} is {value!r}; expected one of {', '.join(map(repr, arguments))}")
+        return value
+    return _scalar(hint, value, where)
+
+
+def _scalar(hint: type, value: Any, where: str) -> Any:
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if hint is float and isinstance(value, str):  # YAML reads 1e-4 as text: it wants a dot
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if hint is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if hint is str and isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+        raise RecipeError(f"{where} is {value!r}; expected {names.get(hint, hint.__name__)}")
+    return value
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items() if v is not None}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return value
