@@ -247,3 +247,15 @@ def test_padding_is_neither_scored_nor_seen() -> None:
     with torch.no_grad():
         values = [next_token_loss(model, collate(rows, n, pad))[0].item() for n, pad in ((used, 0), (32, 0), (32, 7))]
     assert values == pytest.approx([values[0]] * 3, rel=1e-6)
+
+
+def test_a_run_in_pieces_is_the_run_in_one(tmp_path: Path) -> None:
+    config = small_config(5, save_every=0)
+    train(small_model(), small_stream(), config, tmp_path / "whole", quiet=True)
+    stops = []
+    for until in (2, 2, 4, 9):
+        result = train(small_model(), small_stream(), config, tmp_path / "pieces", quiet=True, until=until)
+        stops.append((result.step, result.stopped_by))
+    assert stops == [(2, "until=2"), (2, "until=2"), (4, "until=4"), (5, None)]
+    one, other = ((tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("whole", "pieces"))
+    assert one == other

@@ -46,7 +46,7 @@ class Result:
     model: Path | None
     """The trained model in the Hugging Face layout; None if the run is not over."""
     stopped_by: str | None
-    """Signal that ended it early; the same call continues it."""
+    """Signal that ended it early, or "until=N"; the same call continues it."""
     skipped: int
     """Steps whose update was left out, in the whole run."""
 
@@ -86,6 +86,7 @@ def train(
     export_dtype: torch.dtype | None = None,
     peak_flops: float | None = None,
     flops_per_token: float | None = None,
+    until: int | None = None,
 ) -> Result:
     """Train a model, or continue the run in `run`. In a run of many processes, each calls this.
 
@@ -105,6 +106,7 @@ def train(
         peak_flops: operations per second that the devices can do, and `flops_per_token`, those that a token needs:
             with both, their ratio (MFU) is told.
         flops_per_token: see `peak_flops`.
+        until: stop after this step with a checkpoint, as after a signal; a later call goes on from there.
 
     Raises:
         TrainError: the folder holds another run, no checkpoint of it is whole, or the loss is no longer a number.
@@ -131,7 +133,7 @@ def train(
     efficiency = flops_per_token / peak_flops if peak_flops and flops_per_token else None
     try:
         with StopSignals() as signals:
-            result = _Loop(job, heldout or {}, measure, log, signals, efficiency).go(folder)
+            result = _Loop(job, heldout or {}, measure, log, signals, efficiency, until).go(folder)
         return _finish(result, job, export_dtype)
     finally:
         log.close()
@@ -175,8 +177,9 @@ class _Loop:
         log: RunLog,
         signals: StopSignals,
         efficiency: float | None,
+        until: int | None,
     ) -> None:
-        self.measure = measure
+        self.measure, self.until = measure, until
         self.job, self.heldout, self.log, self.signals = job, heldout, log, signals
         self.efficiency = efficiency
         self.scores: dict[str, dict[str, float]] = {}
@@ -187,7 +190,7 @@ class _Loop:
         job, config, state = self.job, self.job.config, self.job.state
         watch = Stopwatch(state.seconds)
         numbers: dict[str, float] = {}
-        stop = False
+        stop = self._is_far_enough()
         job.model.train()
         while (done := self._done()) < 1 and not stop:
             if is_decaying(config, done) and state.decay_step is None:
@@ -196,7 +199,7 @@ class _Loop:
             numbers = job.step()
             # The first process's clock and anybody's signal decide, so that all do the same.
             state.seconds = job.world.agree(watch.seconds)
-            stop = job.world.any(self.signals.received is not None)
+            stop = job.world.any(self.signals.received is not None) or self._is_far_enough()
             self._tell(numbers)
             saved = saved if saved is not None and saved.name == f"step-{state.step}" else None
             if config.eval_every and state.step % config.eval_every == 0 and self._done() < 1:
@@ -204,7 +207,7 @@ class _Loop:
             if config.save_every and state.step % config.save_every == 0:
                 self.log.flush()
                 saved = job.save()
-        stopped = (self.signals.received or "a signal to another process") if self._done() < 1 else None
+        stopped = self._reason() if self._done() < 1 else None
         if saved is None:
             self.log.flush()
             saved = job.save()
@@ -212,6 +215,14 @@ class _Loop:
             self._measure()
         tokens = state.step * config.tokens_per_step
         return Result(state.step, tokens, numbers.get("loss"), self.scores, saved, None, stopped, state.skipped)
+
+    def _is_far_enough(self) -> bool:
+        return self.until is not None and self.job.state.step >= self.until
+
+    def _reason(self) -> str:
+        if self.signals.received is None and self._is_far_enough():
+            return f"until={self.until}"
+        return self.signals.received or "a signal to another process"
 
     def _done(self) -> float:
         return progress(self.job.config, self.job.state.step, self.job.state.seconds)
