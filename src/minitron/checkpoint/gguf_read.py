@@ -7,6 +7,7 @@ in the header. Format: ggml's docs/gguf.md, versions 2 and 3.
 from __future__ import annotations
 
 import math
+import re
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ _STRING, _ARRAY = 8, 9
 _PLAIN = {0: torch.float32, 1: torch.float16, 30: torch.bfloat16, 28: torch.float64}
 _MAX_ARRAY_DEPTH = 2
 _ROPE_FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+MAX_SPLITS = 10_000
+_SPLIT_NAME = re.compile(r"(.+)-(?:\d{5})-of-(\d{5})\.gguf")
 _MAX_FACTOR_BYTES = 1 << 16
 
 
@@ -127,6 +130,38 @@ def read_gguf(path: Path) -> GGUFFile:
     return GGUFFile(path, values, found)
 
 
+def read_gguf_parts(path: Path) -> GGUFFile:
+    """A GGUF file, together with its other parts if it is one of NAME-00001-of-0000N.gguf; any part may be named.
+
+    Raises:
+        CheckpointError: see `read_gguf`; a part that is missing, out of order, or of another split.
+    """
+    file = read_gguf(path)
+    count = file.keys.get("split.count", 1)
+    whole = type(count) is int and 0 <= count <= MAX_SPLITS
+    require(whole, f"{path}: split.count is {count!r}, expected a number up to {MAX_SPLITS}")
+    if count <= 1:
+        return file
+    match = _SPLIT_NAME.fullmatch(path.name)
+    if match is None or int(match[2]) != count:
+        raise CheckpointError(f"{path}: one of {count} parts, expected a name like MODEL-00001-of-{count:05d}.gguf")
+    keys: dict[str, Any] = {}
+    tensors: dict[str, GGUFTensor] = {}
+    for number in range(count):
+        place = path.with_name(f"{match[1]}-{number + 1:05d}-of-{count:05d}.gguf")
+        require(place.is_file(), f"{place}: no such file; part {number + 1} of {count} of {path.name} is missing")
+        part = read_gguf(place)
+        told = (part.keys.get("split.no"), part.keys.get("split.count"))
+        require(told == (number, count), f"{place}: split.no and split.count are {told}, expected {(number, count)}")
+        keys = keys or part.keys  # the first part has the keys of the model
+        twice = sorted(tensors.keys() & part.tensors.keys())
+        require(not twice, f"{place}: tensor {twice[:1]} stands in another part, too")
+        tensors |= part.tensors
+    expected = keys.get("split.tensors.count", len(tensors))
+    require(len(tensors) == expected, f"{path}: {len(tensors)} tensors in {count} parts, expected {expected!r}")
+    return GGUFFile(path, keys, tensors)
+
+
 def _tensor_info(reader: _Reader, path: Path) -> tuple[str, tuple[int, ...], int, int]:
     name, rank = reader.text(), reader.number("I")
     require(rank <= 4, f"{path}: {name[:80]} has {rank} dimensions, ggml has at most 4")
@@ -186,7 +221,7 @@ def open_gguf(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: another architecture; cut or corrupted; missing keys or tensors.
     """
-    file = read_gguf(path)
+    file = read_gguf_parts(path)
     arch = file.keys.get("general.architecture")
     require(arch == "nemotron", f"{path}: general.architecture is {arch!r}, expected 'nemotron'")
     tensors: dict[str, LazyTensor] = {}

@@ -44,6 +44,8 @@ def detect(path: Path) -> str:
         return "megatron"
     if (path / "config.json").is_file():
         return "hf"
+    found = sorted(place.name for place in path.glob("*.gguf"))
+    require(not found, f"{path}: a folder with {', '.join(found[:3])}; pass the file (of several parts, any one)")
     raise CheckpointError(f"{path}: none of config.json, model_config.yaml, context/, metadata.json in it")
 
 
