@@ -32,14 +32,14 @@ from .nemo_config import config_from_nemo, with_class_defaults, zero_centred_nor
 from .nemo_io import config_of_context
 from .spm import SentencePieceModel, read_spm, tokenizer_config, tokenizer_json
 from .tensors import ByteRange, Checkpoint, LazyTensor, join_columns, join_rows, zeros
-from .torch_file import TorchFile, state_dict_of
+from .torch_file import TorchFile, state_dicts_of
 
 _SETTINGS = ("model_config.yaml", "context/model.yaml", "context/io.json")
 _PREFIXES = ("model.", "module.", "state_dict.")
 _PARTS = ("decoder.", "embedding.", "output_layer.")
 _IGNORED = ("_extra_state", "rotary_pos_emb.", "position_ids", "amax_history", "scale_inv")
 _RANK = re.compile(
-    r"(?:mp_rank_(?P<mp>\d{1,4})|tp_rank_(?P<tp>\d{1,4})_pp_rank_(?P<pp>\d{1,4}))(?:_(?P<pp2>\d{1,4}))?/model_weights\.ckpt"
+    r"(?:mp_rank_(?P<mp>\d{1,4})|tp_rank_(?P<tp>\d{1,4})_pp_rank_(?P<pp>\d{1,4}))(?:_(?P<pp2>\d{1,4}))?/(?:model_weights\.ckpt|model_optim_rng\.pt)"
 )
 # Which dimension of a parameter tensor parallelism cuts; the rest is repeated on every rank.
 _CUT_ROWS = (
@@ -126,14 +126,16 @@ def read_weights(files: Files, path: Path) -> Named:
         if ".metadata" in below or "metadata.json" in below or any(name.endswith("/.zarray") for name in below):
             return _unstacked(read_distributed(below, f"{path}/{folder}"))
     if "model_weights.ckpt" in files:
-        return _plain(files["model_weights.ckpt"])
+        stages = enumerate(_plain(files["model_weights.ckpt"]))
+        return _in_order({(number, 0): {0: stage} for number, stage in stages}, path)
     ranks = {name: match for name in files if (match := _RANK.fullmatch(name))}
     require(ranks, f"{path}: no model_weights, model_weights.ckpt, weights or rank folders; not a NeMo checkpoint")
     return _merge_ranks(ranks, files, path)
 
 
-def _plain(data: ByteRange) -> Named:
-    return _stripped(dict(state_dict_of(TorchFile(data))), str(data))
+def _plain(data: ByteRange) -> list[Named]:
+    """The tensors of a rank's file: one map, or one for each of its virtual pipeline stages."""
+    return [_stripped(stage, str(data)) for stage in state_dicts_of(TorchFile(data))]
 
 
 def _stripped(tensors: dict[str, Any], where: str) -> dict[str, Any]:
@@ -165,17 +167,28 @@ def _unstacked(grids: dict[str, Grid]) -> Named:
 
 
 def _merge_ranks(ranks: dict[str, re.Match[str]], files: Files, path: Path) -> Named:
-    """Tensor-parallel parts joined, pipeline stages put after one another."""
-    stages: dict[int, dict[int, Named]] = {}
+    """Tensor-parallel parts joined, pipeline stages put after one another.
+
+    With virtual stages a rank holds several pieces of the model: the first pieces of all ranks come first.
+    """
+    stages: dict[tuple[int, int], dict[int, Named]] = {}
     for name, match in ranks.items():
         tp = int(match["mp"] or match["tp"] or 0)
         pp = int(match["pp"] or match["pp2"] or 0)
-        stages.setdefault(pp, {})[tp] = _plain(files[name])
+        for virtual, stage in enumerate(_plain(files[name])):
+            require(tp not in stages.get((virtual, pp), {}), f"{path}: two files of rank {tp}, stage {pp}")
+            stages.setdefault((virtual, pp), {})[tp] = stage
     widths = {len(stage) for stage in stages.values()}
-    complete = sorted(stages) == list(range(len(stages))) and all(
+    depth, chunks = (1 + max(key[axis] for key in stages) for axis in (1, 0))
+    complete = len(stages) == depth * chunks and all(
         sorted(stage) == list(range(max(widths))) for stage in stages.values()
     )
     require(complete, f"{path}: ranks {sorted(ranks)}: some are missing (tensor x pipeline ranks must form a grid)")
+    return _in_order(stages, path)
+
+
+def _in_order(stages: dict[tuple[int, int], dict[int, Named]], path: Path) -> Named:
+    """(virtual stage, pipeline stage) -> tensor-parallel rank -> tensors, as one map with global layer numbers."""
     merged: Named = {}
     first_layer = 0
     for _, stage in sorted(stages.items()):

@@ -37,7 +37,7 @@ def detect(path: Path) -> str:
         return "nemo"  # a tar, plain or gzip; the reader says what is wrong if it is not
     if (path / "context").is_dir() or (path / "weights" / ".metadata").is_file():
         return "nemo2"
-    ranks = any(path.glob("*/model_weights.ckpt"))
+    ranks = any(path.glob("*/model_weights.ckpt")) or any(path.glob("mp_rank_*/model_optim_rng.pt"))
     if (path / "model_config.yaml").is_file() or (path / "model_weights").exists() or ranks:
         return "nemo"
     if (path / ".metadata").is_file() or (path / "metadata.json").is_file() or any(path.glob("*/.zarray")):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import re
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -247,16 +248,42 @@ class _Rebuild:
         return _rebuild_tensor_v2, (*self._arguments, OrderedDict())
 
 
+_CONTAINERS = ("state_dict", "model", "module")
+_CHUNK = re.compile(r"model_?(\d{1,3})")
+
+
 def state_dict_of(file: TorchFile) -> Iterator[tuple[str, LazyTensor]]:
     """Names and tensors of the state dict in a torch file; values that are not tensors are passed over.
 
     Accepts the dict itself, or one under `state_dict` (Lightning), `model` (Megatron-LM) or `module` (DeepSpeed).
     """
+    yield from state_dicts_of(file)[0].items()
+
+
+def state_dicts_of(file: TorchFile) -> list[dict[str, LazyTensor]]:
+    """The same, one dict for each virtual pipeline stage: under `model0`, `model1`, ... (NeMo: `model_0`) if any.
+
+    Raises:
+        CheckpointError: not a state dict; stages that are not numbered from 0 without a gap.
+    """
     value = file.value
-    for key in ("state_dict", "model", "module"):
+    for key in _CONTAINERS:
         if isinstance(value, dict) and isinstance(value.get(key), dict):
             value = value[key]
     require(isinstance(value, dict), f"{file.data}: holds {type(value).__name__}, expected a state dict")
-    for name, item in value.items():
-        if isinstance(name, str) and isinstance(item, TensorRef):
-            yield name, file.tensor(item)
+    chunks: dict[int, dict[Any, Any]] = {}
+    for key, item in value.items():
+        match = _CHUNK.fullmatch(key) if isinstance(key, str) and isinstance(item, dict) else None
+        if match:
+            chunks[int(match[1])] = item
+    whole = sorted(chunks) == list(range(len(chunks)))
+    require(whole, f"{file.data}: virtual stages {sorted(chunks)}, expected them from 0 without a gap")
+    stages = [chunks[number] for number in sorted(chunks)] or [value]
+    return [
+        {
+            name: file.tensor(item)
+            for name, item in stage.items()
+            if isinstance(name, str) and isinstance(item, TensorRef)
+        }
+        for stage in stages
+    ]
