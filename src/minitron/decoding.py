@@ -18,6 +18,34 @@ ENGINE_CHOICE: ContextVar[str] = ContextVar("minitron_engine", default="auto")
 """The `engine` argument of the `generate` call in progress."""
 
 
+DRAFT_CHOICE: ContextVar[Any] = ContextVar("minitron_draft", default=None)
+"""The `draft` argument of the `generate` call in progress."""
+
+
+@dataclass
+class Speculation:
+    """What drafts came to; see `engine.speculate`."""
+
+    steps: int = 0
+    """Steps of the model."""
+    tokens: int = 0
+    """Tokens of the text that they gave."""
+    drafted: int = 0
+    """Tokens that were drafted."""
+    kept: int = 0
+    """Drafted tokens that stayed."""
+
+    @property
+    def acceptance_rate(self) -> float:
+        """Share of drafted tokens that stayed."""
+        return self.kept / self.drafted if self.drafted else 0.0
+
+    @property
+    def tokens_per_step(self) -> float:
+        """Tokens that a step of the model gave; 1 without speculation."""
+        return self.tokens / self.steps if self.steps else 0.0
+
+
 @dataclass
 class GenerationReport:
     """What ran in the last `generate` of a model, which keeps it as `last_generation`."""
@@ -30,6 +58,8 @@ class GenerationReport:
     """MLP neurons that were not zero, over decoded tokens and layers."""
     seen_neurons: int = 0
     """MLP neurons over decoded tokens and layers."""
+    speculation: Speculation | None = None
+    """What drafts came to; None if there were none."""
 
     @property
     def zero_fraction(self) -> float | None:
@@ -43,21 +73,28 @@ class EngineDecoding:
     last_generation: GenerationReport | None = None
     """What ran in the last call of `generate`, and why; None before the first, and after beam search and the like."""
 
-    def generate(self, inputs: Tensor | None = None, *args: Any, engine: str = "auto", **kwargs: Any) -> Any:
+    def generate(
+        self, inputs: Tensor | None = None, *args: Any, engine: str = "auto", draft: Any = None, **kwargs: Any
+    ) -> Any:
         """As transformers' `generate`.
 
         Args:
             engine: "auto" decodes with `minitron.engine` what it can serve; "off" leaves all to transformers.
                 `last_generation` tells which one ran, and why.
+            draft: speculation that leaves the text (greedy) or its law (sampling) as it is: "lookup" drafts what
+                followed the same words earlier in the text; another `NemotronForCausalLM` with the same tokenizer,
+                or its `EngineWeights`, drafts by decoding. For one prompt; without meaning where the engine does not
+                run. transformers' `prompt_lookup_num_tokens` and `assistant_model` are served the same way.
         """
         if engine not in ("auto", "off"):
             raise ValueError(f"engine is {engine!r}; it must be 'auto' or 'off'")
         self.last_generation = None
-        before = ENGINE_CHOICE.set(engine)
+        before = ENGINE_CHOICE.set(engine), DRAFT_CHOICE.set(draft)
         try:
             return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
         finally:
-            ENGINE_CHOICE.reset(before)
+            ENGINE_CHOICE.reset(before[0])
+            DRAFT_CHOICE.reset(before[1])
 
     def _sample(
         self,
@@ -73,3 +110,31 @@ class EngineDecoding:
         request = (input_ids, logits_processor, stopping_criteria, generation_config)
         found = engine.sample(self, *request, streamer, kwargs)
         return super()._sample(*request, streamer=streamer, **kwargs) if found is None else found  # type: ignore[misc]
+
+    def _assisted_decoding(
+        self,
+        input_ids: Tensor,
+        logits_processor: Any,
+        stopping_criteria: Any,
+        generation_config: Any,
+        streamer: Any = None,
+        inputs_tensor: Any = None,
+        assistant_model: Any = None,
+        assistant_tokenizer: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        # transformers' `generate` calls this where there is an assistant; it looks at the names of these parameters.
+        request = (input_ids, logits_processor, stopping_criteria, generation_config)
+        if assistant_tokenizer is None:
+            engine = importlib.import_module(ENGINE_MODULE)
+            found = engine.assisted(self, *request, streamer, assistant_model, kwargs)
+            if found is not None:
+                return found
+        return super()._assisted_decoding(  # type: ignore[misc]
+            *request,
+            streamer=streamer,
+            inputs_tensor=inputs_tensor,
+            assistant_model=assistant_model,
+            assistant_tokenizer=assistant_tokenizer,
+            **kwargs,
+        )

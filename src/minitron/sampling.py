@@ -1,8 +1,9 @@
-"""The choice of the next token: logits in, an id out. The rules and their order are those of transformers."""
+"""The choice of the next tokens: logits in, ids out. The rules and their order are those of transformers."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,16 +71,52 @@ def distribution(logits: Array, choice: Choice) -> tuple[Array, Array]:
     return ids, p / p.sum()
 
 
-def draw(ids: Array, probabilities: Array, vocabulary: int) -> int:
-    """One of `ids`, with these probabilities: what transformers draws in the same state of torch's generator."""
-    full = torch.zeros(vocabulary)
-    full[torch.from_numpy(ids)] = torch.from_numpy(probabilities).float()
-    return int(torch.multinomial(full, 1))
+def draw(laws: list[tuple[Array, Array]], vocabulary: int) -> Array:
+    """One id for each of `laws` (ids, probabilities): what transformers draws for a batch in the same state of torch's
+    generator."""
+    full = torch.zeros(len(laws), vocabulary)
+    for row, (ids, probabilities) in zip(full, laws, strict=True):
+        row[torch.from_numpy(ids)] = torch.from_numpy(probabilities).float()
+    return torch.multinomial(full, 1)[:, 0].numpy()
 
 
-def choose(logits: Array, choice: Choice, seen: Array) -> int:
-    """The next token after the ids `seen`, for logits (V,) float32."""
-    logits = penalize(logits, seen, choice.repetition_penalty)
+def choose(logits: Array, choice: Choice, seen: Sequence[Array]) -> Array:
+    """The next token of each sequence, (B,), after the ids that each has `seen`, for logits (B, V) float32."""
+    rows = [penalize(*pair, choice.repetition_penalty) for pair in zip(logits, seen, strict=True)]
     if choice.temperature == 0:
-        return int(logits.argmax())
-    return draw(*distribution(logits, choice), logits.shape[0])
+        return np.array([row.argmax() for row in rows])
+    return draw([distribution(row, choice) for row in rows], logits.shape[1])
+
+
+def law(logits: Array, choice: Choice, seen: Array) -> Array:
+    """The probability of every token, (V,) float64, for logits (V,) float32 after the ids `seen` (T,)."""
+    full = np.zeros(logits.shape[0])
+    ids, p = distribution(penalize(logits, seen, choice.repetition_penalty), choice)
+    full[ids] = p
+    return full
+
+
+# --- speculative sampling: Leviathan et al., "Fast Inference from Transformers via Speculative Decoding", 2023 ------
+
+
+def acceptance(p: Array, q: Array) -> Array:
+    """With what probability a token drafted with probability q (V,) is kept where its own is p (V,): min(1, p / q)."""
+    return np.divide(p, q, out=np.ones_like(p), where=q > p)
+
+
+def residual(p: Array, q: Array) -> Array:
+    """The law (V,) from which a token is drawn where a draft was not kept: max(p - q, 0), normalized.
+
+    Keeping a draft with `acceptance` and otherwise drawing from this gives each token with probability p.
+    """
+    rest = np.maximum(p - q, 0.0)
+    total = rest.sum()
+    return rest / total if total > 0 else p  # p == q but for rounding: nothing is ever rejected
+
+
+def draw_exact(p: Array) -> int:
+    """A token of the law p (V,) float64, by inversion with 53 random bits of torch's generator."""
+    ids = np.flatnonzero(p)
+    sums = np.cumsum(p[ids])
+    uniform = float(torch.rand((), dtype=torch.float64))
+    return int(ids[min(np.searchsorted(sums, uniform * sums[-1], side="right"), len(ids) - 1)])

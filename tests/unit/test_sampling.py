@@ -70,14 +70,15 @@ def test_ties_with_the_last_of_the_top_k_stay() -> None:
 
 
 def test_greedy_takes_the_first_of_equals() -> None:
-    assert choose(np.array([0, 5, 5], np.float32), Choice(), np.array([0])) == 1
-    assert choose(np.array([0, 5, 4], np.float32), Choice(repetition_penalty=2.0), np.array([1])) == 2
+    logits = np.array([[0, 5, 5], [0, 5, 4]], np.float32)
+    assert choose(logits, Choice(), np.array([[0], [1]])).tolist() == [1, 1]
+    assert choose(logits, Choice(repetition_penalty=2.0), np.array([[0], [1]])).tolist() == [1, 2]
 
 
 def test_draws_follow_the_probabilities() -> None:
     ids, p = np.array([7, 3, 9]), np.array([0.6, 0.0, 0.4])
     torch.manual_seed(0)
-    drawn = np.array([draw(ids, p, 12) for _ in range(20_000)])
+    drawn = draw([(ids, p)] * 20_000, 12)
     assert set(drawn) == {7, 9}
     assert abs((drawn == 7).mean() - 0.6) < 4 * np.sqrt(0.24 / 20_000)
 

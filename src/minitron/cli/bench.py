@@ -40,8 +40,8 @@ def bench(
     import torch
 
     from ..config import NemotronConfig
-    from ..engine.generation import why_not_model
     from ..engine.measure import random_model
+    from ..engine.requests import why_not_model
     from ..loading import load
 
     if preset is not None:

@@ -28,13 +28,13 @@ _log = logging.getLogger("minitron")
 
 
 class CpuEngine:
-    """One sequence: `read` tokens whose logits nobody wants, `step` over those whose logits are wanted.
+    """Sequences, one in each slot: `read` tokens whose logits nobody wants, `step` over those whose are.
 
     Close it, or leave its `with` block, to end its threads.
     """
 
-    def __init__(self, weights: EngineWeights, capacity: int, threads: int | None = None) -> None:
-        """Take the memory for `capacity` tokens.
+    def __init__(self, weights: EngineWeights, capacity: int, threads: int | None = None, slots: int = 1) -> None:
+        """Take the memory for `capacity` tokens in each of `slots` sequences.
 
         Raises:
             ValueError: the weights are in a dtype that the kernels do not read.
@@ -43,7 +43,7 @@ class CpuEngine:
             raise ValueError(f"weights are {weights.dtype}; the CPU engine reads bfloat16 and float32")
         self.weights = weights
         self.threads = threads or torch.get_num_threads()
-        self._reader = ReferenceEngine(weights, capacity)
+        self._reader = ReferenceEngine(weights, capacity, slots)
         self.kv = self._reader.kv
         self._job = np.zeros(3, np.int64)
         self._tokens = np.zeros(MAX_TOKENS, np.int64)
@@ -51,6 +51,7 @@ class CpuEngine:
         self._sync = np.zeros(SYNC_SIZE, np.int64)
         self._workers: list[threading.Thread] = []
         self._running = False
+        self._slot = 0
         self._spaces = _spaces(weights, capacity, self.threads)
         self._logits = torch.from_numpy(self._spaces[7])
         cos, sin = (table.numpy() for table in self._reader.rotary)
@@ -63,13 +64,14 @@ class CpuEngine:
             capacity,
             int(weights.dtype == torch.bfloat16),
         )
+        self._layers = _layer_table(weights, self._reader)
         self._shared = (
             self._sync,
             self._job,
             self._tokens,
             np.array(sizes, np.int64),
             np.float32(config.norm_eps),
-            _layer_table(weights, self._reader),
+            self._layers,
             np.array([_at(weights.embed), _at(weights.head), *_norm_at(weights.norm)], np.int64),
             self._spaces,
             cos,
@@ -87,24 +89,29 @@ class CpuEngine:
         """MLP neurons, over all calls of `step` and layers."""
         return int(self._zeros[1])
 
-    def read(self, tokens: list[int]) -> None:
-        """Append tokens to the sequence."""
+    def read(self, tokens: list[int], slot: int = 0) -> None:
+        """Append tokens to a sequence."""
         if len(tokens) > MAX_TOKENS:
             self.close()  # torch's threads want the cores
-            self._reader.read(tokens)
+            self._reader.read(tokens, slot)
         elif tokens:
-            self._run(tokens, first_logits=len(tokens))
+            self._run(tokens, slot, first_logits=len(tokens))
 
-    def step(self, tokens: list[int]) -> Tensor:
+    def step(self, tokens: list[int], slot: int = 0) -> Tensor:
         """Append at most MAX_TOKENS tokens and return the logits (len(tokens), V) fp32 after each.
 
         The tensor is the engine's own memory: it is overwritten by the next step.
         """
-        self._run(tokens, first_logits=0)
+        self._run(tokens, slot, first_logits=0)
         return self._logits[: len(tokens)]
 
-    def _run(self, tokens: list[int], first_logits: int) -> None:
-        M, end = len(tokens), self.kv.length + len(tokens)
+    def step_each(self, tokens: list[int], slots: list[int]) -> Tensor:
+        """Append a token to each of several sequences; logits (len(tokens), V) fp32."""
+        return torch.cat([self.step([token], slot).clone() for token, slot in zip(tokens, slots, strict=True)])
+
+    def _run(self, tokens: list[int], slot: int, first_logits: int) -> None:
+        begin = self.kv.lengths[slot]
+        M, end = len(tokens), begin + len(tokens)
         assert 0 < M <= MAX_TOKENS, f"{M} tokens in one step"
         assert end <= self.kv.capacity, f"{end} tokens in a cache of {self.kv.capacity}"
         known = range(self.weights.embed.shape[0])
@@ -112,14 +119,22 @@ class CpuEngine:
         assert max(tokens) in known, f"token {max(tokens)} is not in the vocabulary"
         if not self._running:
             self._start()
+        self._use(slot)
         self._tokens[:M] = tokens
-        self._job[:] = (M, self.kv.length, first_logits)
+        self._job[:] = (M, begin, first_logits)
         compiled.run(0, self.threads, *self._shared)
-        self.kv.length = end
+        self.kv.lengths[slot] = end
 
-    def truncate(self, length: int) -> None:
-        """Forget all but the first `length` tokens."""
-        self.kv.length = length
+    def _use(self, slot: int) -> None:
+        """Let the next step work on the keys and values of a slot."""
+        if slot != self._slot:
+            for column, tensors in ((compiled.KEYS, self.kv.keys), (compiled.VALUES, self.kv.values)):
+                self._layers[:, column] = [tensor[slot].data_ptr() for tensor in tensors]
+            self._slot = slot
+
+    def truncate(self, length: int, slot: int = 0) -> None:
+        """Forget all but the first `length` tokens of a sequence."""
+        self._reader.truncate(length, slot)
 
     def _start(self) -> None:
         _compile(self._shared)

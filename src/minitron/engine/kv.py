@@ -9,15 +9,18 @@ from .weights import EngineWeights
 
 
 class KeyValues:
-    """Per layer, keys and values (K, capacity, H) in the weights' dtype; the first `length` positions are filled."""
+    """Per layer, keys and values (slots, K, capacity, H) in the weights' dtype; a slot holds one sequence.
 
-    def __init__(self, weights: EngineWeights, capacity: int) -> None:
+    Of slot s the first `lengths[s]` positions are filled. Memory that is never filled is never touched.
+    """
+
+    def __init__(self, weights: EngineWeights, capacity: int, slots: int = 1) -> None:
         width: int = weights.config.head_dim  # type: ignore[assignment]
         self.capacity = capacity
-        self.length = 0
+        self.lengths = [0] * slots
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
         for layer in weights.layers:
-            shape = (layer.num_key_value_heads, capacity, width)
+            shape = (slots, layer.num_key_value_heads, capacity, width)
             self.keys.append(torch.zeros(shape, dtype=weights.dtype))
             self.values.append(torch.zeros(shape, dtype=weights.dtype))

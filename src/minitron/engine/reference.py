@@ -18,50 +18,54 @@ CHUNK = 512
 
 
 class ReferenceEngine:
-    """One sequence: `read` tokens whose logits nobody wants, `step` over those whose logits are wanted."""
+    """Sequences, one in each slot: `read` tokens whose logits nobody wants, `step` over those whose are."""
 
-    def __init__(self, weights: EngineWeights, capacity: int) -> None:
+    def __init__(self, weights: EngineWeights, capacity: int, slots: int = 1) -> None:
         self.weights = weights
-        self.kv = KeyValues(weights, capacity)
+        self.kv = KeyValues(weights, capacity, slots)
         self.rotary = weights.rotary_tables(capacity)
         self.active_neurons = 0
         self.seen_neurons = 0
 
     @torch.inference_mode()
-    def read(self, tokens: list[int]) -> None:
-        """Append tokens to the sequence, in chunks."""
+    def read(self, tokens: list[int], slot: int = 0) -> None:
+        """Append tokens to a sequence, in chunks."""
         for start in range(0, len(tokens), CHUNK):
-            self._forward(tokens[start : start + CHUNK])
+            self._forward(tokens[start : start + CHUNK], slot)
 
     @torch.inference_mode()
-    def step(self, tokens: list[int]) -> Tensor:
+    def step(self, tokens: list[int], slot: int = 0) -> Tensor:
         """Append tokens and return the logits (len(tokens), V) after each, in the residual stream's dtype."""
         head = self.weights.head
-        normed = _norm(self._forward(tokens, count=True), self.weights.norm, self.weights.config.norm_eps)
+        normed = _norm(self._forward(tokens, slot, count=True), self.weights.norm, self.weights.config.norm_eps)
         return F.linear(normed.to(head.dtype), head).to(normed.dtype)
 
-    def truncate(self, length: int) -> None:
-        """Forget all but the first `length` tokens."""
-        self.kv.length = length
+    def step_each(self, tokens: list[int], slots: list[int]) -> Tensor:
+        """Append a token to each of several sequences; logits (len(tokens), V)."""
+        return torch.cat([self.step([token], slot) for token, slot in zip(tokens, slots, strict=True)])
+
+    def truncate(self, length: int, slot: int = 0) -> None:
+        """Forget all but the first `length` tokens of a sequence."""
+        self.kv.lengths[slot] = min(length, self.kv.lengths[slot])
 
     def close(self) -> None:
         """Nothing to give back."""
 
-    def _forward(self, tokens: list[int], count: bool = False) -> Tensor:
+    def _forward(self, tokens: list[int], slot: int, count: bool = False) -> Tensor:
         """Residual stream (T, D) after the last layer."""
-        weights, begin = self.weights, self.kv.length
+        weights, begin = self.weights, self.kv.lengths[slot]
         end = begin + len(tokens)
         assert end <= self.kv.capacity, f"{end} tokens in a cache of {self.kv.capacity}"
         wide = torch.float64 if weights.dtype == torch.float64 else torch.float32
         x = weights.embed[torch.tensor(tokens)].to(wide)
         for index, layer in enumerate(weights.layers):
-            x = x + self._attention(x, layer, index, begin, end)
+            x = x + self._attention(x, layer, (index, slot), begin, end)
             x = x + self._mlp(x, layer, count)
-        self.kv.length = end
+        self.kv.lengths[slot] = end
         return x
 
-    def _attention(self, x: Tensor, layer: LayerWeights, index: int, begin: int, end: int) -> Tensor:
-        T = end - begin
+    def _attention(self, x: Tensor, layer: LayerWeights, place: tuple[int, int], begin: int, end: int) -> Tensor:
+        T, (index, slot) = end - begin, place
         H: int = self.weights.config.head_dim  # type: ignore[assignment]
         normed = _norm(x, layer.attention_norm, self.weights.config.norm_eps).to(layer.q.dtype)
         qkv = torch.cat([F.linear(normed, matrix) for matrix in (layer.q, layer.k, layer.v)], dim=-1).to(x.dtype)
@@ -71,7 +75,7 @@ class ReferenceEngine:
         N, K = layer.num_heads, layer.num_key_value_heads
         cos, sin = (table[begin:end].to(x.dtype) for table in self.rotary)
         q = _rotate(qkv[:N], cos, sin).to(normed.dtype)
-        keys, values = self.kv.keys[index], self.kv.values[index]
+        keys, values = self.kv.keys[index][slot], self.kv.values[index][slot]
         keys[:, begin:end] = _rotate(qkv[N : N + K], cos, sin).to(keys.dtype)
         values[:, begin:end] = qkv[N + K :].to(values.dtype)
         mask = None

@@ -136,12 +136,12 @@ def test_streaming() -> None:
     ("change", "settings", "reason"),
     [
         (lambda m: m, {"num_beams": 2}, None),
-        (lambda m: m, {"return_dict_in_generate": True}, "return_dict_in_generate"),
+        (lambda m: m, {"return_dict_in_generate": True, "output_attentions": True}, "output_attentions"),
         (lambda m: m, {"use_cache": False}, "a cache of the caller's choice"),
         (lambda m: m.train(), {}, "training"),
         (lambda m: m.double(), {}, "float64"),
         (lambda m: m.model.norm.register_forward_hook(lambda *_: None), {}, "a hook on NemotronLayerNorm1P"),
-        (lambda m: setattr(m, "forward", m.forward), {}, "forward was replaced"),
+        (lambda m: setattr(m, "forward", m.forward), {}, "forward of a NemotronForCausalLM was replaced"),
     ],
 )
 def test_what_is_left_to_transformers(change, settings: dict, reason: str | None) -> None:
@@ -155,16 +155,17 @@ def test_what_is_left_to_transformers(change, settings: dict, reason: str | None
         assert reason in model.last_generation.reason
 
 
-def test_other_activations_and_batches_are_left_to_transformers() -> None:
+def test_other_activations_and_masks_are_left_to_transformers() -> None:
     model = tiny_model(hidden_act="gelu")
     model.generate(prompt(), max_new_tokens=2)
     assert "hidden_act is 'gelu'" in model.last_generation.reason
     model = tiny_model()
-    model.generate(torch.cat([prompt(), prompt()]), max_new_tokens=2)
-    assert model.last_generation.reason == "a batch of 2"
-    mask = torch.tensor([[0, 1, 1, 1, 1]])
-    model.generate(prompt(), attention_mask=mask, max_new_tokens=2)
-    assert model.last_generation.reason == "an attention mask with holes"
+    for mask in ([1, 0, 1, 1, 1], [1, 1, 1, 1, 0]):
+        model.generate(prompt(), attention_mask=torch.tensor([mask]), max_new_tokens=2)
+        assert model.last_generation.engine == "transformers"
+    shifted = torch.arange(5)[None] + 3
+    model.generate(prompt(), position_ids=shifted, max_new_tokens=2)
+    assert model.last_generation.reason == "positions of the caller's choice"
 
 
 def test_an_unknown_engine_is_refused() -> None:
