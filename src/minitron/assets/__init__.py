@@ -22,3 +22,8 @@ def bundled_model() -> Path:
 def chat_template() -> str:
     """The Jinja template of the Nemotron-Mini prompt format, with tools, tool calls and tool results."""
     return (_FOLDER / "nemotron_chat.jinja").read_text(encoding="utf-8")
+
+
+def calibration_text() -> Path:
+    """160 passages of 80 books in English, in the public domain: calibration text where nobody names another."""
+    return _FOLDER / "calibration.jsonl.xz"

@@ -235,10 +235,12 @@ def write_shards(tensors: Mapping[str, LazyTensor], target: Path, max_shard_byte
 def write_side_files(checkpoint: Checkpoint, target: Path) -> None:
     """Copy the checkpoint's other files and write those that a conversion made."""
     for name, data in checkpoint.files.items():
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
         with (target / name).open("wb") as file:
             for start in range(0, data.size, 1 << 24):
                 write_all(file, data.read(start, min(1 << 24, data.size - start)))
     for name, text in checkpoint.texts.items():
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
         (target / name).write_text(text, encoding="utf-8")
 
 

@@ -11,6 +11,7 @@ from .convert import convert
 from .demo import demo
 from .generate import generate
 from .inspect import inspect
+from .prune import prune
 from .train import train
 
 app = typer.Typer(
@@ -23,7 +24,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (generate, chat, inspect, convert, train, bench, demo):
+for verb in (generate, chat, inspect, convert, prune, train, bench, demo):
     app.command()(verb)
 
 

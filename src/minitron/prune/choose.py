@@ -82,9 +82,9 @@ def scores_hash(scores: Scores) -> str:
 
 def _kept_layers(scores: Scores, target: Architecture, depth: str) -> tuple[int, ...]:
     count = scores.num_layers
-    if target.layers == count or depth == "single":
-        return _best(scores.layers, target.layers, "original")
     length = count - target.layers
+    if length < 2 or depth == "single":
+        return _best(scores.layers, target.layers, "original")
     if length not in scores.windows:
         known = ", ".join(map(str, scores.windows)) or "none"
         raise PlanError(f"no scores of {length} neighbouring layers; there are some of these lengths: {known}")

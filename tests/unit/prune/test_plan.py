@@ -148,8 +148,11 @@ def test_contiguous_layers_go() -> None:
     target = Architecture(2, 32, 6, 2, 96)
     kept = make_plan(CONFIG, scores, target, source="", depth="contiguous").layers
     assert [entry.layer for entry in kept] == [0, 3]
-    with pytest.raises(PlanError, match=r"no scores of 1 neighbouring layers; there are some of these lengths: 2"):
-        make_plan(CONFIG, scores, Architecture(3, 32, 6, 2, 96), source="", depth="contiguous")
+    lowest = int(scores.layers.argmin())
+    kept = make_plan(CONFIG, scores, Architecture(3, 32, 6, 2, 96), source="", depth="contiguous").layers
+    assert [entry.layer for entry in kept] == [layer for layer in range(4) if layer != lowest]
+    with pytest.raises(PlanError, match=r"no scores of 3 neighbouring layers; there are some of these lengths: 2"):
+        make_plan(CONFIG, scores, Architecture(1, 32, 6, 2, 96), source="", depth="contiguous")
 
 
 def test_heads_are_merged_in_the_order_of_the_paper() -> None:

@@ -1,0 +1,138 @@
+"""Before and after, as numbers, as a table for the terminal, and as the model card that goes with the checkpoint."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..config import NemotronConfig
+from ..version import __version__
+from .architecture import Architecture
+from .plan import PrunePlan
+from .search import Machine
+
+FOLDER = "pruning"
+"""Of the files beside the checkpoint: in a folder of their own, since readers that take every *.safetensors file for
+weights would take the importance scores for them too."""
+PLAN, SCORES, CANDIDATES = "plan.json", "importance.safetensors", "candidates.jsonl"
+_PARTS = ("embedding", "attention", "mlp", "norms", "lm_head")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """One side of the table; None where something was not measured."""
+
+    architecture: dict[str, int]
+    parameters: dict[str, int]
+    weight_bytes: int
+    cache_bytes_per_token: float
+    loss: float | None
+    """Nats per token on held-out text."""
+    predicted_tokens_per_second: float | None
+    measured_tokens_per_second: float | None
+
+    @classmethod
+    def of(
+        cls,
+        config: NemotronConfig,
+        weight_bytes: int,
+        machine: Machine,
+        loss: float | None = None,
+        measured: float | None = None,
+    ) -> Facts:
+        """Facts that follow from the configuration, and those that were measured."""
+        counts = config.parameter_counts()
+        totals = {"total": config.num_parameters(), "non_embedding": config.num_non_embedding_parameters()}
+        return cls(
+            Architecture.of(config).as_dict(),
+            {**counts, **totals},
+            weight_bytes,
+            config.kv_bytes_per_token(4 if machine.dtype == "fp32" else 2),
+            loss,
+            machine.speed(config),
+            measured,
+        )
+
+
+def table(before: Facts, after: Facts) -> list[tuple[str, str, str, str]]:
+    """Rows (what, before, after, ratio)."""
+    rows = [(axis, *_row(before.architecture[axis], after.architecture[axis], "d")) for axis in before.architecture]
+    for part in (*_PARTS, "total", "non_embedding"):
+        name = f"parameters: {part.replace('_', ' ')}"
+        rows.append((name, *_row(before.parameters[part], after.parameters[part], ",d")))
+    rows.append(("bytes of weights", *_row(before.weight_bytes, after.weight_bytes, ",d")))
+    rows.append(("cache bytes per token", *_row(before.cache_bytes_per_token, after.cache_bytes_per_token, ",.0f")))
+    rows.append(("loss, nats per token", *_row(before.loss, after.loss, ".4f", difference=True)))
+    for name in ("predicted", "measured"):
+        one, two = (getattr(side, f"{name}_tokens_per_second") for side in (before, after))
+        rows.append((f"tokens/s, {name}", *_row(one, two, ",.1f")))
+    return rows
+
+
+def _row(before: float | None, after: float | None, form: str, *, difference: bool = False) -> tuple[str, str, str]:
+    texts = tuple("-" if value is None else format(value, form) for value in (before, after))
+    if before is None or after is None:
+        return (*texts, "")  # type: ignore[return-value]
+    last = f"{after - before:+.4f}" if difference else f"x {after / before:.3f}" if before else ""
+    return (*texts, last)  # type: ignore[return-value]
+
+
+def text_table(before: Facts, after: Facts) -> str:
+    """The table for a terminal."""
+    rows = [("", "before", "after", ""), *table(before, after)]
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    return "\n".join(
+        f"{row[0]:<{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]:>{widths[2]}}  {row[3]:>{widths[3]}}".rstrip()
+        for row in rows
+    )
+
+
+def model_card(
+    source: Path, plan: PrunePlan, before: Facts, after: Facts, settings: dict[str, Any], notes: Sequence[str]
+) -> str:
+    """README.md of the smaller checkpoint: what it is, how it compares, and all that is needed to make it again."""
+    lines = ["---", *_front_matter(source), "---", "", f"# {source.resolve().name}, pruned", ""]
+    lines += [
+        f"Cut out of `{source.resolve().name}` by `minitron prune` {__version__}. The weights were selected, not "
+        "retrained: expect a higher loss than the source's until the model is retrained "
+        "(arXiv:2407.14679 uses distillation).",
+        "",
+        "| | before | after | |",
+        "| --- | --- | --- | --- |",
+        *(f"| {' | '.join(row)} |" for row in table(before, after)),
+        "",
+        "Predicted tokens/s: memory bandwidth over the bytes that one token reads if no neuron is zero.",
+        "",
+        "## Made with",
+        "",
+        *(f"- {name.replace('_', ' ')}: {value}" for name, value in settings.items() if value is not None),
+        f"- source fingerprint: `{plan.source}`",
+        f"- plan hash: `{plan.hash}`",
+        f"- scores hash: `{plan.scores}`" if plan.scores else "- scores: none",
+        "",
+        *(f"{note}\n" for note in notes),
+        "## Again",
+        "",
+        "The plan is all that the cut depends on; `importance.safetensors` is what the plan was made from, so that "
+        "other sizes need no calibration:",
+        "",
+        "```console",
+        f"minitron prune SOURCE OUT --plan {FOLDER}/{PLAN}",
+        f"minitron prune SOURCE OTHER --scores {FOLDER}/{SCORES} --keep hidden={after.architecture['hidden']}",
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _front_matter(source: Path) -> list[str]:
+    """The source's licence, language and tags of use, which hold for a part of it too."""
+    card = source / "README.md"
+    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+    match = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
+    wanted = re.compile(r"(license|license_name|license_link|language|pipeline_tag):\s*\S")
+    kept = [line for line in (match[1] if match else "").splitlines() if wanted.match(line)]
+    return [*kept, "library_name: minitron", "tags: [nemotron, pruned]"]
