@@ -130,7 +130,11 @@ class StreamedModel:
 
     def tensor(self, name: str) -> LazyTensor:
         """A tensor of the backbone by its name there, such as `layers.0.mlp.up_proj.weight`."""
-        return self._tensors[self._prefix + name]
+        return self._tensors[self.full_name(name)]
+
+    def full_name(self, name: str) -> str:
+        """The name in the file of a tensor of the backbone."""
+        return self._prefix + name
 
     def surroundings(self, hidden: Tensor, positions: Tensor) -> dict[str, Any]:
         """What a layer is called with beside its input (B, T, D): causal mask of packed documents, rotary tables."""

@@ -1,0 +1,269 @@
+"""Refit what stays, so that it does some of the work of what was cut. Opt-in; needs no gradients.
+
+The original and the pruned model walk through calibration text side by side, a layer at a time. Each norm of the pruned
+model gets the gain and offset that bring its output closest to the original's (channels that were cut change mean and
+variance), then `o_proj` and `down_proj` get the ridge least-squares change that brings the residual stream behind them
+closest to the original's, on the inputs that the pruned model really has by then. A refit that does not lower the error
+on held-out blocks is refused, part by part. Least squares after structured pruning: ZipLM (arXiv 2302.04089), SlimGPT
+(arXiv 2412.18110).
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..checkpoint.hf import check_target, open_hf, write_hf
+from ..checkpoint.safetensors_io import read_safetensors, write_safetensors
+from ..checkpoint.tensors import LazyTensor, from_tensor
+from ..data import Batch
+from ..model import NemotronDecoderLayer, NemotronLayerNorm1P
+from .architecture import Architecture
+from .plan import PlanError, PrunePlan
+from .regression import Fit, LinearRefit, NormRefit
+from .streaming import TOKENS_AT_ONCE, Residuals, StreamedModel, StreamError, token_counts, workplace
+from .surgery import check_fingerprint
+
+PARTS = ("norms", "linear")
+REPORT = "compensation.json"
+
+
+@dataclass(frozen=True)
+class Refit:
+    """One part of the pruned model."""
+
+    name: str
+    """Of its weight."""
+    fit: Fit
+
+
+def compensate(
+    source: Path,
+    pruned: Path,
+    plan: PrunePlan,
+    blocks: Batch,
+    out: Path,
+    *,
+    parts: tuple[str, ...] = PARTS,
+    heldout: float = 0.25,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Refit]:
+    """Write `out`, the checkpoint `pruned` with norms and output projections refitted to `source`.
+
+    Memory: a layer of each model, and for the MLP four float64 matrices of neurons by neurons. Besides the checkpoint,
+    `compensation.json` in `out` lists each part's error before and after.
+
+    Args:
+        source: the original checkpoint.
+        pruned: what `plan` made of it.
+        plan: the plan.
+        blocks: calibration blocks (B, T).
+        out: folder to write.
+        parts: "norms", "linear" or both.
+        heldout: share of the blocks on which refits are judged; at least one block.
+        dtype, device: of the computation.
+        overwrite: replace `out` if it is there.
+        progress: called with (layers done, layers).
+
+    Raises:
+        PlanError: the plan is for another source, or `pruned` has another shape than it says.
+        StreamError: too few blocks, an unknown part, or activations that are not finite.
+        CheckpointError: a checkpoint cannot be read; `out` is there already.
+    """
+    check_target(out, overwrite=overwrite)
+    unknown = [part for part in parts if part not in PARTS]
+    if unknown or not parts:
+        raise StreamError(
+            f"parts to compensate: {unknown[0] if unknown else 'none'}; they must be {' or '.join(PARTS)}"
+        )
+    check_fingerprint(source, plan)
+    large, small = StreamedModel(source, dtype, device), StreamedModel(pruned, dtype, device)
+    found = Architecture.of(small.config)
+    if found != plan.target:
+        raise PlanError(f"{pruned}: {found}; the plan makes {plan.target}")
+    count = len(blocks.input_ids)
+    held = max(1, round(count * heldout))
+    if not 0 < heldout < 1 or held >= count:
+        raise StreamError(f"{count} blocks with a held-out share of {heldout}: one is needed on each side at least")
+    with (
+        tempfile.TemporaryDirectory(prefix="minitron-compensation-") as temporary,
+        workplace(large, blocks, None, streams=4) as place,
+    ):
+        run = _Run(large, small, plan, blocks, count - held, parts, Path(temporary), place)
+        run.all_layers(progress)
+        checkpoint = open_hf(pruned)
+        tensors = {**checkpoint.tensors, **run.refitted}
+        rows = [{"part": refit.name, "accepted": refit.fit.accepted, **asdict(refit.fit)} for refit in run.refits]
+        texts = {**checkpoint.texts, REPORT: json.dumps({"plan": plan.hash, "refits": rows}, indent=1) + "\n"}
+        write_hf(replace(checkpoint, tensors=tensors, texts=texts), out, overwrite=overwrite)
+    return run.refits
+
+
+class _Run:
+    """Both models' residual streams, and what was refitted so far."""
+
+    def __init__(
+        self,
+        large: StreamedModel,
+        small: StreamedModel,
+        plan: PrunePlan,
+        blocks: Batch,
+        fitted: int,
+        parts: tuple[str, ...],
+        folder: Path,
+        place: Path | None,
+    ) -> None:
+        self.large, self.small, self.plan, self.blocks, self.parts = large, small, plan, blocks, parts
+        self.folder, self.place, self.fitted = folder, place, fitted
+        self.channels = torch.tensor(plan.channels, device=large.device)
+        self.counts = token_counts(blocks)
+        self.refits: list[Refit] = []
+        self.refitted: dict[str, LazyTensor] = {}
+        at_once = max(1, TOKENS_AT_ONCE // blocks.input_ids.shape[1])
+        # Groups of blocks do not mix fitted and held-out ones.
+        spans = ((0, fitted), (fitted, len(blocks.input_ids)))
+        self.groups = [range(i, min(i + at_once, stop)) for start, stop in spans for i in range(start, stop, at_once)]
+        self.original, self.own = self._enter(large, "original"), self._enter(small, "own")
+
+    def _enter(self, model: StreamedModel, name: str) -> Residuals:
+        count, tokens = self.blocks.input_ids.shape
+        path = None if self.place is None else self.place / f"stream-{name}.bin"
+        store = Residuals(count, tokens, model.config.hidden_size, model.dtype, path)
+        for rows in self.groups:
+            store.put(rows, model.embed(self.blocks.input_ids[rows.start : rows.stop]))
+        return store
+
+    @torch.no_grad()
+    def all_layers(self, progress: Callable[[int, int], None]) -> None:
+        """Layer after layer, then the final norm."""
+        kept = [entry.layer for entry in self.plan.layers]
+        following = [*kept[1:], self.large.config.num_hidden_layers]
+        for index in range(kept[0] if kept == sorted(kept) else 0):  # layers cut before the first one that stays
+            self._pass_through(self.large.layer(index))
+        for number, (index, after) in enumerate(zip(kept, following, strict=True)):
+            before, layer = self.large.layer(index), self.small.layer(number)
+            self._attention(before, layer, number)
+            # What layers cut behind this one did is for this one's MLP to make up for.
+            self._mlp(before, layer, number, [self.large.layer(i) for i in range(index + 1, after)])
+            progress(number + 1, len(kept))
+        norm = self.small.norm()
+        self._refit_norm(self.large.norm(), norm, "norm.weight")
+
+    # --- a layer -----------------------------------------------------------------------------------------------------
+
+    def _attention(self, before: NemotronDecoderLayer, layer: NemotronDecoderLayer, number: int) -> None:
+        self._refit_norm(before.input_layernorm, layer.input_layernorm, f"layers.{number}.input_layernorm.weight")
+        for rows in self.groups:
+            h = self._get(self.original, rows)
+            self.original.put(rows, h + self._attend(self.large, before, h, rows)[0])
+        self._refit_linear(
+            layer.self_attn.o_proj,
+            lambda p, rows: self._attend(self.small, layer, p, rows)[1],
+            f"layers.{number}.self_attn.o_proj.weight",
+        )
+
+    def _mlp(
+        self, before: NemotronDecoderLayer, layer: NemotronDecoderLayer, number: int, cut: list[NemotronDecoderLayer]
+    ) -> None:
+        norm = layer.post_attention_layernorm
+        self._refit_norm(before.post_attention_layernorm, norm, f"layers.{number}.post_attention_layernorm.weight")
+        for rows in self.groups:
+            h = self._get(self.original, rows)
+            self.original.put(rows, h + before.mlp(before.post_attention_layernorm(h)))
+        for gone in cut:
+            self._pass_through(gone)
+        self._refit_linear(
+            layer.mlp.down_proj,
+            lambda p, rows: layer.mlp.act_fn(layer.mlp.up_proj(norm(p))),
+            f"layers.{number}.mlp.down_proj.weight",
+        )
+
+    def _pass_through(self, layer: NemotronDecoderLayer) -> None:
+        for rows in self.groups:
+            h = self._get(self.original, rows)
+            positions = self.blocks.position_ids[rows.start : rows.stop].to(h.device)
+            self.original.put(rows, layer(h, **self.large.surroundings(h, positions)))
+
+    def _attend(
+        self, model: StreamedModel, layer: NemotronDecoderLayer, hidden: Tensor, rows: range
+    ) -> tuple[Tensor, Tensor]:
+        """Output of the attention, and the input of its `o_proj`."""
+        seen: list[Tensor] = []
+        hook = layer.self_attn.o_proj.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+        positions = self.blocks.position_ids[rows.start : rows.stop].to(hidden.device)
+        try:
+            normed = layer.input_layernorm(hidden)
+            out, _ = layer.self_attn(hidden_states=normed, **model.surroundings(hidden, positions))
+        finally:
+            hook.remove()
+        return out, seen[0]
+
+    # --- refits ------------------------------------------------------------------------------------------------------
+
+    def _get(self, store: Residuals, rows: range) -> Tensor:
+        return store.get(rows).to(self.large.device)
+
+    def _tokens(self, values: Tensor, rows: range) -> Tensor:
+        """(B, T, n) to (tokens, n), without padding."""
+        return torch.cat([values[i, : self.counts[block]] for i, block in enumerate(rows)])
+
+    def _refit_norm(self, before: NemotronLayerNorm1P, norm: NemotronLayerNorm1P, name: str) -> None:
+        if "norms" not in self.parts:
+            return
+        refit = NormRefit(len(self.channels))
+        for rows in self.groups:
+            wanted = before(self._get(self.original, rows))[..., self.channels]
+            own = F.layer_norm(self._get(self.own, rows), norm.normalized_shape, eps=norm.eps)
+            refit.add(self._tokens(own, rows), self._tokens(wanted, rows), heldout=rows.start >= self.fitted)
+        gain, offset, fit = refit.solve((norm.weight + 1).cpu(), norm.bias.cpu())
+        self._keep(name, fit, {name: (norm.weight, gain - 1), name.replace(".weight", ".bias"): (norm.bias, offset)})
+
+    def _refit_linear(self, linear: Any, inputs: Callable[[Tensor, range], Tensor], name: str) -> None:
+        """Refit `linear`, and take the pruned model's stream past it."""
+        if "linear" in self.parts:
+            biased = linear.bias is not None
+            refit = LinearRefit(linear.in_features + biased, linear.out_features)
+            for rows in self.groups:
+                p = self._get(self.own, rows)
+                x = self._tokens(inputs(p, rows), rows)
+                wanted = self._tokens(self._get(self.original, rows)[..., self.channels] - p, rows)
+                missing = wanted - linear(x)
+                if biased:
+                    x = torch.cat([x, x.new_ones(len(x), 1)], dim=1)
+                if not torch.isfinite(missing).all():
+                    raise StreamError(f"{name}: its output, or the original's, has NaN or infinity")
+                refit.add(x, missing, wanted, heldout=rows.start >= self.fitted)
+            change, fit = refit.solve()
+            new = {name: (linear.weight, linear.weight.cpu() + change[:, : linear.in_features])}
+            if biased:
+                new[name.replace(".weight", ".bias")] = (linear.bias, linear.bias.cpu() + change[:, -1])
+            self._keep(name, fit, new)
+        for rows in self.groups:
+            p = self._get(self.own, rows)
+            self.own.put(rows, p + linear(inputs(p, rows)))
+
+    def _keep(self, name: str, fit: Fit, new: dict[str, tuple[Tensor, Tensor]]) -> None:
+        """Note a refit; if it is accepted, put it into the model, rounded as it will be stored."""
+        self.refits.append(Refit(name, fit))
+        if not fit.accepted:
+            return
+        stored = {}
+        for tensor, (parameter, value) in new.items():
+            full = self.small.full_name(tensor)
+            rounded = value.to(self.small.tensor(tensor).dtype)
+            parameter.data.copy_(rounded)
+            stored[full] = from_tensor(rounded.contiguous())
+        path = self.folder / f"{len(self.refits)}.safetensors"
+        write_safetensors(path, stored)
+        self.refitted |= read_safetensors(path)
