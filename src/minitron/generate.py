@@ -86,6 +86,10 @@ class Summary:
     """What decoded: "cpu", "reference" or "transformers"; see `decoding.GenerationReport`."""
     zero_fraction: float | None
     """Share of MLP neurons that were exactly zero and whose weights were not read; None if nobody counted."""
+    acceptance_rate: float | None = None
+    """Share of drafted tokens that stayed; None without speculation."""
+    tokens_per_step: float | None = None
+    """Tokens that a step of the model gave; None without speculation."""
 
     @property
     def tokens_per_second(self) -> float:
@@ -112,7 +116,17 @@ class TextStream:
         prompt_ids: list[int],
         settings: SamplingSettings,
         stop_ids: tuple[int, ...] = (),
+        draft: Any = None,
     ) -> None:
+        """Begin to write.
+
+        Args:
+            model, tokenizer: which; the model in evaluation mode.
+            prompt_ids: at least one token.
+            settings: how tokens are chosen.
+            stop_ids: tokens that end the text, besides the model's own.
+            draft: see `NemotronForCausalLM.generate`.
+        """
         self.text = ""
         self.summary: Summary | None = None
         self._prompt_tokens = len(prompt_ids)
@@ -133,7 +147,9 @@ class TextStream:
         if settings.seed is not None:
             torch.manual_seed(settings.seed)
         self._started = time.perf_counter()
-        words = {"tokenizer": tokenizer} if settings.stop else {}  # looks the strings up in the vocabulary
+        words: dict[str, Any] = {"draft": draft}
+        if settings.stop:
+            words["tokenizer"] = tokenizer  # looks the strings up in the vocabulary
         self._thread = threading.Thread(target=self._run, args=(model, ids, config, words), daemon=True)
         self._thread.start()
 
@@ -167,6 +183,7 @@ class TextStream:
         ended = time.perf_counter()
         new = self._output.shape[1] - self._prompt_tokens
         report = self._report
+        speculation = report.speculation if report else None
         self.summary = Summary(
             self._prompt_tokens,
             new,
@@ -174,6 +191,8 @@ class TextStream:
             (first or ended) - self._started,
             report.engine if report else "transformers",
             report.zero_fraction if report else None,
+            speculation.acceptance_rate if speculation else None,
+            speculation.tokens_per_step if speculation else None,
         )
 
     def close(self) -> None:

@@ -216,3 +216,58 @@ def test_ids_and_labels_out_of_range_are_sentences(checkpoint: Path) -> None:
         model(torch.tensor([[1, 9999]]))
     with pytest.raises(ValueError, match=r"labels contains -5; it must be 0 to \d+ or -100"):
         model(torch.tensor([[1, 2]]), labels=torch.tensor([[-5, -100]]))
+
+
+INTERRUPTED = """
+import os, signal, sys
+from minitron import generate
+from minitron.cli import main
+left, ask = 20, generate._Stopped.__call__
+def interrupt(*args, **kwargs):
+    global left
+    left -= 1
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGINT)
+    return ask(*args, **kwargs)
+generate._Stopped.__call__ = interrupt
+main()
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+@pytest.mark.parametrize("as_json", [False, True])
+def test_an_interrupted_text_is_kept(as_json: bool) -> None:
+    command = ["generate", "-p", "Once upon a time", "-n", "400", "--temperature", "1.2", "--seed", "1"]
+    command += ["--json"] * as_json
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, *command], capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 130, done
+    assert "Traceback" not in done.stderr
+    assert done.stderr.strip().endswith("interrupted")
+    if as_json:
+        found = json.loads(done.stdout)
+        assert found["interrupted"] is True
+        assert len(found["text"]) > 20
+    else:
+        assert done.stdout.startswith("Once upon a time")
+        assert len(done.stdout) > 40
+
+
+def test_speculation(checkpoint: Path, tmp_path: Path) -> None:
+    command = ["generate", str(checkpoint), "-p", "the cat the cat the cat", "--temperature", "0", "--json", "-n", "20"]
+    plain = json.loads(answered(*command))
+    assert plain["tokens_per_step"] is None
+    for draft in ("lookup", str(checkpoint)):
+        found = json.loads(answered(*command, "--speculate", draft))
+        assert found["text"] == plain["text"]
+        assert found["tokens_per_step"] >= 1
+        assert 0 <= found["acceptance_rate"] <= 1
+    assert "no such folder" in refused(*command, "--speculate", "nowhere")
+    other = tmp_path / "other"
+    shutil.copytree(checkpoint, other)
+    words = json.loads((other / "tokenizer.json").read_text())
+    words["model"]["vocab"] = {f"x{word}" if word == "cat" else word: n for word, n in words["model"]["vocab"].items()}
+    words["model"]["merges"] = []
+    (other / "tokenizer.json").write_text(json.dumps(words))
+    assert "its tokenizer has other tokens" in refused(*command, "--speculate", str(other))

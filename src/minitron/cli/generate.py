@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
-from typing import Optional
+from typing import Any, Optional
 
 import typer
 
@@ -23,6 +23,9 @@ def generate(
     repetition_penalty: float = typer.Option(1.0, help="Above 1, words already present become less likely."),
     seed: Optional[int] = typer.Option(None, help="Same seed, same machine, same text."),  # noqa: UP045
     stop: Optional[list[str]] = typer.Option(None, help="Stop after this string; may be repeated."),  # noqa: B008, UP045
+    speculate: Optional[str] = typer.Option(  # noqa: UP045
+        None, help="Draft tokens and check several at once: `lookup` (words that repeat), or a smaller checkpoint."
+    ),
     dtype: str = DtypeOption,
     device: str = DeviceOption,
     as_json: bool = JsonOption,
@@ -34,6 +37,10 @@ def generate(
       minitron generate -p "Once upon a time"
 
       minitron generate path/to/checkpoint -p "The sea was" --temperature 0 -n 64
+
+      minitron generate large -p "def main(" --speculate lookup --temperature 0
+
+      minitron generate large -p "Dear Anna," --speculate small
 
       echo "Dear Anna," | minitron generate -p - --seed 7 --json
     """
@@ -50,22 +57,29 @@ def generate(
 
     loaded = load(model, dtype=dtype, device=device)
     ids = encode_prompt(loaded.tokenizer, text)
-    stream = TextStream(loaded.model, loaded.tokenizer, ids, settings)
-    with stream:
-        if not as_json:
-            typer.echo(text, nl=False)
-        for piece in stream:
+    draft = None if speculate is None else _draft(speculate, loaded)
+    stream = TextStream(loaded.model, loaded.tokenizer, ids, settings, draft=draft)
+    about = {"model": str(model or "bundled"), "prompt": text}
+    try:
+        with stream:
             if not as_json:
-                typer.echo(piece, nl=False)
-                sys.stdout.flush()
+                typer.echo(text, nl=False)
+            for piece in stream:
+                if not as_json:
+                    typer.echo(piece, nl=False)
+                    sys.stdout.flush()
+    except KeyboardInterrupt:
+        # The text so far is on the terminal already.
+        if as_json:
+            print_json({**about, "text": stream.text, "settings": asdict(settings), "interrupted": True})
+        raise
     summary = stream.summary
     if summary is None:
         raise RuntimeError("the generation ended without a result")
     if as_json:
         print_json(
             {
-                "model": str(model or "bundled"),
-                "prompt": text,
+                **about,
                 "text": stream.text,
                 "settings": asdict(settings),
                 **asdict(summary),
@@ -77,4 +91,24 @@ def generate(
         line = f"{summary.new_tokens} tokens in {summary.seconds:.1f} s, {summary.tokens_per_second:.0f} tokens/s"
         if summary.zero_fraction is not None:
             line += f"; {summary.zero_fraction:.0%} of the MLP neurons were zero"
-        typer.echo(line, err=True)
+        if summary.tokens_per_step is not None:
+            line += f"; {summary.tokens_per_step:.2f} tokens a step, {summary.acceptance_rate:.0%} of the drafts kept"
+        typer.echo(f"{line} ({summary.engine})", err=True)
+
+
+def _draft(wanted: str, loaded: Any) -> Any:
+    """What `TextStream` drafts with.
+
+    Raises:
+        ValueError: the checkpoint has another tokenizer.
+    """
+    if wanted == "lookup":
+        return wanted
+    from ..loading import load
+
+    helper = load(wanted, device=str(loaded.model.device))
+    if helper.tokenizer.get_vocab() != loaded.tokenizer.get_vocab():
+        raise ValueError(
+            f"--speculate {wanted}: its tokenizer has other tokens than the model's; they must be the same"
+        )
+    return helper.model
