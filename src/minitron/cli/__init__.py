@@ -9,6 +9,7 @@ from .bench import bench
 from .chat import chat
 from .convert import convert
 from .demo import demo
+from .distill import distill
 from .generate import generate
 from .inspect import inspect
 from .prune import prune
@@ -24,7 +25,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (generate, chat, inspect, convert, prune, train, bench, demo):
+for verb in (generate, chat, inspect, convert, prune, train, distill, bench, demo):
     app.command()(verb)
 
 

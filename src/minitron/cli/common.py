@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging as plain_logging
 import os
 import sys
 from collections.abc import Callable
@@ -62,6 +63,9 @@ def quiet_libraries() -> None:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    # transformers looks at torchao where it is installed, and that tells which of its GPU kernels do not load here.
+    for name in ("torchao", "torch.utils._pytree"):
+        plain_logging.getLogger(name).setLevel(plain_logging.ERROR)
 
 
 def print_json(value: Any) -> None:

@@ -108,11 +108,10 @@ def _split_matrices(model: nn.Module, world: World) -> None:
 def _recompute(model: nn.Module, what: str) -> None:
     if not isinstance(_backbone(model), NemotronPreTrainedModel) and what == "mlp":
         raise TrainError("recompute 'mlp' is for models of this family; take 'layers'")
-    if what == "layers":
-        model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
-    elif any(getattr(layer, "gradient_checkpointing", False) for layer in _layers(model)):
-        model.gradient_checkpointing_disable()  # type: ignore[operator]
     for layer in _layers(model):
+        # What `gradient_checkpointing_enable` of transformers does, whose name changes between versions.
+        layer.gradient_checkpointing = what == "layers"  # type: ignore[assignment]
+        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)  # type: ignore[assignment]
         mlp = layer.mlp
         mlp.__dict__.pop("forward", None)  # type: ignore[union-attr]
         if what == "mlp":

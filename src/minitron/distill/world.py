@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import distributed as dist
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
+
+T = TypeVar("T")
 
 # Between two exchanges the first process may write a checkpoint of many gigabytes.
 _PATIENCE = datetime.timedelta(minutes=60)
@@ -73,7 +75,7 @@ class World:
         dist.all_gather_object(box, value)
         return box
 
-    def first_does(self, action: Any) -> Any:
+    def first_does(self, action: Callable[[], T]) -> T:
         """Let the first process do something while the others wait; its result, or its error, in all of them.
 
         Without this an error of one process leaves the others waiting for an hour.
@@ -93,6 +95,16 @@ class World:
         if kind is not None:
             raise (kind if issubclass(kind, ValueError) else OSError)(message)
         return result
+
+    def first_then_all(self, action: Callable[[], T]) -> T:
+        """Let the first process do something, then the others, who find its work on the disk; the result of each."""
+        box: list[T] = []
+
+        def once() -> None:
+            box.append(action())
+
+        self.first_does(once)
+        return box[0] if box else action()
 
 
 def launched() -> bool:

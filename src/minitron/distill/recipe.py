@@ -1,0 +1,150 @@
+"""Distillation of a student from a teacher, on top of the loop: what fits together, what is checked and measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..config import NemotronConfig
+from ..data import BlockStream, PackedBlocks
+from .correction import CorrectedTeacher, CorrectingLoss
+from .losses import DistillLoss, DistillOptions
+from .objective import LossFunction, next_token_loss
+from .runs import TrainError
+from .schedule import TrainConfig
+from .targets import OnlineTeacher, TeacherTargets
+from .train import Result, train
+from .world import World
+
+# Texts whose ids must be the same: spaces, case, digits, marks, accents, other scripts, code.
+_PROBE = "The  cat's 3rd na\u00efve caf\u00e9, \u4f60\u597d \u041c\u0438\u0440 1234567\n\tdef f(x): return x**2"
+
+
+def require_same_tokens(student: Any, teacher: Any, student_name: object, teacher_name: object) -> None:
+    """Refuse tokenizers that do not give the same ids for the same text.
+
+    Raises:
+        TrainError: they differ; says in what.
+    """
+    ours, theirs = student.get_vocab(), teacher.get_vocab()
+    differing = sorted(token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token))
+    what = None
+    if differing:
+        token = differing[0]
+        what = f"token {token!r} is {ours.get(token)} in the student's and {theirs.get(token)} in the teacher's"
+    elif student(_PROBE, add_special_tokens=False).input_ids != teacher(_PROBE, add_special_tokens=False).input_ids:
+        what = f"they have the same vocabulary and cut {_PROBE!r} into different tokens"
+    else:
+        for name in ("bos_token_id", "eos_token_id"):
+            mine, other = getattr(student, name), getattr(teacher, name)
+            what = what or (
+                f"{name} is {mine} in the student's and {other} in the teacher's" if mine != other else None
+            )
+    if what:
+        raise TrainError(
+            f"the tokenizers of {student_name} and {teacher_name} differ: {what}. Distillation compares the two models "
+            f"token by token, so both must have the same tokenizer"
+        )
+
+
+def require_same_vocabulary(
+    student: NemotronConfig, teacher: NemotronConfig, student_name: object, teacher_name: object
+) -> None:
+    """Refuse models with different numbers of tokens.
+
+    Raises:
+        TrainError: they differ.
+    """
+    if student.vocab_size != teacher.vocab_size:
+        raise TrainError(
+            f"{student_name} has vocab_size {student.vocab_size} and {teacher_name} {teacher.vocab_size}; "
+            f"distillation compares their logits one by one, so both must be the same"
+        )
+
+
+def flops_per_token(
+    student: NemotronConfig, sequence: int, teacher: NemotronConfig | None = None, corrected: bool = False
+) -> float:
+    """Operations of training on a token: three forward passes of the student, and one of the teacher.
+
+    A token attends to half a sequence on average. What is computed twice to save memory is not counted, as is usual
+    for MFU.
+    """
+    count = 3.0 * student.flops_per_token(sequence // 2)
+    return count + (teacher.flops_per_token(sequence // 2) * (3 if corrected else 1) if teacher is not None else 0)
+
+
+def make_loss(
+    targets: TeacherTargets, options: DistillOptions, student: nn.Module, corrected_lr: float = 0.2
+) -> LossFunction:
+    """The loss of a student, on its device; if the targets are a `CorrectedTeacher`, one that trains it too."""
+    loss = DistillLoss(targets, options, student.config).to(next(student.parameters()).device)  # type: ignore[arg-type]
+    return CorrectingLoss(loss, corrected_lr) if isinstance(targets, CorrectedTeacher) else loss
+
+
+def distill(
+    student: nn.Module,
+    targets: TeacherTargets,
+    stream: BlockStream,
+    config: TrainConfig,
+    run: Path,
+    *,
+    options: DistillOptions | None = None,
+    teacher: nn.Module | None = None,
+    corrected_lr: float = 0.2,
+    heldout: Mapping[str, PackedBlocks] | None = None,
+    identity: Mapping[str, Any] | None = None,
+    tokenizer: Any = None,
+    quiet: bool = False,
+    world: World | None = None,
+    export_dtype: torch.dtype | None = None,
+    peak_flops: float | None = None,
+) -> Result:
+    """Distil, or continue the run in `run`.
+
+    Args:
+        student: the model that learns, on its device, in fp32; changed in place.
+        targets: the teacher's answers: `OnlineTeacher(model)`, a cache, or `CorrectedTeacher(model)`, which learns
+            the next token of the same batches beside the student.
+        options: which losses; logits alone if None.
+        teacher: a model to measure held-out text against; that of `targets` by default. Without one only the
+            cross-entropy is measured.
+        corrected_lr: learning rate of a `CorrectedTeacher` as a share of the student's.
+        identity: what tells this teacher from another one, for instance `{"teacher": fingerprint}`.
+
+    The others are those of `train`. The result's `heldout` has `kl`, in nats per token, and `top1` beside
+    `nats_per_token` and `bits_per_byte`.
+
+    Raises:
+        ValueError: teacher and student do not fit each other, or as `train`.
+    """
+    options = options or DistillOptions()
+    shape: NemotronConfig = student.config  # type: ignore[assignment]
+    corrected = isinstance(targets, CorrectedTeacher)
+    online = targets.model if isinstance(targets, OnlineTeacher) else teacher
+    measure: LossFunction = next_token_loss
+    if online is not None:
+        measure = DistillLoss(OnlineTeacher(online), DistillOptions(), shape)
+    about = {"loss": asdict(options), **({"corrected_lr": corrected_lr} if corrected else {}), **(identity or {})}
+    running: NemotronConfig | None = targets.model.config if isinstance(targets, OnlineTeacher) else None  # type: ignore[assignment]
+    return train(
+        student,
+        stream,
+        config,
+        run,
+        heldout=heldout,
+        loss=make_loss(targets, options, student, corrected_lr),
+        measure=measure,
+        identity=about,
+        tokenizer=tokenizer,
+        quiet=quiet,
+        world=world,
+        export_dtype=export_dtype,
+        peak_flops=peak_flops,
+        flops_per_token=flops_per_token(shape, config.sequence, running, corrected),
+    )
