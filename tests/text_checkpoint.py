@@ -45,3 +45,15 @@ def make_text_checkpoint(folder: Path, vocab_size: int = 512, max_shard_size: st
     )
     NemotronForCausalLM(config).save_pretrained(folder, max_shard_size=max_shard_size)
     return folder
+
+
+def save_byte_tokenizer(folder: Path, extra: int = 0) -> int:
+    """Save a byte-level tokenizer with <pad>, <s>, </s> as 0, 1, 2 and `extra` more tokens; its size."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    names = ["<pad>", "<s>", "</s>", *alphabet, *(f"<extra_{i}>" for i in range(extra))]
+    raw = Tokenizer(models.BPE({token: i for i, token in enumerate(names)}, []))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
+    PreTrainedTokenizerFast(tokenizer_object=raw, **special).save_pretrained(folder)
+    return len(names)

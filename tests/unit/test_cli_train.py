@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 import typer
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from text_checkpoint import save_byte_tokenizer
 from typer.testing import CliRunner
 
 from minitron import NemotronForCausalLM
@@ -27,13 +26,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [{"text": f"Story {i}. A cat sat on mat number {i} and slept. " * (i % 3 + 1)} for i in range(30)]
     (folder / "text" / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "text" / "b.txt").write_text("It was a long day, and nothing happened at all. " * 9)
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: i for i, token in enumerate(["<pad>", "<s>", "</s>", *alphabet])}
-    tokenizer = Tokenizer(models.BPE(vocabulary, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder / "tokenizer")
+    save_byte_tokenizer(folder / "tokenizer")
     return folder
 
 

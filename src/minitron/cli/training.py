@@ -102,7 +102,8 @@ def announce(need: Any, stream: Any, settings: Any, count: int, peak: float, flo
         f"{human_count(count)} parameters. About {steps:,} steps, {human_count(tokens)} tokens: "
         f"{steps * settings.batch / len(stream):.1f} passes over the data, {tokens / count:.1f} tokens per parameter. "
         f"About {steps * need.seconds_per_step / 3600:.2f} hours at {speed:,.0f} tokens/s, "
-        f"MFU {speed * flops / peak:.0%} of the {how} {peak / 1e12:.3g} TFLOP/s, {human_bytes(need.peak_bytes)} of memory.",
+        f"MFU {speed * flops / peak:.0%} of the {how} {peak / 1e12:.3g} TFLOP/s, "
+        f"{human_bytes(need.peak_bytes)} of memory.",
         err=True,
     )
     return {"steps": steps, "seconds_per_step": need.seconds_per_step, "peak_bytes": need.peak_bytes}

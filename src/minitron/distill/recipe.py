@@ -104,6 +104,7 @@ def distill(
     world: World | None = None,
     export_dtype: torch.dtype | None = None,
     peak_flops: float | None = None,
+    until: int | None = None,
 ) -> Result:
     """Distil, or continue the run in `run`.
 
@@ -147,4 +148,5 @@ def distill(
         export_dtype=export_dtype,
         peak_flops=peak_flops,
         flops_per_token=flops_per_token(shape, config.sequence, running, corrected),
+        until=until,
     )
