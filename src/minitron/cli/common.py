@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-import logging as plain_logging
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -30,6 +30,9 @@ def sentence_errors(verb: F) -> F:
     def run(*args: Any, **kwargs: Any) -> Any:
         if os.environ.get("MINITRON_DEBUG"):
             return verb(*args, **kwargs)
+        # transformers looks at torchao where it is installed, which tells of each GPU kernel that does not load here.
+        for name in ("torchao", "torch.utils._pytree"):
+            logging.getLogger(name).setLevel(logging.ERROR)
         try:
             return verb(*args, **kwargs)
         except (typer.Exit, typer.Abort, typer.BadParameter):
@@ -59,13 +62,10 @@ def quiet_libraries() -> None:
     """Keep transformers' progress bars and notes off the terminal; errors still show."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    from transformers.utils import logging
+    from transformers.utils import logging as their_logging
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    # transformers looks at torchao where it is installed, and that tells which of its GPU kernels do not load here.
-    for name in ("torchao", "torch.utils._pytree"):
-        plain_logging.getLogger(name).setLevel(plain_logging.ERROR)
+    their_logging.set_verbosity_error()
+    their_logging.disable_progress_bar()
 
 
 def print_json(value: Any) -> None:
