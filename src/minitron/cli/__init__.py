@@ -7,6 +7,7 @@ import typer
 from ..version import __version__
 from .bench import bench
 from .chat import chat
+from .compress import compress
 from .convert import convert
 from .demo import demo
 from .distill import distill
@@ -25,7 +26,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (generate, chat, inspect, convert, prune, train, distill, bench, demo):
+for verb in (generate, chat, inspect, convert, prune, train, distill, compress, bench, demo):
     app.command()(verb)
 
 

@@ -6,12 +6,10 @@ likewise). Hours divide them by the speed of matrix products measured here, time
 
 from __future__ import annotations
 
-import time
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
-
-import torch
 
 from ..config import NemotronConfig
 from .recipe import Recipe
@@ -37,19 +35,6 @@ class StageCost:
     def as_dict(self, flops_per_second: float) -> dict[str, Any]:
         """For JSON, with hours."""
         return {**asdict(self), "hours": self.flops / flops_per_second / 3600}
-
-
-def matmul_speed(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of a large matrix product here, the best of a few."""
-    n = 1024 if device.type == "cpu" else 4096
-    a = torch.randn(n, n, device=device).to(dtype)
-    best = float("inf")
-    for _ in range(4):
-        start = time.perf_counter()
-        b = a @ a
-        b[0, 0].item()
-        best = min(best, time.perf_counter() - start)
-    return 2 * n**3 / best
 
 
 def training_flops(student: NemotronConfig, teacher: NemotronConfig | None, tokens: float, sequence: int) -> float:
@@ -79,7 +64,7 @@ def alive_after(count: int, rungs: Sequence[float]) -> list[int]:
 def candidate_tokens(count: int, tokens: float, rungs: Sequence[float]) -> float:
     """Tokens that all candidates of a ranking together are trained on."""
     bounds = [0.0, *rungs, 1.0]
-    parts = [(b - a) * tokens for a, b in zip(bounds, bounds[1:], strict=False)]
+    parts = [(b - a) * tokens for a, b in itertools.pairwise(bounds)]
     return sum(n * part for n, part in zip(alive_after(count, rungs), parts, strict=True))
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..distill.schedule import TrainConfig
+from ..prune.search import Grid
 
 BUDGETS = ("params", "non_embedding_params", "memory", "speed", "keep")
 
@@ -63,7 +64,7 @@ class Correction:
     kind: Literal["none", "full", "lora", "norms"] = "none"
     """Which of the teacher's weights change."""
     tokens: int = 0
-    lr: float = 4e-5
+    lr: float = 9e-5
     """A fifth of the learning rate that the teacher was trained with is the paper's advice."""
 
 
@@ -71,14 +72,18 @@ class Correction:
 class Ranking:
     """Which of the shapes that meet a budget is taken."""
 
+    grid: Grid | None = None
+    """Shapes to look at; those of `prune.search.Grid.around` if None."""
     scored: int = 48
     """Shapes whose loss right after pruning is measured; more that meet the budget are thinned evenly."""
+    score_blocks: int = 64
+    """Held-out sequences that this loss is measured on."""
     most: int = 8
     """Of them, how many are retrained for a while, from every depth some. 1 takes the best without retraining."""
     tokens: int = 1_800_000_000
     """Tokens that those which are not dropped are retrained on (400 steps in the paper)."""
     rungs: tuple[float, ...] = (0.5, 0.75)
-    """Shares of that retraining after which the worse half is dropped. Not before half: order is unstable until then."""
+    """Shares of it after which the worse half is dropped; not before half, since ranks change until then."""
 
 
 @dataclass(frozen=True)
@@ -129,8 +134,16 @@ class Recipe:
         return _plain(dataclasses.asdict(self))
 
 
-def load_recipe(path: Path, **overrides: Any) -> Recipe:
-    """Read a recipe from a YAML file; `overrides` replace its fields.
+Parts = dict[str, dict[str, Any]]
+
+
+def load_recipe(path: Path, values: dict[str, Any] | None = None, parts: Parts | None = None) -> Recipe:
+    """Read a recipe from a YAML (or JSON) file.
+
+    Args:
+        path: the file.
+        values: fields that replace those of the file.
+        parts: fields of its parts (`train`, ...) that replace single ones; a new length replaces any other.
 
     Raises:
         RecipeError: not YAML, an unknown field (the nearest known one is named), a value of another kind.
@@ -138,24 +151,53 @@ def load_recipe(path: Path, **overrides: Any) -> Recipe:
     import yaml  # comes with transformers; only needed here
 
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise RecipeError(f"{path}: cannot be read ({' '.join(str(error).split())})") from None
-    if not isinstance(values, dict):
-        raise RecipeError(f"{path}: expected fields and values, found {type(values).__name__}")
+    if not isinstance(found, dict):
+        raise RecipeError(f"{path}: expected fields and values, found {type(found).__name__}")
     try:
-        return recipe_from({**values, **overrides})
+        return recipe_from({**found, **(values or {})}, parts)
     except ValueError as error:
         raise RecipeError(f"{path}: {error}") from None
 
 
-def recipe_from(values: dict[str, Any]) -> Recipe:
-    """A recipe of plain values.
+def recipe_from(values: dict[str, Any], parts: Parts | None = None) -> Recipe:
+    """A recipe of plain values; `parts` as for `load_recipe`.
 
     Raises:
         RecipeError: see `load_recipe`.
     """
-    return _build(Recipe, values, "")
+    values = dict(values)
+    for name, fields in (parts or {}).items():
+        before = dict(values.get(name) or {})
+        if {"tokens", "hours", "steps"} & set(fields) and name == "train":
+            before = {k: v for k, v in before.items() if k not in ("tokens", "hours", "steps")}
+        values[name] = {**before, **fields}
+    try:
+        return _build(Recipe, values, "")
+    except RecipeError:
+        raise
+    except ValueError as error:  # of TrainConfig and Grid
+        raise RecipeError(str(error)) from None
+
+
+def parse_count(text: str) -> int:
+    """ "20M", "1.8B", "4096" as a number of tokens.
+
+    Raises:
+        RecipeError: something else.
+    """
+    units = {"K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+    body = text.strip().upper()
+    unit = units.get(body[-1:], 1)
+    try:
+        value = float(body[:-1] if body[-1:] in units else body) * unit
+        if 1 <= value < 1e18:
+            return round(value)
+    except ValueError:
+        pass
+    raise RecipeError(f"{text!r} is not a number of tokens; expected something like 20M or 1.8B")
 
 
 def _build(kind: Any, values: Any, where: str) -> Any:

@@ -20,6 +20,10 @@ class RunError(ValueError):
     """A run folder that cannot be continued."""
 
 
+class StoppedError(Exception):
+    """A signal ended the run early, with everything saved; the same call continues it."""
+
+
 class Stages:
     """The stages of one run folder, in the order in which they are asked for."""
 

@@ -1,0 +1,257 @@
+"""Which candidate becomes best: all are retrained for a while by one teacher that runs once, and the worse are dropped.
+
+The paper retrains every candidate alike (arXiv:2407.14679, section 2.3) because ranks before retraining mislead, and
+finds that they settle after some three quarters of it (Figure 9). Here the teacher's last hidden states are computed
+once for all candidates, and at each rung the worse half is dropped. Candidates are trained one after another in rounds,
+each from its own run folder: only one is in memory at a time, and an interruption costs at most a part of a round.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..checkpoint.resume import list_steps
+from ..data import Batch, BlockStream, PackedBlocks
+from ..distill.losses import DistillLoss, DistillOptions
+from ..distill.machine import autocast
+from ..distill.objective import heldout_loss
+from ..distill.schedule import TrainConfig
+from ..distill.targets import DenseTargets, TeacherTargets
+from ..distill.train import train
+from .stages import StoppedError
+
+RUNGS_FILE = "rungs.json"
+ROUND_BYTES = 2_000_000_000
+"""Of the teacher's hidden states on disk at one time."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A candidate in a ranking."""
+
+    name: str
+    """Of its run folder."""
+    load: Callable[[], nn.Module]
+    """Makes the pruned model in fp32, on its device."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What a ranking found."""
+
+    order: tuple[str, ...]
+    """Names, best first: the longer one stayed, the better; among equals the held-out loss decides."""
+    losses: dict[str, dict[int, float]]
+    """Name -> step -> held-out loss in nats per token; step 0 is before retraining."""
+    teacher_blocks: int
+    """Blocks that the teacher read. Separate runs would have read `student_blocks`."""
+    student_blocks: int
+    """Blocks that the candidates were trained on, together."""
+
+
+class SharedTargets:
+    """A teacher whose answers are computed once for each block and kept in a file until the round is over.
+
+    Args:
+        teacher: where answers come from when they are not there yet.
+        path: file of the round; anything in it is overwritten.
+        blocks: most different blocks of the round.
+    """
+
+    def __init__(self, teacher: TeacherTargets, path: Path, blocks: int) -> None:
+        self.teacher, self.path, self.blocks = teacher, path, blocks
+        self.vocab_size, self.hidden_size = teacher.vocab_size, teacher.hidden_size
+        self.num_layers = 0  # hidden states of layers between are not kept
+        self.computed = 0
+        self._rows: dict[int, int] = {}
+        self._kept: np.memmap[Any, Any] | None = None
+        self._head: Tensor | None = None
+
+    def targets_for(self, batch: Batch, layers: Sequence[int] = ()) -> DenseTargets:
+        """As of `TeacherTargets`."""
+        if batch.places is None or layers:
+            raise ValueError("shared targets are for the last hidden states of blocks of a stream")
+        places = batch.places.tolist()
+        missing = [row for row, place in enumerate(places) if place not in self._rows]
+        if missing or self._head is None:
+            found = self.teacher.targets_for(batch)
+            assert isinstance(found, DenseTargets)
+            self._head = found.head
+            self._keep([places[row] for row in missing], found.hidden[missing].float().cpu().numpy())
+        assert self._kept is not None
+        hidden = torch.from_numpy(self._kept[[self._rows[place] for place in places]])
+        return DenseTargets(hidden.to(batch.input_ids.device), self._head)
+
+    def _keep(self, places: list[int], hidden: np.ndarray[Any, Any]) -> None:
+        if self._kept is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._kept = np.memmap(self.path, np.float32, "w+", shape=(self.blocks, *hidden.shape[1:]))
+        for place, row in zip(places, hidden, strict=True):
+            if place not in self._rows:  # twice in one batch, where an epoch ends
+                self._kept[len(self._rows)] = row
+                self._rows[place] = len(self._rows)
+                self.computed += 1
+
+    def close(self) -> None:
+        """Delete the file."""
+        self._kept = None
+        self._rows.clear()
+        self.path.unlink(missing_ok=True)
+
+
+def rank(
+    contenders: Sequence[Contender],
+    teacher: Callable[[], TeacherTargets],
+    stream: BlockStream,
+    heldout: Mapping[str, PackedBlocks],
+    config: TrainConfig,
+    rungs: Sequence[float],
+    folder: Path,
+    *,
+    options: DistillOptions | None = None,
+    identity: Mapping[str, Any] | None = None,
+    round_bytes: int = ROUND_BYTES,
+    say: Callable[[str], None] = lambda _: None,
+) -> Standing:
+    """Retrain candidates by one teacher, dropping the worse half at each rung.
+
+    Args:
+        contenders: at least one; order does not matter.
+        teacher: loads the teacher when there is something left to do.
+        stream, config: as for `train`; `config.total_steps` is the length for those that are never dropped.
+        heldout: texts that decide; the mean of their losses in nats per token.
+        rungs: shares of the length, rising.
+        folder: for the run folders; what is there is continued.
+        options: the loss; without hidden states of layers between.
+        identity: what tells the teacher, for the run folders.
+        round_bytes: most that the teacher's answers may take on disk.
+        say: is told where it stands.
+
+    Raises:
+        ValueError: a run that goes by the clock, where candidates would differ by the load of the machine.
+    """
+    total = config.total_steps
+    if total is None:
+        raise ValueError("a ranking needs steps or tokens, not hours: candidates must see the same text")
+    stops = [max(1, round(share * total)) for share in rungs] + [total]
+    race = _Race(contenders, teacher, stream, heldout, config, folder, options or DistillOptions(), identity)
+    race.measure_start()
+    alive = list(race.contenders)
+    at = 0
+    for stop in stops:
+        for start, end in _rounds(at, stop, config, stream.block, round_bytes):
+            race.advance(alive, start, end, measured=end == stop)
+        at = stop
+        alive = race.best(alive, stop)
+        if stop != total:
+            alive = alive[: -(-len(alive) // 2)]
+        say(f"step {stop} of {total}: {', '.join(alive)}")
+    return race.standing(alive, stops)
+
+
+class _Race:
+    """The candidates' run folders, and the file of their losses."""
+
+    def __init__(
+        self,
+        contenders: Sequence[Contender],
+        teacher: Callable[[], TeacherTargets],
+        stream: BlockStream,
+        heldout: Mapping[str, PackedBlocks],
+        config: TrainConfig,
+        folder: Path,
+        options: DistillOptions,
+        identity: Mapping[str, Any] | None,
+    ) -> None:
+        self.contenders = {contender.name: contender for contender in contenders}
+        self.make_teacher, self.stream, self.heldout, self.folder = teacher, stream, heldout, folder
+        self.config = replace(config, eval_every=0, keep=1)
+        self.options, self.identity = options, identity
+        self._teacher: TeacherTargets | None = None
+        self._file = folder / RUNGS_FILE
+        self._facts: dict[str, Any] = {"losses": {name: {} for name in self.contenders}, "teacher": {}, "students": {}}
+        if self._file.is_file():
+            self._facts = json.loads(self._file.read_text(encoding="utf-8"))
+
+    @property
+    def losses(self) -> dict[str, dict[str, float]]:
+        """Name -> step -> held-out loss."""
+        return self._facts["losses"]
+
+    def measure_start(self) -> None:
+        """Losses before retraining."""
+        for name, contender in self.contenders.items():
+            if "0" not in self.losses[name]:
+                self.losses[name]["0"] = self._loss(contender.load())
+                self._save()
+
+    def advance(self, names: Sequence[str], start: int, stop: int, *, measured: bool) -> None:
+        """Train candidates from step `start` to `stop`, all by the same answers of the teacher."""
+        shared: SharedTargets | None = None
+        for name in names:
+            steps = list_steps(self.folder / name)
+            if (steps and steps[-1][0] >= stop and not measured) or str(stop) in self.losses[name]:
+                continue
+            if shared is None:
+                self._teacher = self._teacher or self.make_teacher()
+                path = self.folder / "targets.bin"
+                shared = SharedTargets(self._teacher, path, (stop - start) * self.config.batch)
+            model = self.contenders[name].load()
+            loss = DistillLoss(shared, self.options, model.config)  # type: ignore[arg-type]
+            run = self.folder / name
+            result = train(
+                model, self.stream, self.config, run, loss=loss, identity=self.identity, quiet=True, until=stop
+            )
+            if result.step < stop:
+                raise StoppedError(result.stopped_by or "a signal")
+            self._facts["students"][f"{name} {stop}"] = (stop - start) * self.config.batch
+            if measured:
+                self.losses[name][str(stop)] = self._loss(model)
+            self._save()
+        if shared is not None:
+            before = self._facts["teacher"].get(str(stop), 0)
+            self._facts["teacher"][str(stop)] = max(before, shared.computed)
+            self._save()
+            shared.close()
+
+    def best(self, names: Sequence[str], stop: int) -> list[str]:
+        """Names by their loss at a step, the lowest first."""
+        return sorted(names, key=lambda name: (self.losses[name][str(stop)], name))
+
+    def standing(self, alive: Sequence[str], stops: Sequence[int]) -> Standing:
+        """The result, when all is done."""
+        order = list(alive)
+        for stop in reversed(stops):
+            left = [name for name in self.contenders if name not in order and str(stop) in self.losses[name]]
+            order += self.best(left, stop)
+        losses = {name: {int(step): loss for step, loss in self.losses[name].items()} for name in order}
+        blocks = (sum(self._facts[kind].values()) for kind in ("teacher", "students"))
+        return Standing(tuple(order), losses, *blocks)
+
+    def _loss(self, model: nn.Module) -> float:
+        device = next(model.parameters()).device
+        at_once = self.config.at_once()
+        found = [
+            heldout_loss(model, blocks, at_once, autocast(device, self.config.dtype))["nats_per_token"]
+            for blocks in self.heldout.values()
+        ]
+        return sum(found) / len(found)
+
+    def _save(self) -> None:
+        work = self._file.with_suffix(".tmp")
+        work.write_text(json.dumps(self._facts, indent=1), encoding="utf-8")
+        work.replace(self._file)
+
+
+def _rounds(start: int, stop: int, config: TrainConfig, block: int, most_bytes: int) -> list[tuple[int, int]]:
+    """(first step, last step + 1) of rounds between two stops. The width of the teacher is taken as 8192."""
+    length = max(1, most_bytes // (config.batch * block * 4 * 8192))
+    return [(at, min(at + length, stop)) for at in range(start, stop, length)]
