@@ -176,6 +176,7 @@ class _Race:
         self.config = replace(config, eval_every=0, keep=1)
         self.options, self.identity = options, identity
         self._teacher: TeacherTargets | None = None
+        folder.mkdir(parents=True, exist_ok=True)
         self._file = folder / RUNGS_FILE
         self._facts: dict[str, Any] = {"losses": {name: {} for name in self.contenders}, "teacher": {}, "students": {}}
         if self._file.is_file():

@@ -138,6 +138,8 @@ def open_context(
         raise RecipeError(
             f"train: sequence is {recipe.train.sequence}; the model's context is {config.max_position_embeddings}"
         )
+    if out.exists() and any(out.iterdir()) and not (out / RECIPE_FILE).is_file():
+        raise RunError(f"{out} is not empty and is not the folder of a compression (no {RECIPE_FILE}); choose another")
     tokenizer: Any = load_tokenizer(teacher)
     tokenizer.model_max_length = sys.maxsize
     texts = open_texts(recipe.data, recipe.heldout, recipe.heldout_share, tokenizer, recipe.train, cache)
@@ -147,8 +149,6 @@ def open_context(
             f"{recipe.train.sequence} tokens; give more text or ask for fewer"
         )
     out.mkdir(parents=True, exist_ok=True)
-    if any(out.iterdir()) and not (out / RECIPE_FILE).is_file():
-        raise RunError(f"{out} is not empty and is not the folder of a compression (no {RECIPE_FILE}); choose another")
     _write_recipe(recipe, out / RECIPE_FILE)
     return Context(recipe, out, Stages(out, say), teacher, tokenizer, texts, pick_device(device), say, quiet)
 

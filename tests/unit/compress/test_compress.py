@@ -1,0 +1,145 @@
+"""The whole recipe on a tiny model: what comes out loads everywhere, and every stage resumes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers.models.nemotron.modeling_nemotron import NemotronForCausalLM as Upstream
+from typer.testing import CliRunner
+
+import minitron
+from minitron.checkpoint.fingerprint import fingerprint
+from minitron.cli import app
+from minitron.compress.recipe import recipe_from
+from minitron.compress.run import Compressed, compress
+from minitron.compress.stages import RunError
+from minitron.report.facts import Report
+
+sys.path.insert(0, str(Path(__file__).parent))
+from compress_samples import small_recipe
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("compress")
+
+
+@pytest.fixture(scope="module")
+def made(base: Path) -> Compressed:
+    return compress(recipe_from(small_recipe(base)), base / "run", quiet=True, say=lambda _: None)
+
+
+def test_the_model_meets_the_budget_and_upstream_computes_the_same(made: Compressed) -> None:
+    folder = made.models["small"]
+    model, tokenizer = minitron.load(folder, dtype="fp32")
+    assert 0.95 * 9000 <= model.config.num_non_embedding_parameters() <= 1.05 * 9000
+    ids = tokenizer("the cat sat on", return_tensors="pt").input_ids
+    theirs = Upstream.from_pretrained(folder, dtype=torch.float32)
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids).logits, theirs(ids).logits, rtol=0, atol=1e-6)
+
+
+def test_the_report_knows_what_happened(made: Compressed, base: Path) -> None:
+    report = Report.from_json(made.report.with_suffix(".json"))
+    assert [model.name for model in report.models] == ["teacher", "small"]
+    assert sum(row.outcome == "chosen" for row in report.candidates) == 1
+    assert {stage.name.rsplit("/")[-1] for stage in report.stages} >= {
+        "importance",
+        "score",
+        "rank",
+        "prune",
+        "distill",
+    }
+    assert report.hashes["small"] == fingerprint(made.models["small"])
+    assert report.curves[0].loss
+    recipe = json.loads((base / "run" / "recipe.json").read_text())
+    assert recipe_from(recipe) == recipe_from(small_recipe(base))
+
+
+def test_retraining_by_the_teacher_lowers_its_divergence(made: Compressed) -> None:
+    rows = [json.loads(line) for line in (made.models["small"].parent / "metrics.jsonl").read_text().splitlines()]
+    kl = [row["kl"] for row in rows if "kl" in row]
+    assert kl[-1] < kl[0]
+
+
+def test_a_moved_run_is_complete_and_a_second_call_computes_nothing(made: Compressed, base: Path) -> None:
+    moved = base / "moved"
+    shutil.copytree(base / "run", moved)
+    said: list[str] = []
+    again = compress(recipe_from(small_recipe(base)), moved, quiet=True, say=said.append)
+    assert all(text.endswith("done before") for text in said)
+    assert fingerprint(again.models["small"]) == fingerprint(made.models["small"])
+
+
+def test_another_recipe_in_the_same_folder_is_refused(made: Compressed, base: Path) -> None:
+    other = small_recipe(base, calibration={"blocks": 3})
+    with pytest.raises(RunError, match="made from something else"):
+        compress(recipe_from(other), base / "run", quiet=True, say=lambda _: None)
+
+
+def test_several_sizes_are_pruned_from_one_another_with_a_corrected_teacher(base: Path, tmp_path: Path) -> None:
+    values = small_recipe(
+        base,
+        targets=[{"keep": "ffn=48", "name": "large"}, {"keep": "ffn=32,heads=2", "name": "small"}],
+        correction={"kind": "norms", "tokens": 256},
+    )
+    made = compress(recipe_from(values), tmp_path / "run", quiet=True, say=lambda _: None)
+    sizes = [minitron.load(folder).model.config.intermediate_size for folder in made.models.values()]
+    assert sizes == [48, 32]
+    plan = json.loads((tmp_path / "run" / "small" / "prune" / "plan.json").read_text())
+    assert plan["source"] == fingerprint(made.models["large"])
+
+
+# --- command line ------------------------------------------------------------------------------------------------
+
+
+def invoke(*arguments: object) -> tuple[int, str]:
+    done = CliRunner().invoke(app, ["compress", *map(str, arguments)])
+    return done.exit_code, done.output
+
+
+def test_dry_run_prints_every_stage_and_computes_none(base: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.json"
+    recipe.write_text(json.dumps(small_recipe(base)))
+    code, text = invoke("--recipe", recipe, tmp_path / "run", "--dry-run", "--json")
+    assert code == 0, text
+    rows = {row["name"]: row for row in json.loads(text)["stages"]}
+    assert list(rows) == ["small/importance", "small/score", "small/rank", "small/distill"]
+    assert all(row["flops"] > 0 and row["hours"] > 0 for row in rows.values())
+    assert not (tmp_path / "run" / "small").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--non-embedding-params", "5"], "the nearest has"),
+        (["--params", "many"], "--params is 'many'"),
+        (["--keep", "heads=3"], "not a multiple of groups"),
+        (["--sequence", "100"], "the model's context is 64"),
+        (["--calibration-blocks", "9999"], "blocks is 9999"),
+        (["--tokens", "none"], "is not a number of tokens"),
+        (["--data", "nothing.txt"], "nothing.txt"),
+    ],
+)
+def test_bad_input_is_one_sentence(base: Path, tmp_path: Path, options: list[str], says: str) -> None:
+    recipe = tmp_path / "recipe.json"
+    recipe.write_text(json.dumps(small_recipe(base)))
+    code, text = invoke("--recipe", recipe, tmp_path / "run", *options)
+    assert code == 2, text
+    assert says in text
+    assert len(text.strip().splitlines()) == 1
+
+
+def test_a_full_folder_of_something_else_is_left_alone(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("x")
+    recipe = base / "recipe.json"
+    recipe.write_text(json.dumps(small_recipe(base)))
+    code, text = invoke("--recipe", recipe, tmp_path)
+    assert code == 2
+    assert "not the folder of a compression" in text
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]

@@ -1,0 +1,86 @@
+"""Recipes: YAML is the dataclasses, and every mistake is named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minitron.compress.recipe import RecipeError, load_recipe, parse_count, recipe_from
+
+RECIPES = sorted((Path(__file__).parents[3] / "recipes").glob("*.yaml"))
+GOOD: dict[str, Any] = {
+    "model": "m",
+    "data": ["a.txt"],
+    "heldout": ["h.txt"],
+    "targets": [{"params": "4B"}],
+    "train": {"tokens": 1000},
+}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_the_recipes_that_come_with_the_project_are_recipes(path: Path) -> None:
+    recipe = load_recipe(path)
+    # What a run writes down is the same recipe again.
+    assert recipe_from(json.loads(json.dumps(recipe.as_dict()))) == recipe
+
+
+def test_options_override_single_fields_and_the_length() -> None:
+    values = {**GOOD, "train": {"tokens": 1000, "lr": 1e-3}}
+    recipe = recipe_from(values, {"train": {"hours": 2.0}})
+    assert (recipe.train.tokens, recipe.train.hours, recipe.train.lr) == (None, 2.0, 1e-3)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"modle": "x"}, "modle: no such field; did you mean model?"),
+        ({"train": {"tokens": 1, "lrr": 1}}, "train.lrr: no such field; did you mean lr?"),
+        ({"train": {"tokens": "many"}}, "train.tokens is 'many'; expected a whole number"),
+        ({"train": {"tokens": 1, "schedule": "line"}}, "train.schedule is 'line'; expected one of 'wsd', 'cosine'"),
+        ({"train": {"tokens": 1, "hours": 1.0}}, "give exactly one of steps, tokens and hours"),
+        ({"train": {"tokens": 1, "lr": -1.0}}, "lr is -1.0; it must be greater than 0"),
+        ({"targets": []}, "targets is empty"),
+        ({"targets": [{}]}, "a target needs exactly one of params"),
+        ({"targets": [{"params": "4B", "memory": "6GB"}]}, "found params, memory"),
+        ({"targets": "4B"}, "targets is '4B'; expected a list"),
+        ({"data": []}, "data is empty"),
+        ({"heldout": []}, "give heldout or heldout_share"),
+        ({"ranking": {"most": 9, "scored": 3}}, "expected 1 <= most <= scored"),
+        ({"ranking": {"rungs": [0.25]}}, "expected rising shares from 0.5"),
+        ({"correction": {"kind": "full"}}, "correction: tokens is 0; full needs some"),
+        ({"train": 3}, "train.: expected fields and values, found 3"),
+    ],
+)
+def test_mistakes_are_named(change: dict[str, Any], says: str) -> None:
+    with pytest.raises(RecipeError) as error:
+        recipe_from({**GOOD, **change})
+    assert says in str(error.value)
+
+
+def test_a_missing_field_is_named() -> None:
+    with pytest.raises(RecipeError, match="data: is missing"):
+        recipe_from({key: value for key, value in GOOD.items() if key != "data"})
+
+
+@pytest.mark.parametrize("text", ["a: [", "3", "!!python/object/apply:os.system ['true']"])
+def test_what_is_no_recipe_names_the_file(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(text)
+    with pytest.raises(RecipeError, match=r"r\.yaml"):
+        load_recipe(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "count"), [("20M", 20_000_000), ("1.8B", 1_800_000_000), ("4096", 4096), ("2k", 2000)]
+)
+def test_counts(text: str, count: int) -> None:
+    assert parse_count(text) == count
+
+
+@pytest.mark.parametrize("text", ["", "M", "-3", "nan", "many", "1e99"])
+def test_what_is_no_count(text: str) -> None:
+    with pytest.raises(RecipeError, match="is not a number of tokens"):
+        parse_count(text)
