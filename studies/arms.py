@@ -1,8 +1,8 @@
 """What the studies share: arms that are trained (or only pruned) once and measured alike, and their results as JSON.
 
-An arm is a start (random weights, or the teacher pruned in some way), a loss, a learning rate, a length and a seed. Arms
-of one study see the same text in the same order for the same seed. Each has a run folder, so that a study that was
-interrupted goes on where it was.
+An arm is a start (random weights, or the teacher pruned in some way), a loss, a learning rate, a length and a seed.
+Arms of one study see the same text in the same order for the same seed. Each has a run folder, so that a study that
+was interrupted goes on where it was.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import statistics
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,9 @@ class Bench:
         model.to(pick())
         keywords: dict[str, Any] = {} if loss is None else {"loss": loss}
         print(f"{arm.folder}: {config.total_steps} steps", file=sys.stderr, flush=True)
-        train(model, texts.stream, config, folder, heldout=texts.heldout, tokenizer=self.tokenizer, quiet=True, **keywords)  # fmt: skip
+        train(
+            model, texts.stream, config, folder, heldout=texts.heldout, tokenizer=self.tokenizer, quiet=True, **keywords
+        )  # fmt: skip
         curve = read_curve(folder, config.tokens_per_step, flops_per_token)
         result = {"arm": asdict(arm), "curve": curve}
         done.write_text(json.dumps(result), encoding="utf-8")
@@ -168,7 +171,7 @@ def mean_and_error(values: Iterable[float]) -> tuple[float, float]:
 
 def tokens_to_reach(curve: list[tuple[float, float]], loss: float) -> float | None:
     """Where a falling curve of (tokens, loss) reaches `loss`, on a straight line in log tokens; None if it does not."""
-    for (t0, l0), (t1, l1) in zip(curve, curve[1:], strict=False):
+    for (t0, l0), (t1, l1) in pairwise(curve):
         if l0 >= loss >= l1 and l0 > l1:
             share = (l0 - loss) / (l0 - l1)
             return math.exp(math.log(t0) + share * (math.log(t1) - math.log(t0)))

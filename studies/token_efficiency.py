@@ -18,7 +18,6 @@ from arms import Arm, Bench
 from minitron import NemotronConfig
 
 SHAPE = {"intermediate_size": 320}
-GRID = {"scratch-ce": (2e-3, 4e-3), "scratch-kd": (2e-3, 4e-3), "random-kd": (5e-4, 1e-3, 2e-3), "importance-ce": (5e-4, 1e-3, 2e-3), "importance-kd": (5e-4, 1e-3, 2e-3)}  # fmt: skip
 GRID_TOKENS = 250_000
 SHORT = (125_000, 250_000, 500_000)
 LONG = (500_000, 1_000_000, 2_000_000, 4_000_000, 8_000_000)
