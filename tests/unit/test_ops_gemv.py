@@ -10,7 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from minitron.quantize import FORMATS, Matrix, pack
+
 gemv = pytest.importorskip("minitron.ops.gemv")
+formats = pytest.importorskip("minitron.ops.formats")
 
 GUARD = np.float32(-12345.0)
 DTYPES = ("bf16", "fp32")
@@ -19,6 +22,29 @@ DTYPES = ("bf16", "fp32")
 def weights(rng: np.random.Generator, shape: tuple[int, int], dtype: str) -> np.ndarray:
     w = rng.standard_normal(shape).astype(np.float32)
     return w if dtype == "fp32" else torch.from_numpy(w).bfloat16().view(torch.int16).numpy().view(np.uint16)
+
+
+def packed(rng: np.random.Generator, shape: tuple[int, int], format: str) -> Matrix:
+    """Weights of which a few are zeros or far from the others."""
+    w = torch.from_numpy(rng.standard_normal(shape).astype(np.float32))
+    w[torch.from_numpy(rng.random(shape)) < 0.02] *= 2.0**-20
+    w[torch.from_numpy(rng.random(shape)) < 0.02] = 0.0
+    return pack(w, format)  # type: ignore[arg-type]
+
+
+def arrays(matrix: Matrix) -> tuple[np.ndarray, np.ndarray]:
+    """A matrix as the kernels read it."""
+    data = matrix.data.view(torch.int16) if matrix.data.dtype == torch.bfloat16 else matrix.data
+    extras = gemv.NONE if matrix.extras is None else matrix.extras.numpy()
+    return data.numpy().view(formats.KINDS[matrix.format]), extras
+
+
+def exact(matrix: Matrix) -> np.ndarray:
+    return matrix.dense(torch.float64).numpy()
+
+
+def scratch(M: int, K: int) -> np.ndarray:
+    return np.zeros((M, -(-K // 64) * formats.STAGED_BLOCK), np.float32)
 
 
 def guarded(rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
@@ -41,78 +67,80 @@ def hidden(rng: np.random.Generator, M: int, F: int, zeros: float) -> np.ndarray
     return h
 
 
-def lists(M: int, F: int) -> tuple[np.ndarray, np.ndarray]:
-    return np.zeros((M, F), np.int32), np.zeros((M, -(-F // gemv.NEURON_BLOCK)), np.int32)
-
-
 sizes = st.integers(1, 300)
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.sampled_from(DTYPES), st.integers(1, 8), sizes, sizes, st.integers(1, 5), st.integers(0, 2**32 - 1))
-def test_matvec(dtype: str, M: int, N: int, K: int, threads: int, seed: int) -> None:
+@settings(max_examples=100, deadline=None)
+@given(st.sampled_from(FORMATS), st.integers(1, 8), sizes, sizes, st.integers(1, 5), st.integers(0, 2**32 - 1))
+def test_matvec(format: str, M: int, N: int, K: int, threads: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
-    w, x = weights(rng, (N, K), dtype), rng.standard_normal((M, K)).astype(np.float32)
+    matrix, x = packed(rng, (N, K), format), rng.standard_normal((M, K)).astype(np.float32)
+    w, extras = arrays(matrix)
     out, whole = guarded(M, N)
+    staged, whole_staged = guarded(*scratch(M, K).shape)
     for thread in range(threads):
-        gemv.matvec(w, x, out, 0, *gemv.share(N, gemv.ROW_BLOCK, thread, threads))
-    bound = 1e-6 * (np.abs(x) @ np.abs(gemv.widen_reference(w)).T) + 1e-6
-    assert (np.abs(out - gemv.matvec_reference(w, x)) <= bound).all()
+        gemv.matvec(w, extras, x, staged, out, 0, *gemv.share(N, gemv.ROW_BLOCK, thread, threads))
+    bound = 3e-6 * (np.abs(x) @ np.abs(exact(matrix)).T) + 1e-6
+    assert (np.abs(out - x.astype(np.float64) @ exact(matrix).T) <= bound).all()
     assert untouched(out, whole)
+    assert untouched(staged, whole_staged)
     alone, _ = guarded(1, N)
-    gemv.matvec(w, x[-1:], alone, 0, 0, N)
+    gemv.matvec(w, extras, x[-1:], scratch(1, K), alone, 0, 0, N)
     assert (alone[0] == out[-1]).all(), "a vector's result depends on its company or on the threads"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
-    st.sampled_from(DTYPES),
-    st.integers(1, 8),
+    st.sampled_from(FORMATS),
     st.integers(1, 600),
     sizes,
     st.sampled_from([0.0, 0.5, 0.9, 1.0]),
-    st.integers(1, 5),
     st.integers(0, 2**32 - 1),
 )
-def test_down_with_zeros(dtype: str, M: int, F: int, D: int, zeros: float, threads: int, seed: int) -> None:
+def test_down_with_zeros(format: str, F: int, D: int, zeros: float, seed: int) -> None:
     rng = np.random.default_rng(seed)
-    w_t, h = weights(rng, (F, D), dtype), hidden(rng, M, F, zeros)
+    matrix, h = packed(rng, (F, D), format), hidden(rng, 1, F, zeros)[0]
+    w, extras = arrays(matrix)
     expected_h = gemv.squared_relu_reference(h)
-    active, counts = lists(M, F)
-    for thread in range(threads):
-        gemv.squared_relu_lists(h, active, counts, *gemv.share(F, gemv.NEURON_BLOCK, thread, threads))
+    active = np.zeros(F, np.int32)
+    half = F // 2
+    first = gemv.squared_relu_list(h, active, 0, half)
+    second = gemv.squared_relu_list(h, active, half, F)
     assert (h == expected_h).all()
-    assert counts.sum() == (h != 0).sum()
-    out, whole = guarded(M, D)
-    for thread in range(threads):
-        gemv.down(w_t, h, active, counts, out, *gemv.share(D, 32, thread, threads))
-    bound = 2e-6 * (h @ np.abs(gemv.widen_reference(w_t))) + 1e-6
-    assert (np.abs(out - gemv.down_reference(w_t, h)) <= bound).all()
+    assert [*active[:first], *active[half : half + second]] == np.flatnonzero(h).tolist()
+    width = D if format in ("bf16", "fp32") else -(-D // 64) * 64
+    out, whole = guarded(1, width)
+    gemv.add_rows(w, extras, D, h, active, first, out[0])
+    gemv.add_rows(w, extras, D, h, active[half:], second, out[0])
+    bound = 3e-6 * (h @ np.abs(exact(matrix))) + 1e-6
+    assert (np.abs(out[0, :D] - h.astype(np.float64) @ exact(matrix)) <= bound).all()
     assert untouched(out, whole)
-    alone, _ = guarded(1, D)
-    gemv.down(w_t, h[-1:], active[-1:], counts[-1:], alone, 0, D)
-    assert (alone[0] == out[-1]).all(), "a vector's result depends on its company or on the threads"
 
 
-def test_rows_of_inactive_neurons_are_not_read() -> None:
+@pytest.mark.parametrize("format", FORMATS)
+def test_rows_of_inactive_neurons_are_not_read(format: str) -> None:
     rng = np.random.default_rng(0)
-    w_t, h = weights(rng, (256, 64), "fp32"), hidden(rng, 1, 256, 0.7)
-    w_t[h[0] <= 0] = np.nan
-    active, counts = lists(1, 256)
-    gemv.squared_relu_lists(h, active, counts, 0, 256)
-    out, _ = guarded(1, 64)
-    gemv.down(w_t, h, active, counts, out, 0, 64)
-    assert np.isfinite(out).all()
+    matrix, h = packed(rng, (256, 64), format), hidden(rng, 1, 256, 0.7)[0]
+    active, outs = np.zeros(256, np.int32), []
+    inactive = h <= 0
+    n = gemv.squared_relu_list(h, active, 0, 256)
+    for other in (False, True):
+        if other:
+            matrix.data[torch.from_numpy(inactive)] = 77
+        out, _ = guarded(1, 64)
+        gemv.add_rows(*arrays(matrix), 64, h, active, n, out[0])
+        outs.append(out)
+    assert (outs[0] == outs[1]).all()
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_bad_activation_is_not_hidden(bad: float) -> None:
-    h = np.full((1, 8), -1, np.float32)
-    h[0, 3] = bad
-    active, counts = lists(1, 8)
-    gemv.squared_relu_lists(h, active, counts, 0, 8)
+    h = np.full(8, -1, np.float32)
+    h[3] = bad
+    active = np.zeros(8, np.int32)
+    n = gemv.squared_relu_list(h, active, 0, 8)
     out, _ = guarded(1, 4)
-    gemv.down(np.ones((8, 4), np.float32), h, active, counts, out, 0, 4)
+    gemv.add_rows(np.ones((8, 4), np.float32), gemv.NONE, 4, h, active, n, out[0])
     assert not np.isfinite(out).any()
 
 

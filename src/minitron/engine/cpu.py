@@ -9,20 +9,25 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..ops.gemv import NEURON_BLOCK
+from ..ops.formats import KINDS, STAGED_BLOCK
+from ..quantize import BLOCK, FORMATS, Matrix
 from . import step as compiled
 from .reference import ReferenceEngine
 from .threads import SYNC_SIZE
-from .weights import WEIGHT_DTYPES, EngineWeights, Norm
+from .weights import EngineWeights, Norm, format_of
 
 MAX_TOKENS = 8
 """New tokens in one step; more are read by torch, whose matrix products then win."""
+MOST_STOPS = 64
+RUNS, LEAST_RUN = 32, 128
+"""Neurons are worked on in at most so many runs, of at least so many."""
 
 _log = logging.getLogger("minitron")
 
@@ -39,40 +44,47 @@ class CpuEngine:
         Raises:
             ValueError: the weights are in a dtype that the kernels do not read.
         """
-        if weights.dtype not in WEIGHT_DTYPES:
-            raise ValueError(f"weights are {weights.dtype}; the CPU engine reads bfloat16 and float32")
+        if weights.format not in FORMATS:
+            raise ValueError(f"weights are {weights.format}; the CPU engine reads {', '.join(FORMATS)}")
         self.weights = weights
         self.threads = threads or torch.get_num_threads()
         self._reader = ReferenceEngine(weights, capacity, slots)
         self.kv = self._reader.kv
-        self._job = np.zeros(3, np.int64)
-        self._tokens = np.zeros(MAX_TOKENS, np.int64)
-        self._zeros = np.zeros(2, np.int64)
+        self._job = np.zeros(5, np.int64)
+        self._tokens = np.zeros(max(MAX_TOKENS, capacity), np.int64)
+        self._stops = np.full(MOST_STOPS, -1, np.int64)
+        self._zeros = np.zeros((self.threads, 8), np.int64)
+        self._seen = 0
         self._sync = np.zeros(SYNC_SIZE, np.int64)
         self._workers: list[threading.Thread] = []
         self._running = False
         self._slot = 0
-        self._spaces = _spaces(weights, capacity, self.threads)
-        self._logits = torch.from_numpy(self._spaces[7])
-        cos, sin = (table.numpy() for table in self._reader.rotary)
         config = weights.config
+        run = max(LEAST_RUN, -(-config.intermediate_size // RUNS // 4) * 4)
+        self._spaces = _spaces(weights, capacity, self.threads, run)
+        self._logits = torch.from_numpy(self._spaces[9])
+        cos, sin = (table.numpy() for table in self._reader.rotary)
         sizes = (
             config.hidden_size,
             config.intermediate_size,
             weights.embed.shape[0],
             config.head_dim,
             capacity,
-            int(weights.dtype == torch.bfloat16),
+            run,
         )
         self._layers = _layer_table(weights, self._reader)
+        extras = (_extras_at(weights.embed), _extras_at(weights.head))
+        ends = (_at(weights.embed.data), _at(weights.head.data), *extras, *_norm_at(weights.norm))
         self._shared = (
             self._sync,
+            (np.zeros(0, KINDS[weights.format]), np.zeros(0, KINDS[format_of(weights.dtype)])),
             self._job,
             self._tokens,
+            self._stops,
             np.array(sizes, np.int64),
             np.float32(config.norm_eps),
             self._layers,
-            np.array([_at(weights.embed), _at(weights.head), *_norm_at(weights.norm)], np.int64),
+            np.array(ends, np.int64),
             self._spaces,
             cos,
             sin,
@@ -82,12 +94,12 @@ class CpuEngine:
     @property
     def active_neurons(self) -> int:
         """MLP neurons that were not zero, over all calls of `step` and layers."""
-        return int(self._zeros[0])
+        return int(self._zeros[:, 0].sum())
 
     @property
     def seen_neurons(self) -> int:
         """MLP neurons, over all calls of `step` and layers."""
-        return int(self._zeros[1])
+        return self._seen
 
     def read(self, tokens: list[int], slot: int = 0) -> None:
         """Append tokens to a sequence."""
@@ -109,7 +121,28 @@ class CpuEngine:
         """Append a token to each of several sequences; logits (len(tokens), V) fp32."""
         return torch.cat([self.step([token], slot).clone() for token, slot in zip(tokens, slots, strict=True)])
 
-    def _run(self, tokens: list[int], slot: int, first_logits: int) -> None:
+    def greedy(self, token: int, count: int, stops: Collection[int] = (), slot: int = 0) -> list[int]:
+        """Append a token and then `count` - 1 more, each the most probable after what is there.
+
+        The result is that of `step` and `argmax` in turn (of equal logits the first), in less time for small models.
+
+        Args:
+            token: appended first.
+            count: tokens to return; at least 1.
+            stops: no more tokens follow one of these; at most MOST_STOPS.
+            slot: of the sequence.
+
+        Returns:
+            at most `count` tokens. The last of them is not appended yet.
+        """
+        room = self.kv.capacity - self.kv.lengths[slot]
+        assert 0 < count <= room, f"{count} tokens where {room} of {self.kv.capacity} are left"
+        self._stops[:] = -1
+        self._stops[: len(stops)] = list(stops)
+        self._run([token], slot, first_logits=0, greedy=count)
+        return self._tokens[: self._job[compiled.CHOSEN]].tolist()
+
+    def _run(self, tokens: list[int], slot: int, first_logits: int, greedy: int = 0) -> None:
         begin = self.kv.lengths[slot]
         M, end = len(tokens), begin + len(tokens)
         assert 0 < M <= MAX_TOKENS, f"{M} tokens in one step"
@@ -121,9 +154,13 @@ class CpuEngine:
             self._start()
         self._use(slot)
         self._tokens[:M] = tokens
-        self._job[:] = (M, begin, first_logits)
+        self._job[:] = (M, begin, first_logits, greedy, 0)
         compiled.run(0, self.threads, *self._shared)
-        self.kv.lengths[slot] = end
+        more = max(0, int(self._job[compiled.CHOSEN]) - 1)
+        self.kv.lengths[slot] = end + more
+        if first_logits < M:
+            config = self.weights.config
+            self._seen += (M + more) * config.num_hidden_layers * config.intermediate_size
 
     def _use(self, slot: int) -> None:
         """Let the next step work on the keys and values of a slot."""
@@ -137,7 +174,7 @@ class CpuEngine:
         self._reader.truncate(length, slot)
 
     def _start(self) -> None:
-        _compile(self._shared)
+        _compile(self.weights, self._shared)
         self._sync[:] = 0
         self._workers = [
             threading.Thread(target=compiled.run, args=(index, self.threads, *self._shared), daemon=True)
@@ -162,11 +199,16 @@ class CpuEngine:
         self.close()
 
 
-def _compile(shared: tuple[Any, ...]) -> None:
+_compiled: set[tuple[str, torch.dtype]] = set()
+
+
+def _compile(weights: EngineWeights, shared: tuple[Any, ...]) -> None:
     """Load the compiled step from the cache or compile it, and say so if that takes long."""
-    if compiled.run.signatures:  # done before in this process
+    what = weights.format, weights.dtype
+    if what in _compiled:  # done before in this process
         return
-    note = threading.Timer(1.0, _log.warning, ["compiling the decode kernels, once per machine and version ..."])
+    text = f"compiling the decode kernels for {weights.format} weights, once per machine and version ..."
+    note = threading.Timer(1.0, _log.warning, [text])
     note.daemon = True
     note.start()
     try:
@@ -174,27 +216,36 @@ def _compile(shared: tuple[Any, ...]) -> None:
     finally:
         note.cancel()
         note.join()
+    _compiled.add(what)
 
 
-def _spaces(weights: EngineWeights, capacity: int, threads: int) -> tuple[np.ndarray, ...]:
-    """Scratch memory of the step: residual stream, per thread its normalized copy, qkv, attended, hidden neurons and
-    the lists of active ones, logits, per thread attention scores."""
+def _spaces(weights: EngineWeights, capacity: int, threads: int, run: int) -> tuple[np.ndarray, ...]:
+    """Scratch memory of the step.
+
+    Per thread the residual stream, its normalized copy and vectors laid out for products; qkv, attended heads and their
+    projection; hidden neurons, lists of active ones and sums of runs of neurons; logits; per thread attention scores.
+    """
     config, M = weights.config, MAX_TOKENS
-    D, F, H = config.hidden_size, config.intermediate_size, config.head_dim
+    D, F = config.hidden_size, config.intermediate_size
+    H: int = config.head_dim  # type: ignore[assignment]
     heads = max((layer.num_heads for layer in weights.layers), default=1)
     all_heads = max((layer.num_heads + 2 * layer.num_key_value_heads for layer in weights.layers), default=1)
     each = max((layer.num_heads // layer.num_key_value_heads for layer in weights.layers), default=1)
-    return (
-        np.zeros((M, D), np.float32),
-        np.zeros((threads, M, D), np.float32),
-        np.zeros(M * all_heads * H, np.float32),  # type: ignore[operator]
-        np.zeros(M * heads * H, np.float32),  # type: ignore[operator]
-        np.zeros((M, F), np.float32),
-        np.zeros((M, F), np.int32),
-        np.zeros((M, -(-F // NEURON_BLOCK)), np.int32),
-        np.zeros((M, weights.embed.shape[0]), np.float32),
-        np.zeros((threads, each * capacity), np.float32),
+    padded = -(-D // BLOCK) * BLOCK
+    shapes = (
+        (threads, M, padded),
+        (threads, M, D),
+        (threads, max(M, each), -(-max(D, heads * H) // BLOCK) * STAGED_BLOCK),
+        (M * all_heads * H,),
+        (M * heads * H,),
+        (M, D),
+        (M, F),
+        (M, F),
+        (-(-F // run), M, padded),
+        (M, weights.embed.shape[0]),
+        (threads, each * capacity),
     )
+    return tuple(np.zeros(shape, np.int32 if place == 7 else np.float32) for place, shape in enumerate(shapes))
 
 
 def _layer_table(weights: EngineWeights, reader: ReferenceEngine) -> np.ndarray:
@@ -205,13 +256,18 @@ def _layer_table(weights: EngineWeights, reader: ReferenceEngine) -> np.ndarray:
             *_norm_at(layer.attention_norm),
             *_norm_at(layer.mlp_norm),
             *(0 if bias is None else _at(bias) for bias in biases),
-            *(_at(matrix) for matrix in layer.matrices),
+            *(_at(matrix.data) for matrix in layer.matrices),
+            *(_extras_at(matrix) for matrix in layer.matrices),
             _at(reader.kv.keys[index]),
             _at(reader.kv.values[index]),
             layer.num_heads,
             layer.num_key_value_heads,
         )
     return table
+
+
+def _extras_at(matrix: Matrix) -> int:
+    return 0 if matrix.extras is None else _at(matrix.extras)
 
 
 def _at(tensor: Tensor) -> int:

@@ -10,11 +10,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..quantize import PLAIN, Matrix
 from .kv import KeyValues
 from .weights import EngineWeights, LayerWeights, Norm
 
 CHUNK = 512
 """Prompt tokens read at a time: enough to keep the cores busy, little enough to bound the memory of activations."""
+
+UNPACKED = 1 << 24
+"""Weights of a packed matrix that are plain numbers at a time."""
 
 
 class ReferenceEngine:
@@ -38,7 +42,7 @@ class ReferenceEngine:
         """Append tokens and return the logits (len(tokens), V) after each, in the residual stream's dtype."""
         head = self.weights.head
         normed = _norm(self._forward(tokens, slot, count=True), self.weights.norm, self.weights.config.norm_eps)
-        return F.linear(normed.to(head.dtype), head).to(normed.dtype)
+        return _product(normed, head, self.weights.dtype).to(normed.dtype)
 
     def step_each(self, tokens: list[int], slots: list[int]) -> Tensor:
         """Append a token to each of several sequences; logits (len(tokens), V)."""
@@ -57,7 +61,7 @@ class ReferenceEngine:
         end = begin + len(tokens)
         assert end <= self.kv.capacity, f"{end} tokens in a cache of {self.kv.capacity}"
         wide = torch.float64 if weights.dtype == torch.float64 else torch.float32
-        x = weights.embed[torch.tensor(tokens)].to(wide)
+        x = weights.embed.select(torch.tensor(tokens), weights.dtype).to(wide)
         for index, layer in enumerate(weights.layers):
             x = x + self._attention(x, layer, (index, slot), begin, end)
             x = x + self._mlp(x, layer, count)
@@ -67,8 +71,9 @@ class ReferenceEngine:
     def _attention(self, x: Tensor, layer: LayerWeights, place: tuple[int, int], begin: int, end: int) -> Tensor:
         T, (index, slot) = end - begin, place
         H: int = self.weights.config.head_dim  # type: ignore[assignment]
-        normed = _norm(x, layer.attention_norm, self.weights.config.norm_eps).to(layer.q.dtype)
-        qkv = torch.cat([F.linear(normed, matrix) for matrix in (layer.q, layer.k, layer.v)], dim=-1).to(x.dtype)
+        dtype = self.weights.dtype
+        normed = _norm(x, layer.attention_norm, self.weights.config.norm_eps).to(dtype)
+        qkv = torch.cat([_product(normed, matrix, dtype) for matrix in (layer.q, layer.k, layer.v)], dim=-1).to(x.dtype)
         if layer.qkv_bias is not None:
             qkv = qkv + layer.qkv_bias
         qkv = qkv.view(T, -1, H).transpose(0, 1)
@@ -89,19 +94,30 @@ class ReferenceEngine:
             is_causal=begin == 0 and T > 1,
             enable_gqa=True,
         )
-        out = F.linear(out[0].transpose(0, 1).reshape(T, -1), layer.o).to(x.dtype)
+        out = _product(out[0].transpose(0, 1).reshape(T, -1), layer.o, dtype).to(x.dtype)
         return out if layer.o_bias is None else out + layer.o_bias
 
     def _mlp(self, x: Tensor, layer: LayerWeights, count: bool) -> Tensor:
-        h = F.linear(_norm(x, layer.mlp_norm, self.weights.config.norm_eps).to(layer.up.dtype), layer.up)
+        dtype = self.weights.dtype
+        h = _product(_norm(x, layer.mlp_norm, self.weights.config.norm_eps), layer.up, dtype)
         if layer.up_bias is not None:
             h = (h.to(x.dtype) + layer.up_bias).to(h.dtype)
         h = h.relu_().square_()
         if count:
             self.active_neurons += int(h.count_nonzero())
             self.seen_neurons += h.numel()
-        out = (h @ layer.down_t).to(x.dtype)
+        out = (h @ layer.down_t.dense(dtype)).to(x.dtype)
         return out if layer.down_bias is None else out + layer.down_bias
+
+
+def _product(x: Tensor, matrix: Matrix, dtype: torch.dtype) -> Tensor:
+    """`x @ matrix.T` in the dtype; packed matrices are unpacked a piece at a time."""
+    x = x.to(dtype)
+    if matrix.format in PLAIN:
+        return F.linear(x, matrix.dense(dtype))
+    rows = max(1, UNPACKED // matrix.shape[1])
+    pieces = ((at, min(at + rows, matrix.shape[0])) for at in range(0, matrix.shape[0], rows))
+    return torch.cat([F.linear(x, matrix.dense(dtype, *piece)) for piece in pieces], dim=-1)
 
 
 def _norm(x: Tensor, norm: Norm, eps: float) -> Tensor:

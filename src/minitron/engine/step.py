@@ -1,9 +1,15 @@
 """One decode step of the whole model as one compiled function, which every thread runs on its share of the rows.
 
 Arrays of different layers have different addresses, so layers come as a table of addresses; the Python side
-(`engine.cpu`) keeps the arrays alive. Letters: M new tokens, D hidden, W heads * H, H head_dim, F MLP neurons,
-V vocabulary, S positions, T threads. Activations and sums are fp32 throughout; nothing is rounded between layers but
-the keys and values, which the cache holds in the weights' dtype.
+(`engine.cpu`) keeps the arrays alive. The step is compiled for each format of the weights when it is first used: `kind`
+and `kv_kind`, empty arrays, say by their dtype how matrices, and keys and values, are stored. Letters: M new tokens,
+D hidden, W heads * H, H head_dim, F MLP neurons, V vocabulary, S positions, T threads. Activations and sums are fp32
+throughout; nothing is rounded between layers but the keys and values.
+
+Every thread keeps a residual stream of its own and adds the same numbers to it, so that a layer has three points at
+which threads wait for each other: when attention is done (each thread computes whole groups of heads from their
+weights to their result, where the number of groups allows), when its projection is done, and when the MLP is done.
+Neurons are worked on in runs whose sums are added in order, hence the same bits with any number of threads.
 """
 
 from __future__ import annotations
@@ -15,26 +21,29 @@ from typing import Any
 import numpy as np
 from numba import carray, njit, types  # type: ignore[reportPrivateImportUsage] (documented as public)
 from numba.core import cgutils
-from numba.extending import intrinsic
+from numba.extending import intrinsic, overload
+from numba.np.numpy_support import as_dtype
 
-from ..ops import gemv
-from ..ops.gemv import FAST, NEURON_BLOCK, ROW_BLOCK, bf16_of_float, exp_of, matvec, share, widen
+from ..ops import formats, gemv, lanes
+from ..ops.formats import FAST, row_items
+from ..ops.gemv import NONE, ROW_BLOCK, exp_of, matvec, narrowed, share
 from . import threads as threads_file
 from .threads import STOP, TASK, atomic_add, atomic_load, atomic_store, barrier, wait_while
 
-# Columns of the table of layers: addresses, and the two head counts. A bias address of 0 means none.
+# Columns of the table of layers: addresses, and the two head counts. An address of 0 means none.
 GAIN_1, OFFSET_1, GAIN_2, OFFSET_2, QKV_BIAS, O_BIAS, UP_BIAS, DOWN_BIAS = range(8)
-Q, K, V, O, UP, DOWN, KEYS, VALUES, HEADS, KV_HEADS = range(8, 18)  # noqa: E741 (the usual letters)
-LAYER_COLUMNS = 18
+Q, K, V, O, UP, DOWN = range(8, 14)  # noqa: E741 (the usual letters)
+EXTRAS = 6
+"""Columns from a matrix's address to that of its extras."""
+KEYS, VALUES, HEADS, KV_HEADS = range(20, 24)
+LAYER_COLUMNS = 24
 # Columns of the table of what is not in a layer.
-EMBED, HEAD, GAIN, OFFSET = range(4)
+EMBED, HEAD, EMBED_EXTRAS, HEAD_EXTRAS, GAIN, OFFSET = range(6)
 # Sizes.
-HIDDEN, NEURONS, VOCABULARY, HEAD_DIM, CAPACITY, IS_BF16 = range(6)
-# What the next step shall do: M, the position of the first new token, and the first token whose logits are wanted.
-TOKENS, POSITION, FIRST_LOGITS = range(3)
-
-COLUMN_UNIT = 32
-"""Columns of the residual stream are shared among threads in runs of this many: a cache line of bf16 weights."""
+HIDDEN, NEURONS, VOCABULARY, HEAD_DIM, CAPACITY, RUN_OF_NEURONS = range(6)
+# What the next step shall do: M, the position of the first new token, the first token whose logits are wanted, and how
+# many tokens are to be chosen greedily, each the next one's input; how many were is answered there.
+TOKENS, POSITION, FIRST_LOGITS, GREEDY, CHOSEN = range(5)
 
 
 @intrinsic
@@ -46,40 +55,62 @@ def _pointer(typingctx, address):  # type: ignore[no-untyped-def]
 
 
 @njit(**FAST)
-def _bf16_at(address, rows, columns):  # type: ignore[no-untyped-def]
-    return carray(_pointer(address), (rows, columns), np.uint16)  # type: ignore[call-arg]
-
-
-@njit(**FAST)
 def _fp32_at(address, rows, columns):  # type: ignore[no-untyped-def]
     return carray(_pointer(address), (rows, columns), np.float32)  # type: ignore[call-arg]
 
 
+def _matrix_at(kind: Any, address: int, rows: int, columns: int) -> Any:
+    """The matrix at an address, in the format that the dtype of `kind` stands for."""
+    raise NotImplementedError("only within compiled code")
+
+
+@overload(_matrix_at)
+def _overload_matrix_at(kind, address, rows, columns):  # type: ignore[no-untyped-def]
+    dtype = as_dtype(kind.dtype)
+
+    def at(kind, address, rows, columns):  # type: ignore[no-untyped-def]
+        return carray(_pointer(address), (rows, row_items(kind, columns)), dtype)  # type: ignore[call-arg]
+
+    return at
+
+
 @njit(**FAST)
-def _multiply(is_bf16, address, rows, x, out, column, start, stop):  # type: ignore[no-untyped-def]
+def _extras_at(address, rows):  # type: ignore[no-untyped-def]
+    if address == 0:
+        return carray(_pointer(address), (0,), np.int32)  # type: ignore[call-arg]
+    escapes = carray(_pointer(address), (2 * rows + 1,), np.int32)[2 * rows]  # type: ignore[call-arg]
+    return carray(_pointer(address), (2 * rows + 1 + 2 * escapes,), np.int32)  # type: ignore[call-arg]
+
+
+@njit(**FAST)
+def _multiply(kind, address, extras, rows, x, staged, out, column, start, stop):  # type: ignore[no-untyped-def]
     """`matvec` with the (rows, K) matrix at an address."""
-    if is_bf16:
-        matvec(_bf16_at(address, rows, x.shape[1]), x, out, column, start, stop)
-    else:
-        matvec(_fp32_at(address, rows, x.shape[1]), x, out, column, start, stop)
+    w = _matrix_at(kind, address, rows, x.shape[1])
+    matvec(w, _extras_at(extras, rows), x, staged, out, column, start, stop)
 
 
 @njit(**FAST)
 def _add_bias(address, out, start, stop):  # type: ignore[no-untyped-def]
     if address != 0:
-        bias = _fp32_at(address, 1, out.shape[1])[0]
+        bias = _fp32_at(address, 1, stop)[0]
         for m in range(out.shape[0]):
             for c in range(start, stop):
                 out[m, c] += bias[c]
 
 
 @njit(**FAST)
+def _add(values, out):  # type: ignore[no-untyped-def]
+    for c in range(values.shape[0]):
+        out[c] += values[c]
+
+
+@njit(**FAST)
 def _layer_norm(x, gain_at, offset_at, eps, out):  # type: ignore[no-untyped-def]
-    """Normalize the rows of x (M, D) into `out`; `gain` is 1 + the stored weight."""
-    D = x.shape[1]
+    """Normalize the rows of x (M, >= D) into `out` (M, D); `gain` is 1 + the stored weight."""
+    D = out.shape[1]
     gain, offset = _fp32_at(gain_at, 1, D)[0], _fp32_at(offset_at, 1, D)[0]
     for m in range(x.shape[0]):
-        row, normed = x[m], out[m]
+        row, normed = x[m, :D], out[m]
         total = np.float32(0)
         for c in range(D):
             total += row[c]
@@ -103,10 +134,9 @@ def _rotate(head, cos, sin):  # type: ignore[no-untyped-def]
 
 
 @njit(**FAST)
-def _place_heads(thread, threads, sizes, layer, qkv, cos, sin, position):  # type: ignore[no-untyped-def]
-    """Rotate queries and keys of this thread's heads in place, and put keys and values into the cache."""
+def _place_heads(kv_kind, first, last, sizes, layer, qkv, cos, sin, position):  # type: ignore[no-untyped-def]
+    """Rotate queries and keys of heads `first` to `last` in place, and put keys and values into the cache."""
     N, groups, H, capacity = layer[HEADS], layer[KV_HEADS], sizes[HEAD_DIM], sizes[CAPACITY]
-    first, last = share(N + 2 * groups, 1, thread, threads)
     for m in range(qkv.shape[0]):
         at = position + m
         for n in range(first, last):
@@ -116,21 +146,16 @@ def _place_heads(thread, threads, sizes, layer, qkv, cos, sin, position):  # typ
             if n >= N:
                 address = layer[KEYS] if n < N + groups else layer[VALUES]
                 row = ((n - N) % groups) * capacity + at
-                if sizes[IS_BF16]:
-                    cached16 = _bf16_at(address, groups * capacity, H)[row]
-                    for i in range(H):
-                        cached16[i] = bf16_of_float(head[i])
-                else:
-                    cached32 = _fp32_at(address, groups * capacity, H)[row]
-                    for i in range(H):
-                        cached32[i] = head[i]
+                cached = _matrix_at(kv_kind, address, groups * capacity, H)[row]
+                for i in range(H):
+                    cached[i] = narrowed(cached, head[i])
 
 
 @njit(**FAST)
-def _attend_group(keys, values, q, scores, out):  # type: ignore[no-untyped-def]
+def _attend_group(keys, values, q, staged, scores, out):  # type: ignore[no-untyped-def]
     """Query heads q (G, H), already scaled, that share keys and values (S, H); scores (G, S) is scratch, out (G, H)."""
     S = keys.shape[0]
-    matvec(keys, q, scores, 0, 0, S)
+    matvec(keys, NONE, q, staged, scores, 0, 0, S)
     for g in range(q.shape[0]):
         row, mixed = scores[g], out[g]
         top = row[0]
@@ -149,16 +174,17 @@ def _attend_group(keys, values, q, scores, out):  # type: ignore[no-untyped-def]
 
 
 @njit(**FAST)
-def _attend(thread, threads, sizes, layer, qkv, position, scratch, attended):  # type: ignore[no-untyped-def]
-    """Attention of this thread's query heads for every new token: qkv (M, all heads * H) to attended (M, N * H)."""
+def _attend(kv_kind, first, last, sizes, layer, qkv, position, staged, scratch, attended):  # type: ignore[no-untyped-def]
+    """Attention of query heads `first` to `last` for every new token: qkv (M, all heads * H) to attended (M, N * H)."""
     N, groups, H, capacity = layer[HEADS], layer[KV_HEADS], sizes[HEAD_DIM], sizes[CAPACITY]
     each = N // groups
     scaling = np.float32(1.0 / np.sqrt(H))
-    first, last = share(N, 1, thread, threads)
+    all_keys = _matrix_at(kv_kind, layer[KEYS], groups * capacity, H)
+    all_values = _matrix_at(kv_kind, layer[VALUES], groups * capacity, H)
     while first < last:
         group = first // each
         end = min((group + 1) * each, last)
-        rows = slice(group * capacity, (group + 1) * capacity)
+        at = group * capacity
         for m in range(qkv.shape[0]):
             S = position + m + 1
             flat = qkv[m, first * H : end * H]
@@ -167,139 +193,191 @@ def _attend(thread, threads, sizes, layer, qkv, position, scratch, attended):  #
             q = flat.reshape((end - first, H))
             out = attended[m, first * H : end * H].reshape((end - first, H))
             scores = scratch[: (end - first) * S].reshape((end - first, S))
-            if sizes[IS_BF16]:
-                keys16 = _bf16_at(layer[KEYS], groups * capacity, H)[rows]
-                values16 = _bf16_at(layer[VALUES], groups * capacity, H)[rows]
-                _attend_group(keys16[:S], values16[:S], q, scores, out)
-            else:
-                keys32 = _fp32_at(layer[KEYS], groups * capacity, H)[rows]
-                values32 = _fp32_at(layer[VALUES], groups * capacity, H)[rows]
-                _attend_group(keys32[:S], values32[:S], q, scores, out)
+            _attend_group(all_keys[at : at + S], all_values[at : at + S], q, staged, scores, out)
         first = end
 
 
 @njit(**FAST)
-def _attention(thread, threads, sync, sizes, eps, layer, x, normed, qkv_space, attended_space, scratch, cos, sin, at):  # type: ignore[no-untyped-def]
-    """Add one layer's attention to the residual stream x (M, D); `at` is the position of the first new token."""
-    M, D, H, is_bf16 = x.shape[0], sizes[HIDDEN], sizes[HEAD_DIM], sizes[IS_BF16]
-    q_width, kv_width = layer[HEADS] * H, layer[KV_HEADS] * H
-    width = q_width + 2 * kv_width
-    qkv = qkv_space[: M * width].reshape((M, width))
-    attended = attended_space[: M * q_width].reshape((M, q_width))
-
-    _layer_norm(x, layer[GAIN_1], layer[OFFSET_1], eps, normed)
+def _heads(thread, threads, sync, kinds, sizes, layer, normed, staged, scratch, qkv, attended, cos, sin, at):  # type: ignore[no-untyped-def]
+    """Queries, keys and values of the normed tokens, the latter two kept, and attention."""
+    kind, kv_kind = kinds
+    N, groups, H = layer[HEADS], layer[KV_HEADS], sizes[HEAD_DIM]
+    whole_groups = groups % threads == 0 and H % ROW_BLOCK == 0
     column = 0
     for matrix in range(3):
-        rows = q_width if matrix == 0 else kv_width
-        start, stop = share(rows, ROW_BLOCK, thread, threads)
-        _multiply(is_bf16, layer[Q + matrix], rows, normed, qkv, column, start, stop)
-        _add_bias(layer[QKV_BIAS], qkv, column + start, column + stop)
-        column += rows
-    barrier(sync, threads)
-    _place_heads(thread, threads, sizes, layer, qkv, cos, sin, at)
-    barrier(sync, threads)
-    _attend(thread, threads, sizes, layer, qkv, at, scratch, attended)
-    barrier(sync, threads)
-    start, stop = share(D, ROW_BLOCK, thread, threads)
-    _multiply(is_bf16, layer[O], D, attended, normed, 0, start, stop)
-    _add_bias(layer[O_BIAS], normed, start, stop)
-    for m in range(M):
-        for c in range(start, stop):
-            x[m, c] += normed[m, c]
-    barrier(sync, threads)
-
-
-@njit(**FAST)
-def _mlp(thread, threads, sync, sizes, eps, layer, x, normed, h, active, counts):  # type: ignore[no-untyped-def]
-    """Add one layer's MLP to the residual stream x (M, D), reading only the rows of neurons that are not zero."""
-    D, F = sizes[HIDDEN], sizes[NEURONS]
-    _layer_norm(x, layer[GAIN_2], layer[OFFSET_2], eps, normed)
-    start, stop = share(F, NEURON_BLOCK, thread, threads)
-    _multiply(sizes[IS_BF16], layer[UP], F, normed, h, 0, start, stop)
-    _add_bias(layer[UP_BIAS], h, start, stop)
-    gemv.squared_relu_lists(h, active, counts, start, stop)
-    barrier(sync, threads)
-    start, stop = share(D, COLUMN_UNIT, thread, threads)
-    _add_bias(layer[DOWN_BIAS], x, start, stop)
-    if sizes[IS_BF16]:
-        gemv.down(_bf16_at(layer[DOWN], F, D), h, active, counts, x, start, stop)
-    else:
-        gemv.down(_fp32_at(layer[DOWN], F, D), h, active, counts, x, start, stop)
-    barrier(sync, threads)
-
-
-@njit(**FAST)
-def _embed(sizes, ends, tokens, x):  # type: ignore[no-untyped-def]
-    V, D = sizes[VOCABULARY], sizes[HIDDEN]
-    for m in range(x.shape[0]):
-        if sizes[IS_BF16]:
-            row16 = _bf16_at(ends[EMBED], V, D)[tokens[m]]
-            for c in range(D):
-                x[m, c] = widen(row16[c])
+        heads = N if matrix == 0 else groups
+        if whole_groups:
+            start, stop = heads * H * thread // threads, heads * H * (thread + 1) // threads
         else:
-            row32 = _fp32_at(ends[EMBED], V, D)[tokens[m]]
-            for c in range(D):
-                x[m, c] = row32[c]
+            start, stop = share(heads * H, ROW_BLOCK, thread, threads)
+        address, extras = layer[Q + matrix], layer[Q + matrix + EXTRAS]
+        _multiply(kind, address, extras, heads * H, normed, staged, qkv, column, start, stop)
+        _add_bias(layer[QKV_BIAS], qkv, column + start, column + stop)
+        if whole_groups:
+            _place_heads(kv_kind, (column + start) // H, (column + stop) // H, sizes, layer, qkv, cos, sin, at)
+        column += heads * H
+    if not whole_groups:
+        barrier(sync, threads)
+        first, last = share(N + 2 * groups, 1, thread, threads)
+        _place_heads(kv_kind, first, last, sizes, layer, qkv, cos, sin, at)
+        barrier(sync, threads)
+    first, last = share(N, 1, thread, threads)
+    _attend(kv_kind, first, last, sizes, layer, qkv, at, staged, scratch, attended)
+    barrier(sync, threads)
 
 
 @njit(**FAST)
-def _step(thread, threads, sync, job, tokens, sizes, eps, layers, ends, spaces, cos, sin, zeros):  # type: ignore[no-untyped-def]
-    """All layers and the head for the `job`; see `run` for the arguments."""
-    all_x, all_normed, qkv, attended, all_h, all_active, all_counts, logits, scratch = spaces
-    M, position = job[TOKENS], job[POSITION]
-    x, normed = all_x[:M], all_normed[thread][:M]
-    h, active, counts = all_h[:M], all_active[:M], all_counts[:M]
+def _attention(thread, threads, sync, kinds, sizes, eps, layer, spaces, M, cos, sin, at):  # type: ignore[no-untyped-def]
+    """Add one layer's attention to the residual stream; `at` is the position of the first new token."""
+    all_x, all_normed, all_staged, qkv_space, attended_space, projected_space, _, _, _, _, scratch = spaces
+    D, H = sizes[HIDDEN], sizes[HEAD_DIM]
+    x, staged, projected = all_x[thread, :M], all_staged[thread], projected_space[:M]
+    normed = all_normed[thread, :M]
+    width, q_width = (layer[HEADS] + 2 * layer[KV_HEADS]) * H, layer[HEADS] * H
+    qkv = qkv_space[: M * width].reshape((M, width))
+    attended = attended_space[: M * q_width].reshape((M, q_width))
+    _layer_norm(x, layer[GAIN_1], layer[OFFSET_1], eps, normed)
+    _heads(thread, threads, sync, kinds, sizes, layer, normed, staged, scratch[thread], qkv, attended, cos, sin, at)
+    start, stop = share(D, ROW_BLOCK, thread, threads)
+    _multiply(kinds[0], layer[O], layer[O + EXTRAS], D, attended, staged, projected, 0, start, stop)
+    _add_bias(layer[O_BIAS], projected, start, stop)
+    barrier(sync, threads)
+    for m in range(M):
+        _add(projected[m], x[m])
+
+
+@njit(**FAST)
+def _mlp(thread, threads, sync, kinds, sizes, eps, layer, spaces, M):  # type: ignore[no-untyped-def]
+    """Add one layer's MLP to the residual stream, reading only the rows of neurons that are not zero: how many."""
+    all_x, all_normed, all_staged, _, _, _, all_h, all_active, partial, _, _ = spaces
+    D, F, run = sizes[HIDDEN], sizes[NEURONS], sizes[RUN_OF_NEURONS]
+    x, normed, staged = all_x[thread, :M], all_normed[thread, :M], all_staged[thread]
+    h, active = all_h[:M], all_active[:M]
+    _layer_norm(x, layer[GAIN_2], layer[OFFSET_2], eps, normed)
+    down, extras = _matrix_at(kinds[0], layer[DOWN], F, D), _extras_at(layer[DOWN + EXTRAS], F)
+    runs = (F + run - 1) // run
+    first, last = share(runs, 1, thread, threads)
+    counted = 0
+    for r in range(first, last):
+        start, stop = r * run, min((r + 1) * run, F)
+        _multiply(kinds[0], layer[UP], layer[UP + EXTRAS], F, normed, staged, h, 0, start, stop)
+        _add_bias(layer[UP_BIAS], h, start, stop)
+        for m in range(M):
+            n = gemv.squared_relu_list(h[m], active[m], start, stop)
+            partial[r, m, :] = np.float32(0)
+            gemv.add_rows(down, extras, D, h[m], active[m, start:stop], n, partial[r, m])
+            counted += n
+    barrier(sync, threads)
+    _add_bias(layer[DOWN_BIAS], x, 0, D)
+    for m in range(M):
+        for r in range(runs):
+            _add(partial[r, m, :D], x[m])
+    return counted
+
+
+@njit(**FAST)
+def _embed(kind, sizes, ends, tokens, x):  # type: ignore[no-untyped-def]
+    V, D = sizes[VOCABULARY], sizes[HIDDEN]
+    embed, extras = _matrix_at(kind, ends[EMBED], V, D), _extras_at(ends[EMBED_EXTRAS], V)
+    for m in range(x.shape[0]):
+        x[m, :] = np.float32(0)
+        gemv.add_row(embed, extras, D, tokens[m], np.float32(1), x[m])
+        formats.add_escapes(embed, extras, tokens[m], np.float32(1), x[m])
+
+
+@njit(**FAST)
+def _step(thread, threads, sync, kinds, tokens, position, first, sizes, eps, layers, ends, spaces, cos, sin, zeros):  # type: ignore[no-untyped-def]
+    """All layers for some tokens, and the logits of those from `first` on."""
+    M = tokens.shape[0]
+    x, normed = spaces[0][thread, :M], spaces[1][thread, :M]
+    _embed(kinds[0], sizes, ends, tokens, x)
     for index in range(layers.shape[0]):
         layer = layers[index]
-        _attention(
-            thread, threads, sync, sizes, eps, layer, x, normed, qkv, attended, scratch[thread], cos, sin, position
-        )
-        _mlp(thread, threads, sync, sizes, eps, layer, x, normed, h, active, counts)
-        if thread == 0 and job[FIRST_LOGITS] < M:
-            # The lists are next written after two barriers more, so they may still be read here.
-            zeros[0] += counts.sum()
-            zeros[1] += M * sizes[NEURONS]
-    first = job[FIRST_LOGITS]
+        _attention(thread, threads, sync, kinds, sizes, eps, layer, spaces, M, cos, sin, position)
+        counted = _mlp(thread, threads, sync, kinds, sizes, eps, layer, spaces, M)
+        if first < M:
+            zeros[thread, 0] += counted
     _layer_norm(x[first:], ends[GAIN], ends[OFFSET], eps, normed[first:])
-    start, stop = share(sizes[VOCABULARY], ROW_BLOCK, thread, threads)
-    _multiply(sizes[IS_BF16], ends[HEAD], sizes[VOCABULARY], normed[first:], logits[first:M], 0, start, stop)
+    rows, logits = sizes[VOCABULARY], spaces[9]
+    start, stop = share(rows, ROW_BLOCK, thread, threads)
+    head = (kinds[0], ends[HEAD], ends[HEAD_EXTRAS], rows)
+    _multiply(*head, normed[first:], spaces[2][thread], logits[: M - first], 0, start, stop)
     barrier(sync, threads)
+
+
+@njit(**FAST)
+def _best(logits):  # type: ignore[no-untyped-def]
+    """The first place of the largest of logits (V,)."""
+    top = logits[0]
+    for v in range(logits.shape[0]):
+        top = max(top, logits[v])
+    for v in range(logits.shape[0]):
+        if logits[v] == top:
+            return v
+    return 0
+
+
+@njit(**FAST)
+def _work(thread, threads, sync, kinds, job, tokens, stops, sizes, eps, layers, ends, spaces, cos, sin, zeros):  # type: ignore[no-untyped-def]
+    """One job: a step, and then, if so asked, more steps on the most probable token."""
+    M, position, first = job[TOKENS], job[POSITION], job[FIRST_LOGITS]
+    inputs = tokens[:M].copy()
+    chosen = 0
+    while True:
+        _step(thread, threads, sync, kinds, inputs, position, first, sizes, eps, layers, ends, spaces, cos, sin, zeros)
+        if chosen == job[GREEDY]:
+            return
+        # Each thread looks for itself, so that nobody waits; the logits are next overwritten after a barrier.
+        position += inputs.shape[0]
+        token = _best(spaces[9][inputs.shape[0] - 1 - first])
+        inputs, first = inputs[:1], 0
+        inputs[0] = token
+        if thread == 0:
+            tokens[chosen] = token
+            job[CHOSEN] = chosen + 1
+        chosen += 1
+        stop = chosen == job[GREEDY]
+        for i in range(stops.shape[0]):
+            stop = stop or stops[i] == token
+        if stop:
+            return
 
 
 def _sources_digest() -> int:
     """Changes with every source line of the compiled code."""
-    files = (Path(__file__), Path(gemv.__file__), Path(threads_file.__file__))
-    return zlib.crc32(b"".join(file.read_bytes() for file in files))
+    files = (__file__, formats.__file__, gemv.__file__, lanes.__file__, threads_file.__file__)
+    return zlib.crc32(b"".join(Path(file).read_bytes() for file in files))
 
 
 def _compiled(digest: int) -> Any:
     # Numba looks only at the file of a cached function, and at the values of its closure: the latter carry the digest
     # of everything that is compiled into it.
-    def run(thread, threads, sync, job, tokens, sizes, eps, layers, ends, spaces, cos, sin, zeros):  # type: ignore[no-untyped-def]
-        """Take part in steps. Thread 0 does one and returns; the others do one after the other until told to stop.
+    def run(thread, threads, sync, kinds, job, tokens, stops, sizes, eps, layers, ends, spaces, cos, sin, zeros):  # type: ignore[no-untyped-def]
+        """Take part in jobs. Thread 0 does one and returns; the others do one after the other until told to stop.
 
         Args:
             thread, threads: which of how many. Thread -1 tells the others to stop, and does nothing itself.
             sync: int64 (SYNC_SIZE,), see `engine.threads`.
-            job: int64, (TOKENS, POSITION, FIRST_LOGITS).
-            tokens: int64 (>= M,).
-            sizes: int64, (HIDDEN, ..., IS_BF16).
+            kinds: empty arrays whose dtypes say how weights, and how keys and values, are stored.
+            job: int64, (TOKENS, ..., CHOSEN).
+            tokens: int64, the new tokens; those chosen greedily are put there.
+            stops: int64, tokens after which no more are chosen.
+            sizes: int64, (HIDDEN, ..., RUN_OF_NEURONS).
             eps: of the norms, fp32.
             layers: int64 (layers, LAYER_COLUMNS). ends: int64, (EMBED, ..., OFFSET).
             spaces: scratch, see `engine.cpu`.
             cos, sin: fp32 (capacity, R / 2).
-            zeros: int64, (active neurons, all neurons), added up over steps whose logits are wanted.
+            zeros: int64 (threads, 8), the first of each counts active neurons over steps whose logits are wanted.
         """
         if digest == -1:
             return
+        rest = (kinds, job, tokens, stops, sizes, eps, layers, ends, spaces, cos, sin, zeros)
         if thread <= 0:
-            if thread == 0:
-                _embed(sizes, ends, tokens, spaces[0][: job[TOKENS]])
-            else:
+            if thread < 0:
                 atomic_store(sync, STOP, 1)  # type: ignore[call-arg]
             atomic_add(sync, TASK, 1)  # type: ignore[call-arg]
             if thread == 0:
-                _step(thread, threads, sync, job, tokens, sizes, eps, layers, ends, spaces, cos, sin, zeros)
+                _work(thread, threads, sync, *rest)
             return
         done = 0
         while True:
@@ -307,7 +385,7 @@ def _compiled(digest: int) -> Any:
             done += 1
             if atomic_load(sync, STOP) == 1:  # type: ignore[call-arg]
                 return
-            _step(thread, threads, sync, job, tokens, sizes, eps, layers, ends, spaces, cos, sin, zeros)
+            _work(thread, threads, sync, *rest)
 
     try:
         return njit(cache=True, **FAST)(run)

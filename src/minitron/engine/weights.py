@@ -1,5 +1,7 @@
 """The weights of a causal language model in the form that decoding reads: each matrix in rows, each row once.
 
+All matrices of a model are in one of the formats of `quantize`, the embedding and the head too.
+
 `down_proj` is stored transposed, so that one MLP neuron is one contiguous row that can be skipped; gains of the norms
 are `1 + weight` in fp32. Packed from a model in memory (whose other matrices are shared, not copied) or straight from
 a checkpoint on disk. Letters of shapes: D hidden, N query heads, K key/value heads, H head_dim, F MLP neurons,
@@ -20,9 +22,10 @@ from ..checkpoint.tensors import LazyTensor
 from ..config import NemotronConfig
 from ..head_pruning import kept_heads
 from ..model import NemotronForCausalLM, NemotronRotaryEmbedding
+from ..quantize import PLAIN, Format, Matrix, pack, pack_blocks, row_bytes
 
 WEIGHT_DTYPES = (torch.bfloat16, torch.float32)
-"""What the decode kernels read. The reference takes any floating dtype."""
+"""What the decode kernels read where nothing is packed. The reference takes any floating dtype."""
 
 
 @dataclass
@@ -35,18 +38,18 @@ class Norm:
 
 @dataclass
 class LayerWeights:
-    """One decoder layer. Matrices are (outputs, inputs) in the weights' dtype, biases fp32 or None."""
+    """One decoder layer. Matrices are (outputs, inputs), biases fp32 or None."""
 
     num_heads: int
     num_key_value_heads: int
     attention_norm: Norm
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    o: Tensor
+    q: Matrix
+    k: Matrix
+    v: Matrix
+    o: Matrix
     mlp_norm: Norm
-    up: Tensor
-    down_t: Tensor
+    up: Matrix
+    down_t: Matrix
     """(F, D): row f is what neuron f adds to the residual stream."""
     qkv_bias: Tensor | None
     o_bias: Tensor | None
@@ -54,7 +57,7 @@ class LayerWeights:
     down_bias: Tensor | None
 
     @property
-    def matrices(self) -> tuple[Tensor, ...]:
+    def matrices(self) -> tuple[Matrix, ...]:
         """All six."""
         return self.q, self.k, self.v, self.o, self.up, self.down_t
 
@@ -64,27 +67,31 @@ class EngineWeights:
     """A whole model. `embed` and `head` are (V, D), the same tensor if they are tied."""
 
     config: NemotronConfig
-    embed: Tensor
-    head: Tensor
+    embed: Matrix
+    head: Matrix
     norm: Norm
     layers: list[LayerWeights]
 
     @property
+    def format(self) -> str:
+        """Of all matrices: one of `quantize.FORMATS`, or for the reference engine "fp16" or "fp64"."""
+        return self.embed.format
+
+    @property
     def dtype(self) -> torch.dtype:
-        """Of all matrices."""
-        return self.embed.dtype
+        """Of keys and values, and of torch's matrix products: that of plain matrices, otherwise bf16."""
+        return PLAIN.get(self.format, torch.bfloat16)
 
     @property
     def nbytes(self) -> int:
         """Bytes of all matrices; tied ones are counted once."""
-        matrices = {t.data_ptr(): t for t in (self.embed, self.head, *(m for x in self.layers for m in x.matrices))}
-        return sum(t.numel() * t.element_size() for t in matrices.values())
+        found = (self.embed, self.head, *(m for x in self.layers for m in x.matrices))
+        return sum(matrix.nbytes for matrix in {matrix.data.data_ptr(): matrix for matrix in found}.values())
 
     def bytes_per_token(self, active: float = 1.0) -> float:
         """Bytes of weights that decoding one token reads when the share `active` of MLP neurons is not zero."""
-        size = self.dtype.itemsize
-        dense = sum(m.numel() for layer in self.layers for m in layer.matrices[:-1]) + self.head.numel()
-        return size * (dense + active * sum(layer.down_t.numel() for layer in self.layers))
+        dense = sum(m.nbytes for layer in self.layers for m in layer.matrices[:-1]) + self.head.nbytes
+        return dense + active * sum(layer.down_t.nbytes for layer in self.layers)
 
     def rotary_tables(self, positions: int) -> tuple[Tensor, Tensor]:
         """Cosines and sines (S, R / 2) fp32 for positions 0 to S - 1, from the model's own frequencies."""
@@ -95,58 +102,81 @@ class EngineWeights:
         return cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous()
 
 
-def from_model(model: NemotronForCausalLM) -> EngineWeights:
-    """Pack a model on the CPU. Its matrices are shared with it, but for `down_proj`, which is copied transposed."""
+def packed_bytes(config: NemotronConfig, format: Format) -> int:
+    """Bytes that the matrices of a model will take, but for bf12's escapes (below a percent for real weights)."""
+    D, F, V = config.hidden_size, config.intermediate_size, config.vocab_size
+    H: int = config.head_dim  # type: ignore[assignment]
+
+    def size(rows: int, columns: int) -> int:
+        return rows * row_bytes(format, columns) + (8 * rows + 4 if format == "bf12" else 0)
+
+    total = size(V, D) * (1 if config.tie_word_embeddings else 2)
+    for index in range(config.num_hidden_layers):
+        heads, groups = kept_heads(config, index)
+        total += size(heads * H, D) + 2 * size(groups * H, D) + size(D, heads * H) + 2 * size(F, D)
+    return total
+
+
+def from_model(model: NemotronForCausalLM, format: Format | None = None) -> EngineWeights:
+    """Pack a model on the CPU.
+
+    Args:
+        model: its matrices are shared, but for `down_proj`, if the format is that of their dtype.
+        format: that of the model's dtype if None.
+
+    Raises:
+        ValueError: see `quantize.pack`.
+    """
     tensors = {name: value.detach() for name, value in model.named_parameters(remove_duplicate=False)}
-    return _pack(model.config, lambda name: tensors.get(name), _transposed)
+    chosen = format or format_of(model.model.embed_tokens.weight.dtype)
+    return _pack(
+        model.config,
+        lambda name: tensors.get(name),
+        lambda matrix: pack(matrix.T.contiguous(), chosen),  # type: ignore[arg-type]
+        lambda matrix: pack(matrix, chosen),  # type: ignore[arg-type]
+    )
 
 
-def from_checkpoint(folder: Path, dtype: torch.dtype | None = None) -> EngineWeights:
+def format_of(dtype: torch.dtype) -> str:
+    """The plain format of a dtype."""
+    return next(name for name, found in PLAIN.items() if found == dtype)
+
+
+def from_checkpoint(folder: Path, format: Format | None = None) -> EngineWeights:
     """Pack a Hugging Face folder tensor by tensor; memory stays at that of the packed weights and one block.
 
     Args:
         folder: see `checkpoint.hf.open_hf`.
-        dtype: of the matrices; the checkpoint's own if None.
+        format: that of the checkpoint's dtype if None.
 
     Raises:
         CheckpointError: something is missing or wrong with the folder.
+        ValueError: see `quantize.pack`.
     """
     checkpoint = open_hf(folder)
-    dtype = dtype or checkpoint.tensors["model.embed_tokens.weight"].dtype
+    chosen = format or format_of(checkpoint.tensors["model.embed_tokens.weight"].dtype)
 
-    def get(name: str) -> LazyTensor | None:
-        return checkpoint.tensors.get(name)
+    def rows(lazy: LazyTensor) -> Matrix:
+        return pack_blocks(lazy.blocks(), (lazy.shape[0], lazy.shape[1]), chosen)
 
-    def rows(lazy: LazyTensor) -> Tensor:
-        out = torch.empty(lazy.shape, dtype=dtype)
-        start = 0
-        for block in lazy.blocks():
-            out[start : start + len(block)] = block
-            start += len(block)
-        return out
-
-    def transposed(lazy: LazyTensor) -> Tensor:
-        out = torch.empty(lazy.shape[::-1], dtype=dtype)
+    def transposed(lazy: LazyTensor) -> Matrix:
+        out = torch.empty(lazy.shape[::-1], dtype=PLAIN.get(chosen, lazy.dtype))
         start = 0
         for block in lazy.blocks():
             out[:, start : start + len(block)] = block.T
             start += len(block)
-        return out
+        return pack(out, chosen)  # type: ignore[arg-type]
 
-    return _pack(checkpoint.config, get, transposed, rows)
-
-
-def _transposed(matrix: Tensor) -> Tensor:
-    return matrix.T.contiguous()
+    return _pack(checkpoint.config, checkpoint.tensors.get, transposed, rows)
 
 
 def _pack(
     config: NemotronConfig,
     get: Callable[[str], Tensor | LazyTensor | None],
-    transposed: Callable[..., Tensor],
-    rows: Callable[..., Tensor] = Tensor.contiguous,
+    transposed: Callable[..., Matrix],
+    rows: Callable[..., Matrix],
 ) -> EngineWeights:
-    def matrix(name: str) -> Tensor:
+    def matrix(name: str) -> Matrix:
         found = get(name)
         assert found is not None, name
         return rows(found)

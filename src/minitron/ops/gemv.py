@@ -14,22 +14,27 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
 from numba import njit, types
-from numba.core import cgutils
-from numba.extending import intrinsic, overload
+from numba.extending import overload
 
-Array = np.ndarray[Any, Any]
+from .formats import (
+    BLOCK,
+    FAST,
+    Array,
+    add_escapes,
+    block_add,
+    finish,
+    row_dot,
+    row_factor,
+    stage,
+    whole_blocks,
+)
+from .lanes import bits_of_float, float_of_bits, load_fp32, prefetch, store, store_totals, total
 
 ROW_BLOCK = 4
 """Rows whose sums run together; a thread's first row must be a multiple of it."""
-NEURON_BLOCK = 128
-"""Neurons with one list of active ones; a thread's first neuron must be a multiple of it."""
-COLUMN_BLOCK = 128
-"""Columns accumulated between two prefetches; a thread's first column must be a multiple of 32 for speed."""
-
-# Sums may be reordered, for they must be vectorized; NaN and infinity keep their meaning.
-FAST = {"fastmath": {"reassoc", "contract", "nsz"}, "nogil": True}
+NONE = np.zeros(0, np.int32)
+"""The extras of a matrix that has none."""
 
 
 # --- references --------------------------------------------------------------------------------------------------
@@ -60,26 +65,6 @@ def down_reference(w_t: Array, h: Array) -> Array:
 # --- single values -----------------------------------------------------------------------------------------------
 
 
-@intrinsic
-def float_of_bits(typingctx, bits):  # type: ignore[no-untyped-def]
-    """The fp32 number of 32 bits; a register move."""
-
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        return builder.bitcast(args[0], ir.FloatType())
-
-    return types.float32(types.uint32), codegen
-
-
-@intrinsic
-def bits_of_float(typingctx, value):  # type: ignore[no-untyped-def]
-    """The 32 bits of an fp32 number."""
-
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        return builder.bitcast(args[0], ir.IntType(32))
-
-    return types.uint32(types.float32), codegen
-
-
 @njit(fastmath={"contract"}, nogil=True)  # reordering would join the two parts of ln 2
 def exp_of(x):  # type: ignore[no-untyped-def]
     """`exp(x)` for x <= 0 in fp32 arithmetic that vectorizes, unlike the C library's; relative error below 2e-7."""
@@ -93,24 +78,6 @@ def exp_of(x):  # type: ignore[no-untyped-def]
     return p * float_of_bits(np.uint32(np.int32(n) + np.int32(127)) << np.uint32(23))  # type: ignore[call-arg]
 
 
-@intrinsic
-def prefetch(typingctx, matrix, row, column):  # type: ignore[no-untyped-def]
-    """Ask for the cache line of `matrix[row, column]`. Rows of active neurons lie where no hardware expects them."""
-
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        kind = signature.args[0]
-        array = context.make_array(kind)(context, builder, args[0])
-        place = cgutils.get_item_pointer(context, builder, kind, array, args[1:], wraparound=False)
-        place = builder.bitcast(place, cgutils.voidptr_t)
-        flag = ir.IntType(32)
-        signature_ = ir.FunctionType(ir.VoidType(), [place.type, flag, flag, flag])
-        function = cgutils.get_or_insert_function(builder.module, signature_, "llvm.prefetch.p0")
-        builder.call(function, [place, flag(0), flag(3), flag(1)])  # read, keep in all levels, data
-        return context.get_dummy_value()
-
-    return types.void(matrix, types.intp, types.intp), codegen
-
-
 def widen(value: Any) -> Any:
     """A stored weight as fp32: bf16 bits are its upper half."""
     raise NotImplementedError("only within compiled code")
@@ -120,7 +87,7 @@ def widen(value: Any) -> Any:
 def _widen(value):  # type: ignore[no-untyped-def]
     if value == types.uint16:
         return lambda value: float_of_bits(np.uint32(value) << np.uint32(16))  # type: ignore[call-arg]
-    return lambda value: value
+    return lambda value: np.float32(value)
 
 
 @njit(**FAST)
@@ -132,97 +99,139 @@ def bf16_of_float(value):  # type: ignore[no-untyped-def]
     return np.uint16((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
 
 
+def narrowed(array: Array, value: float) -> Any:
+    """An fp32 number as an array of bf16 bits or fp32 stores it."""
+    raise NotImplementedError("only within compiled code")
+
+
+@overload(narrowed, inline="always")
+def _narrowed(array, value):  # type: ignore[no-untyped-def]
+    if array.dtype == types.uint16:
+        return lambda array, value: bf16_of_float(value)
+    return lambda array, value: value
+
+
 # --- kernels -----------------------------------------------------------------------------------------------------
 
 
 @njit(**FAST)
-def matvec(w: Array, x: Array, out: Array, column: int, start: int, stop: int) -> None:
+def matvec(w: Array, extras: Array, x: Array, staged: Array, out: Array, column: int, start: int, stop: int) -> None:
     """`out[m, column + r] = w[r] . x[m]` for rows start <= r < stop.
 
     Args:
-        w: (N, K) uint16 (bf16) or float32, rows contiguous.
-        x: (M, K) float32. out: (M, >= column + N) float32.
+        w: (N, items of a row), see `formats.KINDS` and `formats.row_items`. extras: of bf12, see `quantize.Matrix`.
+        x: (M, K) float32. staged: (>= M, >= STAGED_BLOCK * ceil(K / 64)) float32, scratch.
+        out: (M, >= column + N) float32.
         start: multiple of ROW_BLOCK.
     """
-    # Rows are sliced before the loops: an index that could be negative would keep them from being vectorized.
+    # One row after the other, for memory is fastest in one stream; the sums over lanes are taken four at a time.
     M, K = x.shape
+    for m in range(M):
+        stage(w, x[m], staged[m])
     whole = start + (stop - start) // ROW_BLOCK * ROW_BLOCK
     for r in range(start, whole, ROW_BLOCK):
         w0, w1, w2, w3 = w[r], w[r + 1], w[r + 2], w[r + 3]
         for m in range(M):
-            xm = x[m]
-            s0, s1, s2, s3 = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
-            for k in range(K):
-                v = xm[k]
-                s0 += v * widen(w0[k])
-                s1 += v * widen(w1[k])
-                s2 += v * widen(w2[k])
-                s3 += v * widen(w3[k])
-            sums = out[m, column + r : column + r + 4]
-            sums[0], sums[1], sums[2], sums[3] = s0, s1, s2, s3
+            xm = staged[m]
+            s0, s1, s2, s3 = row_dot(w0, xm, K), row_dot(w1, xm, K), row_dot(w2, xm, K), row_dot(w3, xm, K)
+            store_totals(out[m], 4 * (column + r), s0, s1, s2, s3)  # type: ignore[call-arg]
     for r in range(whole, stop):
         row = w[r]
         for m in range(M):
-            xm = x[m]
-            s = np.float32(0)
-            for k in range(K):
-                s += xm[k] * widen(row[k])
-            out[m, column + r] = s
+            out[m, column + r] = total(row_dot(row, staged[m], K))  # type: ignore[call-arg]
+    finish(w, extras, x, out, column, start, stop)
 
 
 @njit(**FAST)
-def squared_relu_lists(h: Array, active: Array, counts: Array, start: int, stop: int) -> None:
-    """Square the positive values of `h` (M, F) in place, zero the others, and list the neurons that are not zero.
+def squared_relu_list(h: Array, active: Array, start: int, stop: int) -> int:
+    """Square the positive values of h[start:stop] in place, zero the others, and list those that are not zero.
 
     Args:
-        h: float32, columns start <= f < stop are worked on; start is a multiple of NEURON_BLOCK.
-        active: (M, F) int32; of each block of NEURON_BLOCK columns the first `counts` entries are filled.
-        counts: (M, ceil(F / NEURON_BLOCK)) int32.
+        h: (F,) float32.
+        active: (F,) int32; the neurons' numbers are written to active[start:].
+
+    Returns:
+        how many there are.
     """
-    for m in range(h.shape[0]):
-        for first in range(start, stop, NEURON_BLOCK):
-            values = h[m, first : min(first + NEURON_BLOCK, stop)]
-            found = active[m, first : first + values.shape[0]]
-            n = 0
-            for f in range(values.shape[0]):
-                v = max(values[f], np.float32(0))
-                # A NaN must reach the output; `max` above has dropped it.
-                v = v * v if values[f] == values[f] else values[f]
-                values[f] = v
-                found[n] = first + f  # overwritten by the next neuron unless this one counts
-                n += v != np.float32(0)
-            counts[m, first // NEURON_BLOCK] = n
+    values, found = h[start:stop], active[start:stop]
+    n = 0
+    for f in range(values.shape[0]):
+        v = max(values[f], np.float32(0))
+        # A NaN must reach the output; `max` above has dropped it.
+        v = v * v if values[f] == values[f] else values[f]
+        values[f] = v
+        found[n] = start + f  # overwritten by the next neuron unless this one counts
+        n += v != np.float32(0)
+    return n
 
 
 @njit(**FAST)
-def add_rows(w: Array, scales: Array, rows: Array, n: int, out: Array, start: int, stop: int) -> None:
-    """`out[start:stop] += sum(scales[rows[j]] * w[rows[j], start:stop] for j < n)`.
+def _add_four(w, columns, f0, f1, f2, f3, s0, s1, s2, s3, after, out):  # type: ignore[no-untyped-def]
+    """Add four rows, times numbers, to `out`; `after` are the four rows that come next."""
+    w0, w1, w2, w3 = w[f0], w[f1], w[f2], w[f3]
+    g0, g1, g2, g3 = w[after[0]], w[after[1]], w[after[2]], w[after[3]]
+    blocks = whole_blocks(w, columns)
+    step = w0.shape[0] * w.itemsize // max(blocks, 1)
+    for block in range(blocks):
+        for line in range(block * step, (block + 1) * step, 64):
+            prefetch(g0, line)  # type: ignore[call-arg]
+            prefetch(g1, line)  # type: ignore[call-arg]
+            prefetch(g2, line)  # type: ignore[call-arg]
+            prefetch(g3, line)  # type: ignore[call-arg]
+        at = block * 4 * BLOCK
+        a, b = load_fp32(out, at), load_fp32(out, at + 64)  # type: ignore[call-arg]
+        c, d = load_fp32(out, at + 128), load_fp32(out, at + 192)  # type: ignore[call-arg]
+        a, b, c, d = block_add(w0, block, columns, s0, a, b, c, d)
+        a, b, c, d = block_add(w1, block, columns, s1, a, b, c, d)
+        a, b, c, d = block_add(w2, block, columns, s2, a, b, c, d)
+        a, b, c, d = block_add(w3, block, columns, s3, a, b, c, d)
+        store(out, at, a)  # type: ignore[call-arg]
+        store(out, at + 64, b)  # type: ignore[call-arg]
+        store(out, at + 128, c)  # type: ignore[call-arg]
+        store(out, at + 192, d)  # type: ignore[call-arg]
+    for k in range(blocks * BLOCK, columns):
+        out[k] += (s0 * widen(w0[k]) + s1 * widen(w1[k])) + (s2 * widen(w2[k]) + s3 * widen(w3[k]))
+
+
+@njit(**FAST)
+def add_row(w: Array, extras: Array, columns: int, row: int, scale: Any, out: Array) -> None:
+    """`out += scale * w[row]` but for bf12's escapes, see `add_rows`."""
+    scale *= row_factor(w, extras, row)
+    values = w[row]
+    blocks = whole_blocks(w, columns)
+    for block in range(blocks):
+        at = block * 4 * BLOCK
+        a, b = load_fp32(out, at), load_fp32(out, at + 64)  # type: ignore[call-arg]
+        c, d = load_fp32(out, at + 128), load_fp32(out, at + 192)  # type: ignore[call-arg]
+        a, b, c, d = block_add(values, block, columns, scale, a, b, c, d)
+        store(out, at, a)  # type: ignore[call-arg]
+        store(out, at + 64, b)  # type: ignore[call-arg]
+        store(out, at + 128, c)  # type: ignore[call-arg]
+        store(out, at + 192, d)  # type: ignore[call-arg]
+    for k in range(blocks * BLOCK, columns):
+        out[k] += scale * widen(values[k])
+
+
+@njit(**FAST)
+def add_rows(w: Array, extras: Array, columns: int, scales: Array, rows: Array, n: int, out: Array) -> None:
+    """`out += sum(scales[rows[j]] * w[rows[j]] for j < n)`.
 
     Args:
-        w: (F, D) uint16 (bf16) or float32. scales: (F,) float32. rows: (>= n,) int32. out: (D,) float32.
+        w: (F, items of a row of `columns`). extras: as in `matvec`.
+        scales: (F,) float32. rows: (>= n,) int32.
+        out: (>= columns,) float32; where w is packed, columns are rounded up to 64.
     """
     whole = n // 4 * 4
     for j in range(0, whole, 4):
         f0, f1, f2, f3 = rows[j], rows[j + 1], rows[j + 2], rows[j + 3]
-        s0, s1, s2, s3 = scales[f0], scales[f1], scales[f2], scales[f3]
+        s0, s1 = scales[f0] * row_factor(w, extras, f0), scales[f1] * row_factor(w, extras, f1)
+        s2, s3 = scales[f2] * row_factor(w, extras, f2), scales[f3] * row_factor(w, extras, f3)
         after = min(j + 4, n - 4)
-        g0, g1, g2, g3 = rows[after], rows[after + 1], rows[after + 2], rows[after + 3]
-        for first in range(start, stop, COLUMN_BLOCK):
-            last = min(first + COLUMN_BLOCK, stop)
-            for line in range(first, last, 64 // w.itemsize):
-                prefetch(w, g0, line)  # type: ignore[call-arg]
-                prefetch(w, g1, line)  # type: ignore[call-arg]
-                prefetch(w, g2, line)  # type: ignore[call-arg]
-                prefetch(w, g3, line)  # type: ignore[call-arg]
-            w0, w1, w2, w3 = w[f0, first:last], w[f1, first:last], w[f2, first:last], w[f3, first:last]
-            sums = out[first:last]
-            for c in range(sums.shape[0]):
-                sums[c] += (s0 * widen(w0[c]) + s1 * widen(w1[c])) + (s2 * widen(w2[c]) + s3 * widen(w3[c]))
-    sums = out[start:stop]
+        _add_four(w, columns, f0, f1, f2, f3, s0, s1, s2, s3, rows[after : after + 4], out)
     for j in range(whole, n):
-        s, row = scales[rows[j]], w[rows[j], start:stop]
-        for c in range(sums.shape[0]):
-            sums[c] += s * widen(row[c])
+        add_row(w, extras, columns, rows[j], scales[rows[j]], out)
+    for j in range(n):
+        add_escapes(w, extras, rows[j], scales[rows[j]], out)
 
 
 @njit(**FAST)
@@ -238,20 +247,6 @@ def add_all_rows(w: Array, scales: Array, out: Array) -> None:
         s, row = scales[r], w[r]
         for c in range(out.shape[0]):
             out[c] += s * widen(row[c])
-
-
-@njit(**FAST)
-def down(w_t: Array, h: Array, active: Array, counts: Array, out: Array, start: int, stop: int) -> None:
-    """`out[:, start:stop] += h @ w_t[:, start:stop]`, reading only rows of neurons that are active.
-
-    Args:
-        w_t: (F, D), the transposed down projection, uint16 (bf16) or float32.
-        h, active, counts: as `squared_relu_lists` leaves them. out: (M, D) float32.
-    """
-    for block in range(counts.shape[1]):
-        first = block * NEURON_BLOCK
-        for m in range(h.shape[0]):  # inside: the block's rows are still in the cache for the next vector
-            add_rows(w_t, h[m], active[m, first : first + NEURON_BLOCK], counts[m, block], out[m], start, stop)
 
 
 @njit(**FAST)

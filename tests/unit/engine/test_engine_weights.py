@@ -11,23 +11,32 @@ import torch
 from checkpoint_samples import random_state, save_reference, tiny_config
 from engine_models import tiny_model
 
-from minitron.engine.weights import from_checkpoint, from_model
+from minitron.engine.weights import EngineWeights, from_checkpoint, from_model, packed_bytes
+from minitron.quantize import FORMATS, Format, Matrix
 
 
+@pytest.mark.parametrize("format", [None, *FORMATS])
 @pytest.mark.parametrize("tied", [False, True])
-def test_a_folder_gives_the_weights_of_its_model(tmp_path: Path, tied: bool) -> None:
+def test_a_folder_gives_the_weights_of_its_model(tmp_path: Path, tied: bool, format: Format | None) -> None:
     model = tiny_model(torch.bfloat16, attention_bias=True, mlp_bias=True, tie_word_embeddings=tied)
     model.save_pretrained(tmp_path)
-    ours, theirs = from_checkpoint(tmp_path), from_model(model)
-    assert torch.equal(ours.embed, theirs.embed)
-    assert torch.equal(ours.head, theirs.head)
+    ours, theirs = from_checkpoint(tmp_path, format), from_model(model, format)
+    assert torch.equal(ours.embed.data, theirs.embed.data)
+    assert torch.equal(ours.head.data, theirs.head.data)
     assert (ours.head is ours.embed) is tied
     assert torch.equal(ours.norm.gain, theirs.norm.gain)
     for a, b in zip(ours.layers, theirs.layers, strict=True):
-        assert all(torch.equal(x, y) for x, y in zip(a.matrices, b.matrices, strict=True))
+        assert all(torch.equal(x.data, y.data) for x, y in zip(a.matrices, b.matrices, strict=True))
         assert torch.equal(a.qkv_bias, b.qkv_bias)  # type: ignore[arg-type]
         assert torch.equal(a.mlp_norm.gain, b.mlp_norm.gain)
-    assert from_checkpoint(tmp_path, torch.float32).dtype == torch.float32
+    assert ours.format == (format or "bf16")
+    escapes = sum(m.extras.numel() - 2 * m.shape[0] - 1 for m in all_matrices(ours) if m.extras is not None)
+    assert ours.nbytes == packed_bytes(model.config, ours.format) + 4 * escapes  # type: ignore[arg-type]
+
+
+def all_matrices(weights: EngineWeights) -> list[Matrix]:
+    ends = [weights.embed] if weights.head is weights.embed else [weights.embed, weights.head]
+    return ends + [matrix for layer in weights.layers for matrix in layer.matrices]
 
 
 def test_small_gains_are_kept() -> None:

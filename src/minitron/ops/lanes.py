@@ -1,0 +1,269 @@
+"""Sixteen fp32 numbers side by side as one value in Numba code, and what weights are unpacked with.
+
+A loop over these adds up in the same order on every machine, and needs no vectorizer to be lucky: LLVM turns sixteen
+lanes into one register with AVX-512, two with AVX2, four with NEON. Places in arrays are counted in bytes, for packed
+rows hold numbers of several sizes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic, models, register_model
+
+LANES = 16
+
+_BYTE, _HALF, _WORD, _FLOAT = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.FloatType()
+_FLOATS, _WORDS = ir.VectorType(_FLOAT, LANES), ir.VectorType(_WORD, LANES)
+
+
+class LanesType(types.Type):
+    """Numba's type of sixteen fp32 numbers (or, between unpacking steps, of their bits)."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name=name)
+
+
+floats = LanesType("lanes of fp32")
+words = LanesType("lanes of 32 bits")
+
+
+@register_model(LanesType)
+class _LanesModel(models.PrimitiveModel):
+    def __init__(self, dmm: Any, fe_type: LanesType) -> None:
+        super().__init__(dmm, fe_type, _FLOATS if fe_type is floats else _WORDS)
+
+
+def _constant(value: int) -> ir.Constant:
+    return ir.Constant(_WORDS, [value] * LANES)
+
+
+def _place(context: Any, builder: Any, kind: Any, array: Any, offset: Any, element: Any) -> Any:
+    data = context.make_array(kind)(context, builder, array).data
+    data = builder.gep(builder.bitcast(data, cgutils.voidptr_t), [offset])
+    return builder.bitcast(data, element.as_pointer())
+
+
+def _splat(builder: Any, value: Any, kind: Any) -> Any:
+    one = builder.insert_element(ir.Constant(kind, ir.Undefined), value, _WORD(0))
+    return builder.shuffle_vector(one, ir.Constant(kind, ir.Undefined), _constant(0))
+
+
+def _shuffled(builder: Any, a: Any, b: Any, places: list[int]) -> Any:
+    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(_WORD, len(places)), places))
+
+
+def _loader(element: Any, result: Any, unpack: Any) -> Any:
+    """An intrinsic `f(array, offset)`: sixteen `element`s from a byte offset on, through `unpack(builder, vector)`."""
+
+    @intrinsic
+    def load(typingctx, array, offset):  # type: ignore[no-untyped-def]
+        def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+            kind = ir.VectorType(element, LANES)
+            place = _place(context, builder, signature.args[0], args[0], args[1], kind)
+            return unpack(builder, builder.load(place, align=1))
+
+        return result(array, types.intp), codegen
+
+    return load
+
+
+def _widened(builder: Any, value: Any) -> Any:
+    return builder.bitcast(builder.shl(builder.zext(value, _WORDS), _constant(16)), _FLOATS)
+
+
+load_fp32 = _loader(_FLOAT, floats, lambda builder, value: value)
+load_bf16 = _loader(_HALF, floats, _widened)
+load_int8 = _loader(_BYTE, floats, lambda builder, value: builder.sitofp(builder.sext(value, _WORDS), _FLOATS))
+load_words = _loader(_WORD, words, lambda builder, value: value)
+load_bytes = _loader(_BYTE, words, lambda builder, value: builder.zext(value, _WORDS))
+load_signed_bytes = _loader(_BYTE, words, lambda builder, value: builder.sext(value, _WORDS))
+
+
+def _unary(kind: Any, result: Any, build: Any) -> Any:
+    @intrinsic
+    def operate(typingctx, value):  # type: ignore[no-untyped-def]
+        return result(kind), lambda context, builder, signature, args: build(builder, args[0])
+
+    return operate
+
+
+def _low_half(builder: Any, value: Any) -> Any:
+    return builder.bitcast(builder.shl(value, _constant(16)), _FLOATS)
+
+
+def _high_half(builder: Any, value: Any) -> Any:
+    return builder.bitcast(builder.and_(value, _constant(0xFFFF0000)), _FLOATS)
+
+
+def _centred(builder: Any, value: Any) -> Any:
+    return builder.sub(value, _constant(8))
+
+
+def _low_nibble(builder: Any, value: Any) -> Any:
+    return builder.and_(value, _constant(15))
+
+
+def _high_nibble(builder: Any, value: Any) -> Any:
+    return builder.lshr(value, _constant(4))
+
+
+even_bf16 = _unary(words, floats, _low_half)
+"""Of pairs of bf16 numbers, the first ones."""
+odd_bf16 = _unary(words, floats, _high_half)
+"""Of pairs of bf16 numbers, the second ones."""
+low_nibble = _unary(words, words, _low_nibble)
+high_nibble = _unary(words, words, _high_nibble)
+centred = _unary(words, words, _centred)
+"""Numbers 0 to 15 as -8 to 7."""
+as_floats = _unary(words, floats, lambda builder, value: builder.sitofp(value, _FLOATS))
+
+
+@intrinsic
+def joined(typingctx, signed, exponent):  # type: ignore[no-untyped-def]
+    """fp32 numbers from sign and seven bits of mantissa (sign-extended bytes) and exponent fields below 16."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        signed = builder.and_(builder.shl(args[0], _constant(16)), _constant(0x807F0000))
+        exponent = builder.shl(args[1], _constant(23))
+        return builder.bitcast(builder.or_(signed, exponent), _FLOATS)
+
+    return floats(words, words), codegen
+
+
+@intrinsic
+def spread(typingctx, value):  # type: ignore[no-untyped-def]
+    """One fp32 number in all lanes."""
+    return floats(types.float32), lambda context, builder, signature, args: _splat(builder, args[0], _FLOATS)
+
+
+@intrinsic
+def multiply_add(typingctx, a, b, c):  # type: ignore[no-untyped-def]
+    """`a * b + c`, rounded once where the machine can."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        flags = ("contract",)
+        return builder.fadd(builder.fmul(args[0], args[1], flags=flags), args[2], flags=flags)
+
+    return floats(floats, floats, floats), codegen
+
+
+@intrinsic
+def product(typingctx, a, b):  # type: ignore[no-untyped-def]
+    """`a * b`."""
+    return floats(floats, floats), lambda context, builder, signature, args: builder.fmul(*args)
+
+
+@intrinsic
+def total(typingctx, value):  # type: ignore[no-untyped-def]
+    """The sum over the lanes, in halves."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        value, width = args[0], LANES
+        while width > 1:
+            width //= 2
+            halves = ([*range(start, start + width)] for start in (0, width))
+            value = builder.fadd(*(_shuffled(builder, value, value, places) for places in halves))
+        return builder.extract_element(value, _WORD(0))
+
+    return types.float32(floats), codegen
+
+
+@intrinsic
+def plus(typingctx, a, b):  # type: ignore[no-untyped-def]
+    """`a + b`."""
+    return floats(floats, floats), lambda context, builder, signature, args: builder.fadd(*args)
+
+
+@intrinsic
+def first_lane(typingctx, value):  # type: ignore[no-untyped-def]
+    """One number in the first lane, zeros in the others."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        return builder.insert_element(ir.Constant(_FLOATS, [0.0] * LANES), args[0], _WORD(0))
+
+    return floats(types.float32), codegen
+
+
+@intrinsic
+def store_totals(typingctx, array, offset, a, b, c, d):  # type: ignore[no-untyped-def]
+    """Write the sums over the lanes of four values, each the same bits as `total`, as four fp32 numbers."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        low, high = [*range(8), *range(16, 24)], [*range(8, 16), *range(24, 32)]
+
+        def halved(a: Any, b: Any) -> Any:  # eight numbers of each
+            return builder.fadd(_shuffled(builder, a, b, low), _shuffled(builder, a, b, high))
+
+        ab, cd = halved(args[2], args[3]), halved(args[4], args[5])
+        quarters = [[8 * row + 4 * half + i for row in range(4) for i in range(4)] for half in range(2)]
+        value = builder.fadd(_shuffled(builder, ab, cd, quarters[0]), _shuffled(builder, ab, cd, quarters[1]))
+        for apart in (2, 1):
+            value = builder.fadd(value, _shuffled(builder, value, value, [i ^ apart for i in range(LANES)]))
+        four = _shuffled(builder, value, value, [0, 4, 8, 12])
+        builder.store(four, _place(context, builder, signature.args[0], args[0], args[1], four.type), align=4)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, floats, floats, floats, floats), codegen
+
+
+@intrinsic
+def store(typingctx, array, offset, value):  # type: ignore[no-untyped-def]
+    """Write sixteen fp32 numbers at a byte offset."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        place = _place(context, builder, signature.args[0], args[0], args[1], _FLOATS)
+        builder.store(args[2], place, align=1)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, floats), codegen
+
+
+@intrinsic
+def float_of_bits(typingctx, bits):  # type: ignore[no-untyped-def]
+    """The fp32 number of 32 bits; a register move."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        return builder.bitcast(args[0], _FLOAT)
+
+    return types.float32(types.uint32), codegen
+
+
+@intrinsic
+def bits_of_float(typingctx, value):  # type: ignore[no-untyped-def]
+    """The 32 bits of an fp32 number."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        return builder.bitcast(args[0], _WORD)
+
+    return types.uint32(types.float32), codegen
+
+
+@intrinsic
+def number_at(typingctx, array, offset):  # type: ignore[no-untyped-def]
+    """One bf16 number at a byte offset, as fp32."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        place = _place(context, builder, signature.args[0], args[0], args[1], _HALF)
+        bits = builder.shl(builder.zext(builder.load(place, align=1), _WORD), _WORD(16))
+        return builder.bitcast(bits, _FLOAT)
+
+    return types.float32(array, types.intp), codegen
+
+
+@intrinsic
+def prefetch(typingctx, array, offset):  # type: ignore[no-untyped-def]
+    """Ask for the cache line at a byte offset. Rows of active neurons lie where no hardware expects them."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        place = _place(context, builder, signature.args[0], args[0], args[1], _BYTE)
+        flag = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [place.type, flag, flag, flag])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(function, [place, flag(0), flag(3), flag(1)])  # read, keep in all levels, data
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), codegen
