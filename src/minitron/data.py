@@ -8,12 +8,9 @@ Shapes: B sequences of a batch, T tokens of a block.
 
 from __future__ import annotations
 
-import glob
-import gzip
 import hashlib
 import itertools
 import json
-import lzma
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,15 +22,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .documents import DataError, Source, read_documents
 from .ops.loss import IGNORE_INDEX
 
+__all__ = [
+    "IGNORE_INDEX",
+    "Batch",
+    "BlockStream",
+    "DataError",
+    "Encoder",
+    "PackedBlocks",
+    "Source",
+    "TokenCache",
+    "collate",
+    "open_cache",
+    "read_documents",
+    "split_documents",
+    "tokenize",
+]
+
 CACHE_VERSION = 1
-SUFFIXES = (".txt", ".md", ".jsonl", ".jsonl.gz", ".jsonl.xz")
 _TEXTS_PER_CALL = 512
-
-
-class DataError(ValueError):
-    """Text or a token cache that cannot be used; the message names the file and what would be right."""
 
 
 class Encoder(Protocol):
@@ -48,88 +57,6 @@ class Encoder(Protocol):
     def __len__(self) -> int:
         """Return the number of tokens, special ones included."""
         ...
-
-
-# --- text --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Source:
-    """Text files that share a weight."""
-
-    path: str
-    """A file, a folder (searched through all levels) or a glob pattern."""
-    weight: float = 1.0
-    """How many times an epoch passes over it; 0.5 takes one half in the first epoch, the other in the second."""
-
-    @classmethod
-    def parse(cls, text: str) -> Source:
-        """Read `PATH` or `PATH:WEIGHT`."""
-        path, colon, weight = text.rpartition(":")
-        if not colon or Path(text).exists():
-            return cls(text)
-        try:
-            value = float(weight)
-        except ValueError:
-            return cls(text)
-        if not 0 < value < float("inf"):
-            raise DataError(f"data {text!r}: the weight is {weight}; it must be greater than 0")
-        return cls(path, value)
-
-    def files(self) -> list[Path]:
-        """The text files meant, sorted.
-
-        Raises:
-            FileNotFoundError: there is none.
-        """
-        path = Path(self.path)
-        if path.is_file():
-            if not path.name.endswith(SUFFIXES):
-                raise DataError(f"{path}: unknown kind of text file; known: {', '.join(SUFFIXES)}")
-            return [path]
-        found = path.rglob("*") if path.is_dir() else map(Path, glob.glob(self.path, recursive=True))
-        files = sorted(p for p in found if p.is_file() and p.name.endswith(SUFFIXES))
-        if not files:
-            raise FileNotFoundError(f"data {self.path!r}: no text file there ({', '.join(SUFFIXES)})")
-        return files
-
-
-def read_documents(path: Path) -> Iterator[str]:
-    """The documents of a file: each line's `text` for JSON lines, the whole file otherwise. Empty ones are left out.
-
-    Raises:
-        DataError: not UTF-8 text, or a line that is not a JSON object with a text field.
-    """
-    try:
-        if not path.name.endswith((".jsonl", ".jsonl.gz", ".jsonl.xz")):
-            text = path.read_text(encoding="utf-8")
-            if "\0" in text:
-                raise DataError(f"{path}: holds NUL bytes, so it is not a text file")
-            if text.strip():
-                yield text
-            return
-        opener: Any = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix, open)
-        with opener(path, "rt", encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    text = _text_of(line, path, number)
-                    if text.strip():
-                        yield text
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
-    except (EOFError, lzma.LZMAError, gzip.BadGzipFile) as error:
-        raise DataError(f"{path}: damaged or cut short ({error})") from None
-
-
-def _text_of(line: str, path: Path, number: int) -> str:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}, line {number}: not JSON ({error.msg})") from None
-    text = row.get("text") if isinstance(row, dict) else None
-    if not isinstance(text, str):
-        raise DataError(f"{path}, line {number}: expected an object with a string in the field 'text'")
-    return text
 
 
 # --- token cache -------------------------------------------------------------------------------------------------
@@ -163,7 +90,7 @@ def tokenize(source: Source, tokenizer: Encoder, folder: Path) -> TokenCache:
         DataError: the source has no text, or the cache on disk is damaged.
     """
     files = source.files()
-    key = _fingerprint(files, tokenizer)
+    key = _fingerprint(files, tokenizer, source.field)
     final = folder / f"{Path(source.path).stem or 'text'}-{key[:16]}"
     if not final.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -171,7 +98,7 @@ def tokenize(source: Source, tokenizer: Encoder, folder: Path) -> TokenCache:
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir()
         try:
-            _write_cache(work, files, tokenizer, key)
+            _write_cache(work, files, source.field, tokenizer, key)
             try:
                 work.rename(final)
             except OSError:
@@ -182,10 +109,12 @@ def tokenize(source: Source, tokenizer: Encoder, folder: Path) -> TokenCache:
     return open_cache(final)
 
 
-def _fingerprint(files: Sequence[Path], tokenizer: Encoder) -> str:
+def _fingerprint(files: Sequence[Path], tokenizer: Encoder, field: str) -> str:
     digest = hashlib.sha256(f"{CACHE_VERSION} {tokenizer.bos_token_id} {tokenizer.eos_token_id} ".encode())
     backend = getattr(tokenizer, "backend_tokenizer", None)
     digest.update((backend.to_str() if backend is not None else repr(sorted(_vocabulary(tokenizer)))).encode())
+    if field != "text":
+        digest.update(f"field {field}".encode())
     for path in files:
         with path.open("rb") as content:
             digest.update(hashlib.file_digest(content, "sha256").digest())
@@ -196,7 +125,7 @@ def _vocabulary(tokenizer: Any) -> Iterable[tuple[str, int]]:
     return tokenizer.get_vocab().items()
 
 
-def _write_cache(folder: Path, files: Sequence[Path], tokenizer: Encoder, key: str) -> None:
+def _write_cache(folder: Path, files: Sequence[Path], field: str, tokenizer: Encoder, key: str) -> None:
     dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
     before = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     after = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
@@ -204,7 +133,7 @@ def _write_cache(folder: Path, files: Sequence[Path], tokenizer: Encoder, key: s
     text_bytes: list[int] = []
     digest = hashlib.sha256()
     with (folder / "tokens.bin").open("wb") as sink:
-        for texts in _grouped(text for path in files for text in read_documents(path)):
+        for texts in _grouped(text for path in files for text in read_documents(path, field)):
             for text, ids in zip(texts, tokenizer(texts, add_special_tokens=False).input_ids, strict=True):
                 raw = np.asarray([*before, *ids, *after], dtype=dtype).tobytes()
                 digest.update(raw)

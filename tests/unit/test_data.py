@@ -71,6 +71,69 @@ def test_every_kind_of_file_is_read(tmp_path: Path) -> None:
     read = [list(read_documents(path)) for path in Source(str(tmp_path)).files()]
     assert read == [["one", "two\nlines"]] * 3 + [["plain"], ["# mark"]]
     assert len(Source(str(tmp_path / "*.jsonl*")).files()) == 3
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    table = pyarrow.table({"id": [1, 2, 3], "body": ["one", "", "two\nlines"]})
+    parquet.write_table(table, tmp_path / "f.parquet")
+    with pyarrow.output_stream(str(tmp_path / "g.jsonl.zst"), compression="zstd") as sink:
+        sink.write(rows.replace("text", "body").encode())
+    with pyarrow.ipc.new_file(str(tmp_path / "h.arrow"), table.schema) as sink:
+        sink.write_table(table)
+    for name in ("f.parquet", "g.jsonl.zst", "h.arrow"):
+        assert list(read_documents(tmp_path / name, "body")) == ["one", "two\nlines"], name
+
+
+def test_data_sets_saved_to_disk_are_read_in_their_order(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    texts = [f"text {i}" for i in range(50)]
+    data = datasets.Dataset.from_dict({"text": texts})
+    data.select(range(49, -1, -1)).save_to_disk(str(tmp_path / "d"), num_shards=3)
+    (tmp_path / "d" / "cache-123.arrow").write_bytes(b"left by map")
+    files = Source(str(tmp_path / "d")).files()
+    assert len(files) == 3
+    assert [text for path in files for text in read_documents(path)] == texts[::-1]
+    both = datasets.DatasetDict({"train": data, "test": data})
+    both.save_to_disk(str(tmp_path / "dict"))
+    with pytest.raises(DataError, match=r"several splits; name one, as in .*/dict/test$"):
+        Source(str(tmp_path / "dict")).files()
+    assert len(Source(str(tmp_path / "dict" / "train")).files()) == 1
+
+
+def test_the_field_of_the_text_can_be_named_and_is_part_of_the_cache(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text(json.dumps({"text": "one", "body": "other"}) + "\n")
+    first = tokenize(Source(str(file)), ByteTokenizer(), tmp_path / "cache")
+    second = tokenize(Source.parse(str(file), "body"), ByteTokenizer(), tmp_path / "cache")
+    assert first.tokens.tolist() == [BOS, *b"one", EOS]
+    assert second.tokens.tolist() == [BOS, *b"other", EOS]
+    with pytest.raises(DataError, match=r"a.jsonl, line 1: .* field 'txt'; the object has the fields: text, body$"):
+        tokenize(Source.parse(str(file), "txt"), ByteTokenizer(), tmp_path / "cache")
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow", "jsonl.zst"])
+def test_a_table_with_another_column_or_damage_is_refused(tmp_path: Path, kind: str) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    path = tmp_path / f"a.{kind}"
+    table = pyarrow.table({"id": [1, 2], "body": ["x" * 4000, "y" * 4000]})
+    if kind == "parquet":
+        parquet.write_table(table, path)
+    elif kind == "arrow":
+        with pyarrow.ipc.new_stream(str(path), table.schema) as sink:
+            sink.write_table(table)
+    else:
+        with pyarrow.output_stream(str(path), compression="zstd") as sink:
+            sink.write(b'{"id": 1, "body": "x"}\n' * 2000)
+    with pytest.raises(DataError, match=r"a\..*(no column 'text'; the columns are: id, body|the fields: id, body)"):
+        list(read_documents(path))
+    if kind != "jsonl.zst":
+        with pytest.raises(DataError, match=r"row 1: expected a string in the column 'id'; found 1"):
+            list(read_documents(path, "id"))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(DataError, match=r"damaged or cut short"):
+        list(read_documents(path, "body"))
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ def distill(
     teacher: Annotated[Optional[Path], typer.Option(help="Checkpoint folder of the teacher.")] = None,
     heldout: Annotated[Optional[list[str]], options.HeldoutOption] = None,
     heldout_share: float = options.HeldoutShareOption,
+    field: str = options.FieldOption,
     cache: Annotated[Optional[Path], options.CacheOption] = None,
     loss: str = typer.Option("forward_kl", help="Divergence of the logits: forward_kl, reverse_kl or jsd."),
     temperature: float = typer.Option(1.0, help="Divides the logits of both."),
@@ -96,6 +97,7 @@ def distill(
             heldout=heldout or [],
             heldout_share=heldout_share,
             cache=cache or out.parent / "token-cache",
+            field=field,
             correct_teacher=correct_teacher,
         )
         _run(pair, losses, settings, out, world, place, corrected_lr, peak_tflops, as_json)

@@ -23,6 +23,7 @@ def train(
     tokenizer: Annotated[
         Optional[Path], typer.Option(help="Folder of a tokenizer; that of --model by default.")
     ] = None,
+    field: str = options.FieldOption,
     cache: Annotated[Optional[Path], options.CacheOption] = None,
     model: Annotated[
         Optional[Path], typer.Option("--model", "--init", help="Start from the weights of this checkpoint folder.")
@@ -103,7 +104,9 @@ def train(
 
         encoder = options.open_tokenizer(vocabulary)
         folder = cache or out.parent / "token-cache"
-        texts = world.first_then_all(lambda: open_texts(data, heldout or [], heldout_share, encoder, settings, folder))
+        texts = world.first_then_all(
+            lambda: open_texts(data, heldout or [], heldout_share, encoder, settings, folder, field)
+        )
         if model is not None:
             net: Any = choose_trained(saved_model(model), tune, lora_rank)
         else:

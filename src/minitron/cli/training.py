@@ -14,8 +14,9 @@ import typer
 from .common import human_bytes, human_count, print_json
 
 DataOption = typer.Option(
-    help="PATH[:WEIGHT] of text: a file, folder or pattern (.txt, .md, .jsonl[.gz|.xz]); repeatable."
+    help="PATH[:WEIGHT] of text: a file, folder or pattern (txt, md, jsonl[.gz|.xz|.zst], parquet, arrow); repeatable."
 )
+FieldOption = typer.Option("text", help="Field or column that holds the text, in files that have some.")
 RunOption = typer.Option("--out", "-o", help="Run folder; an interrupted run in it is continued.")
 HeldoutOption = typer.Option(help="Text whose loss is measured and never trained on; repeatable.")
 HeldoutShareOption = typer.Option(0.0, help="Share of the training documents to hold out, 0 to 1.")

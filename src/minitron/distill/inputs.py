@@ -35,6 +35,7 @@ def open_texts(
     tokenizer: Encoder,
     config: TrainConfig,
     cache: Path,
+    field: str = "text",
 ) -> Texts:
     """Tokenize (once) and pack texts.
 
@@ -45,19 +46,20 @@ def open_texts(
         tokenizer: what makes the tokens.
         config: for the sequence length and the seed.
         cache: folder of the token caches; may be shared by runs.
+        field: which field or column holds the text, in files that have some.
     """
     if not 0 <= share < 1:
         raise ValueError(f"held-out share is {share}; it must be 0 or more and less than 1")
     trained: list[tuple[PackedBlocks, float]] = []
     held: dict[str, PackedBlocks] = {}
-    for source in map(Source.parse, data):
+    for source in (Source.parse(text, field) for text in data):
         tokens = tokenize(source, tokenizer, cache)
         kept, left_out = split_documents(tokens, share, config.seed, source.path)
         trained.append((PackedBlocks(tokens, config.sequence, kept, config.seed), source.weight))
         if share:
             held[_new_name(f"{Path(source.path).stem}-heldout", held)] = PackedBlocks(tokens, config.sequence, left_out)
     for path in heldout:
-        tokens = tokenize(Source(path), tokenizer, cache)
+        tokens = tokenize(Source(path, field=field), tokenizer, cache)
         held[_new_name(Path(path).stem, held)] = PackedBlocks(tokens, config.sequence)
     return Texts(BlockStream(trained, config.seed), held)
 

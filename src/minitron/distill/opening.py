@@ -61,6 +61,7 @@ def open_distillation(
     heldout: Sequence[str] = (),
     heldout_share: float = 0.0,
     cache: Path,
+    field: str = "text",
     correct_teacher: bool = False,
 ) -> Distillation:
     """Check what can be checked without loading weights, tokenize, then load both models.
@@ -75,6 +76,7 @@ def open_distillation(
         heldout: paths of text that is only measured.
         heldout_share: part of the documents of `data` that is held out besides.
         cache: folder of token caches.
+        field: which field or column holds the text, in files that have some.
         correct_teacher: whether the teacher is trained beside the student.
 
     Raises:
@@ -92,7 +94,7 @@ def open_distillation(
     if device.type == "cpu" and free is not None:
         free //= processes  # of this machine, in whose memory all of them are
     require_fit(ours, config, theirs, free, bfloat16=half, correct_teacher=correct_teacher, processes=world.size)
-    texts = world.first_then_all(lambda: open_texts(data, heldout, heldout_share, tokenizer, config, cache))
+    texts = world.first_then_all(lambda: open_texts(data, heldout, heldout_share, tokenizer, config, cache, field))
     model = saved_model(student).to(device)  # type: ignore[arg-type]
     wide = correct_teacher or not half
     guide = NemotronForCausalLM.from_pretrained(teacher, dtype=torch.float32 if wide else torch.bfloat16)

@@ -139,6 +139,7 @@ def _shard(objective: Objective, world: World) -> None:
         fully_shard(module, mesh=mesh, ignored_params=aside)
         # A loss is a part of a sum over all sequences, so gradients are added up and not averaged.
         module.set_gradient_divide_factor(1.0)  # type: ignore[attr-defined]
+        module.set_force_sum_reduction_for_comms(True)  # type: ignore[attr-defined]  # gloo has nothing else
 
 
 def frozen_of(objective: Objective) -> set[nn.Parameter]:
