@@ -134,16 +134,16 @@ def _shard(objective: Objective, world: World) -> None:
     mesh = world.mesh["data"]  # type: ignore[index]
     if isinstance(next(_layers(objective.model)[0].parameters()), DTensor) and hasattr(objective, "unshard"):
         return
-    aside = frozen_of(objective)
-    for module in (*_layers(objective.model), objective):
-        fully_shard(module, mesh=mesh, ignored_params=aside)
+    loss = objective.loss
+    corrected: nn.Module | None = getattr(loss, "corrected", None)
+    for module in (*_layers(objective.model), *(_layers(corrected) if corrected else ()), objective):
+        fully_shard(module, mesh=mesh)
         # A loss is a part of a sum over all sequences, so gradients are added up and not averaged.
         module.set_gradient_divide_factor(1.0)  # type: ignore[attr-defined]
         module.set_force_sum_reduction_for_comms(True)  # type: ignore[attr-defined]  # gloo has nothing else
-
-
-def frozen_of(objective: Objective) -> set[nn.Parameter]:
-    """Parameters of the loss that are not trained: a teacher that each process has whole, or has sharded by itself."""
-    if not isinstance(objective.loss, nn.Module):
-        return set()
-    return {p for p in objective.loss.parameters() if not p.requires_grad}
+    guide = getattr(getattr(loss, "targets", None), "model", None)
+    if guide is not None:
+        # The teacher is no part of the objective. Its layers gather themselves; embedding and head, which the loss
+        # reads, stay whole in every process.
+        for layer in _layers(guide):
+            fully_shard(layer, mesh=mesh, reshard_after_forward=True)

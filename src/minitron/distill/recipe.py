@@ -80,10 +80,16 @@ def flops_per_token(
 
 
 def make_loss(
-    targets: TeacherTargets, options: DistillOptions, student: nn.Module, corrected_lr: float = 0.2
+    targets: TeacherTargets, options: DistillOptions, student: nn.Module, corrected_lr: float = 0.2, seed: int = 0
 ) -> LossFunction:
-    """The loss of a student, on its device; if the targets are a `CorrectedTeacher`, one that trains it too."""
-    loss = DistillLoss(targets, options, student.config).to(next(student.parameters()).device)  # type: ignore[arg-type]
+    """The loss of a student, on its device; if the targets are a `CorrectedTeacher`, one that trains it too.
+
+    A projection depends on `seed` alone, so that every process of a run begins with the same one.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        loss = DistillLoss(targets, options, student.config)  # type: ignore[arg-type]
+    loss.to(next(student.parameters()).device)
     return CorrectingLoss(loss, corrected_lr) if isinstance(targets, CorrectedTeacher) else loss
 
 
@@ -139,7 +145,7 @@ def distill(
         config,
         run,
         heldout=heldout,
-        loss=make_loss(targets, options, student, corrected_lr),
+        loss=make_loss(targets, options, student, corrected_lr, config.seed),
         measure=measure,
         identity=about,
         tokenizer=tokenizer,

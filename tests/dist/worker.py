@@ -1,0 +1,151 @@
+"""Small runs in one, two and four processes over gloo: `python worker.py FOLDER` writes FOLDER/results.json.
+
+The processes are forked from one that has imported everything, which saves most of the time.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import socket
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "fault"))
+from small_run import small_config, small_stream
+
+from minitron import NemotronConfig, NemotronForCausalLM
+from minitron.distill.correction import CorrectedTeacher
+from minitron.distill.losses import DistillOptions
+from minitron.distill.parallel import make_world
+from minitron.distill.recipe import distill
+from minitron.distill.targets import OnlineTeacher
+from minitron.distill.train import train
+from minitron.distill.world import join, leave
+
+STEPS = 6
+
+
+def model(seed: int, **changes: Any) -> NemotronForCausalLM:
+    """A model whose heads and neurons two processes can share."""
+    torch.manual_seed(seed)
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    special = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    config = NemotronConfig(
+        **{**shape, "num_key_value_heads": 2, **changes, **special},  # type: ignore[arg-type]
+        vocab_size=50,
+        max_position_embeddings=32,
+        initializer_range=0.1,
+    )
+    return NemotronForCausalLM(config)
+
+
+def settings(**changes: object) -> Any:
+    """Eight sequences a step, two at once, so that two processes add up gradients too."""
+    return small_config(STEPS, **{"batch": 8, "micro_batch": 2, "save_every": 3, "dtype": "float32", **changes})
+
+
+def pretrain(run: Path, tensor: int, until: int | None, **changes: object) -> Any:
+    """Next-token training, with a held-out text."""
+    stream = small_stream()
+    world = make_world(tensor)
+    return train(
+        model(0),
+        stream,
+        settings(**changes),
+        run,
+        heldout={"t": stream.sources[0]},
+        world=world,
+        quiet=True,
+        until=until,
+    )
+
+
+def from_teacher(run: Path, tensor: int, until: int | None, **changes: object) -> Any:
+    """Distillation with a trained projection and a teacher that learns beside."""
+    stream = small_stream()
+    teacher = model(1, hidden_size=24, num_attention_heads=6)
+    return distill(
+        model(0),
+        CorrectedTeacher(teacher) if changes.pop("correct", True) else OnlineTeacher(teacher),
+        stream,
+        settings(**changes),
+        run,
+        options=DistillOptions(hidden="mse", layer_map=((0, 0), (1, 1)), embeddings=True),
+        heldout={"t": stream.sources[0]},
+        world=make_world(tensor),
+        quiet=True,
+        until=until,
+    )
+
+
+Task = Callable[..., Any]
+
+
+def _child(rank: int, size: int, port: int, task: Task, arguments: tuple, options: dict, out: Any) -> None:
+    torch.set_num_threads(1)
+    try:
+        if size > 1:
+            os.environ |= {
+                "RANK": str(rank),
+                "WORLD_SIZE": str(size),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+            }
+            join("cpu")
+        result = task(*arguments, **options)
+        if rank == 0:
+            out.put({**vars(result), "checkpoint": str(result.checkpoint), "model": str(result.model)})
+        leave()
+    except BaseException as error:
+        traceback.print_exc()
+        out.put({"error": f"{type(error).__name__}: {error}"})
+
+
+def run(size: int, task: Callable[..., Any], *arguments: Any, **options: Any) -> dict[str, Any]:
+    """The result of a task in so many processes."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = multiprocessing.get_context("fork")
+    out = context.SimpleQueue()
+    children = [
+        context.Process(target=_child, args=(rank, size, port, task, arguments, options, out)) for rank in range(size)
+    ]
+    for child in children:
+        child.start()
+    result = out.get()
+    for child in children:
+        child.join(60)
+    return result
+
+
+def main(folder: Path) -> None:
+    """All runs."""
+    results = {
+        "one": run(1, pretrain, folder / "one", 1, None),
+        "two": run(2, pretrain, folder / "two", 1, None),
+        "tensor": run(2, pretrain, folder / "tensor", 2, None),
+        "grid": run(4, pretrain, folder / "grid", 2, None),
+        "distill-one": run(1, from_teacher, folder / "distill-one", 1, None),
+        "distill-two": run(2, from_teacher, folder / "distill-two", 1, None),
+        "frozen-one": run(1, from_teacher, folder / "frozen-one", 1, None, correct=False),
+        "frozen-two": run(2, from_teacher, folder / "frozen-two", 1, None, correct=False),
+        "too-many": run(2, pretrain, folder / "too-many", 1, None, batch=8, micro_batch=8),
+    }
+    for name, sizes in {"2-4": (2, 4), "4-1": (4, 1), "1-2": (1, 2)}.items():
+        before = run(sizes[0], pretrain, folder / name, 1, 3)
+        results[name] = {"before": before, **run(sizes[1], pretrain, folder / name, 1, None)}
+    before = run(2, from_teacher, folder / "distill-2-1", 1, 3)
+    results["distill-2-1"] = {"before": before, **run(1, from_teacher, folder / "distill-2-1", 1, None)}
+    (folder / "results.json").write_text(json.dumps(results, indent=1, default=str), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
