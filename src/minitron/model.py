@@ -170,11 +170,13 @@ class NemotronAttention(nn.Module):
         position_embeddings: tuple[Tensor, Tensor],
         attention_mask: Tensor | None = None,
         past_key_values: Cache | None = None,
+        wanted: Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """(B, T, D) to (B, T, D), and the weights (B, N, T, S) where the attention function returns them.
 
-        `kwargs` reach the attention function: paged caches, sequence lengths of packed batches, and what a
+        With `wanted` (n,) only these places attend: (B, n, D), by a mask (B, 1, n, S). `kwargs` reach the attention
+        function: paged caches, sequence lengths of packed batches, and what a
         registered attention of the user's own expects.
         """
         shape = (*hidden_states.shape[:-1], -1, self.head_dim)
@@ -182,6 +184,8 @@ class NemotronAttention(nn.Module):
         k = self.k_proj(hidden_states).view(shape)
         v = self.v_proj(hidden_states).view(shape).transpose(1, 2)
         q, k = apply_rotary(q, k, *position_embeddings)
+        if wanted is not None:
+            q = q[:, wanted]
         q, k = q.transpose(1, 2), k.transpose(1, 2)
         if past_key_values is not None:
             k, v = past_key_values.update(k, v, self.layer_idx)
@@ -191,7 +195,7 @@ class NemotronAttention(nn.Module):
             attend = eager_attention  # the only one that has weights to return
         dropout = self.attention_dropout if self.training else 0.0
         out, weights = attend(self, q, k, v, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs)
-        return self.o_proj(out.reshape(*hidden_states.shape[:-1], -1)), weights
+        return self.o_proj(out.reshape(*out.shape[:2], -1)), weights
 
 
 class NemotronDecoderLayer(GradientCheckpointingLayer):
@@ -205,9 +209,13 @@ class NemotronDecoderLayer(GradientCheckpointingLayer):
         self.input_layernorm = NemotronLayerNorm1P(config.hidden_size, eps=config.norm_eps)
         self.post_attention_layernorm = NemotronLayerNorm1P(config.hidden_size, eps=config.norm_eps)
 
-    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
-        """(B, T, D) to (B, T, D); `kwargs` as for `NemotronAttention.forward`."""
+    def forward(self, hidden_states: Tensor, wanted: Tensor | None = None, **kwargs: Any) -> Tensor:
+        """(B, T, D) to (B, T, D), or (B, n, D) at `wanted`; `kwargs` as for `NemotronAttention.forward`."""
+        if wanted is not None:
+            kwargs["wanted"] = wanted
         attended, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **kwargs)
+        if wanted is not None:
+            hidden_states = hidden_states[:, wanted]
         hidden_states = hidden_states + attended
         return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
 
@@ -332,6 +340,8 @@ class NemotronModel(NemotronPreTrainedModel):
             past_key_values: a `Cache`, or the legacy tuple; what is given decides what is returned.
             use_cache, output_attentions, output_hidden_states, return_dict: None means what the config says.
             cache_position: (T,), positions of the new tokens in the sequence.
+            **kwargs: `wanted` (n,): places whose hidden states are returned, (B, n, D); the last layer leaves the
+                others out. The rest goes to the attention function.
 
         Returns:
             `last_hidden_state` (B, T, D), `past_key_values`, `hidden_states` (layers + 1 tensors, the last one after
@@ -391,6 +401,7 @@ class NemotronModel(NemotronPreTrainedModel):
             position_ids = position_ids.unsqueeze(0)
 
         output_attentions = kwargs.pop("output_attentions", self.config.output_attentions)
+        wanted: Tensor | None = kwargs.pop("wanted", None)
         mask = create_causal_mask(
             config=self.config.eager_copy() if output_attentions else self.config,
             inputs_embeds=inputs_embeds,  # type: ignore[arg-type]
@@ -402,7 +413,9 @@ class NemotronModel(NemotronPreTrainedModel):
             kwargs["output_attentions"] = True
         hidden_states = inputs_embeds
         position_embeddings = self.rotary_emb(hidden_states, position_ids=position_ids)
-        for layer in self.layers:
+        for index, layer in enumerate(self.layers):
+            if wanted is not None and index == len(self.layers) - 1:
+                mask, kwargs = _mask_at(mask, wanted, position_ids, hidden_states), {**kwargs, "wanted": wanted}
             hidden_states = layer(
                 hidden_states,
                 attention_mask=mask,
@@ -417,6 +430,17 @@ class NemotronModel(NemotronPreTrainedModel):
             last_hidden_state=self.norm(hidden_states),
             past_key_values=past_out,  # type: ignore[arg-type]
         )
+
+
+def _mask_at(mask: Tensor | None, wanted: Tensor, position_ids: Tensor, like: Any) -> Tensor:
+    """Rows (B or 1, 1, n, S) of an additive mask at the wanted places; without a mask, of the causal one."""
+    if mask is not None:
+        return mask[:, :, wanted]
+    last = position_ids[0, wanted, None]
+    hidden = torch.arange(int(position_ids[0, -1]) + 1, device=like.device) > last
+    return torch.zeros(hidden.shape, dtype=like.dtype, device=like.device).masked_fill_(
+        hidden, torch.finfo(like.dtype).min
+    )[None, None]
 
 
 def check_ids(ids: Tensor, size: int, name: str, ignore: int | None = None) -> None:

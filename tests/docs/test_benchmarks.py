@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -18,3 +21,18 @@ def test_model_speed(tmp_path: Path) -> None:
     assert result["weights"] == "random"
     assert {row["pass"] for row in result["speed"]} == {"forward", "forward+backward"}
     assert all(row["minitron"]["peak_bytes"] > 0 for row in result["memory"]["rows"])
+
+
+@pytest.mark.parametrize("part", ["agreement", "memory"])
+def test_eval(part: str, tmp_path: Path) -> None:
+    data = Path(os.environ.get("MINITRON_DATA", BENCHMARKS.parents[1] / "shared" / "datasets"))
+    if part == "agreement" and not data.is_dir():
+        pytest.skip(f"no data sets in {data}")
+    out = tmp_path / "result.json"
+    command = [sys.executable, str(BENCHMARKS / "eval.py"), part, "--smoke", "--data", str(data), "--out", str(out)]
+    subprocess.run(command, check=True, capture_output=True)
+    found = json.loads(out.read_text())[part]
+    if part == "memory":
+        assert found["minitron"]["peak_bytes"] > 0
+    else:
+        assert all(row.get("largest_difference_nats", 0) < 1e-4 for row in found["rows"])

@@ -11,6 +11,7 @@ from .compress import compress
 from .convert import convert
 from .demo import demo
 from .distill import distill
+from .eval import eval_
 from .generate import generate
 from .inspect import inspect
 from .prune import prune
@@ -28,6 +29,7 @@ app = typer.Typer(
 )
 for verb in (generate, chat, inspect, convert, prune, train, distill, compress, bench, demo):
     app.command()(verb)
+app.command("eval")(eval_)
 
 
 def _show_version(wanted: bool) -> None:

@@ -1,0 +1,253 @@
+"""The adapter for lm-evaluation-harness: its requests, answered by `loglikelihoods` and by the engine's `generate`.
+
+What is asked of the model is exactly what the harness's own Hugging Face backend asks: the same tokens of context and
+continuation, the same truncation from the left, the same windows, stop strings and end token.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from transformers import PreTrainedTokenizerBase
+
+from ..model import NemotronForCausalLM
+from .answers import Answers
+from .loglikelihood import Request, loglikelihoods, was_truncated
+from .quick import prefix_token
+
+_TEXTS_PER_CALL = 4096
+
+Progress = Callable[[int, int], None]
+"""Called with how many of how many requests are answered."""
+
+
+class MinitronLM(TemplateLM):
+    """A model of this package as lm-evaluation-harness sees one.
+
+    Args:
+        model, tokenizer: as from `minitron.load`.
+        answers: where answers are looked up and kept; in memory if None.
+        versions: version and settings of each task, part of an answer's key.
+        progress: told about answered requests.
+    """
+
+    def __init__(
+        self,
+        model: NemotronForCausalLM,
+        tokenizer: PreTrainedTokenizerBase,
+        answers: Answers | None = None,
+        versions: dict[str, Any] | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = model.eval()
+        self.tokenizer: PreTrainedTokenizerBase = tokenizer  # type: ignore[assignment]
+        self._device = model.device
+        self.answers = answers or Answers(None, "unnamed")
+        self.versions = versions or {}
+        self.progress: Progress = progress or (lambda done, total: None)
+        self.truncated: Counter[str] = Counter()
+        """Requests, by task, whose context was cut from the left."""
+        self.shortened: Counter[str] = Counter()
+        """Generations, by task, for which the model's context has less room than the task grants."""
+
+    @property
+    def eot_token_id(self) -> int:
+        """The end of a text; what stands before one where the tokenizer has no bos."""
+        end = self.tokenizer.eos_token_id
+        return prefix_token(self.tokenizer) if end is None else int(end)  # type: ignore[arg-type]
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What an empty context is replaced by."""
+        return prefix_token(self.tokenizer)
+
+    @property
+    def max_length(self) -> int:
+        """Positions of the model."""
+        return self.model.config.max_position_embeddings
+
+    @property
+    def tokenizer_name(self) -> str:
+        """For the harness's cache of chat prompts."""
+        return self.tokenizer.name_or_path.replace("/", "__")
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """A conversation as text."""
+        return self.tokenizer.apply_chat_template(  # type: ignore[return-value]
+            chat_history,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=not add_generation_prompt,
+        )
+
+    # --- tokens --------------------------------------------------------------------------------------------------
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        """Ids of a text; special tokens as the tokenizer puts them, unless the text begins with one."""
+        return self._encode([string], add_special_tokens)[0]
+
+    def _encode(self, texts: Sequence[str], add_special_tokens: bool | None = None) -> list[list[int]]:
+        """Ids of many texts, each as `tok_encode` gives them."""
+        start: Any = self.tokenizer.decode([self.prefix_token_id])
+        found: dict[str, list[int]] = {}
+        for has_start in (False, True):
+            group = [text for text in dict.fromkeys(texts) if text.startswith(start) == has_start]
+            add = add_special_tokens if add_special_tokens is not None else (False if has_start else None)
+            options: dict[str, Any] = {} if add is None else {"add_special_tokens": add}
+            for at in range(0, len(group), _TEXTS_PER_CALL):
+                part = group[at : at + _TEXTS_PER_CALL]
+                ids = self.tokenizer(
+                    part, return_attention_mask=False, return_token_type_ids=False, verbose=False, **options
+                )["input_ids"]
+                found.update(zip(part, ids, strict=True))  # type: ignore[arg-type]
+        return [found[text] for text in texts]
+
+    def _pairs(self, requests: Iterable[tuple[str, str]]) -> Iterator[Request]:
+        """Contexts and continuations as tokens, as `TemplateLM.loglikelihood` cuts them."""
+        moved = []
+        for context, continuation in requests:
+            bare = context.rstrip()
+            moved.append(
+                (bare, context[len(bare) :] + continuation) if bare or not context else (context, continuation)
+            )
+        wholes = self._encode([context + continuation for context, continuation in moved if context])
+        contexts = self._encode([context for context, _ in moved if context])
+        alone = self._encode([continuation for context, continuation in moved if not context], False)
+        whole, before, single = iter(wholes), iter(contexts), iter(alone)
+        for context, _ in moved:
+            if context:
+                ids = next(before)
+                yield Request(ids, next(whole)[len(ids) :])
+                continue
+            ids = next(single)
+            if ids and ids[0] == self.prefix_token_id:
+                yield Request(ids[:1], ids[1:])
+            else:
+                yield Request([self.prefix_token_id], ids)
+
+    # --- log-likelihoods -----------------------------------------------------------------------------------------
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """Log-probability of each continuation, and whether it is the greedy one."""
+        keys = [self._key("loglikelihood", request, request.args) for request in requests]
+        tokens = list(self._pairs(_pair_of(request) for request in requests))
+        for request, pair in zip(requests, tokens, strict=True):
+            self.truncated[request.task_name or ""] += was_truncated(pair, self.max_length)
+        return [(log_prob, bool(greedy)) for log_prob, greedy in self._answer(keys, tokens)]
+
+    def _loglikelihood_tokens(self, requests: list[Any], **_: Any) -> list[tuple[float, bool]]:
+        """Of requests that are tokens already; the harness's interface to subclasses of `TemplateLM`."""
+        tokens = [Request(list(context), list(continuation)) for _, context, continuation in requests]
+        keys = [self.answers.key("tokens", *pair) for pair in tokens]
+        return [(log_prob, bool(greedy)) for log_prob, greedy in self._answer(keys, tokens)]
+
+    def _answer(self, keys: list[str], tokens: list[Request]) -> list[Any]:
+        found = [self.answers.get(key) for key in keys]
+        open_ = [index for index, answer in enumerate(found) if answer is None]
+        done = len(found) - len(open_)
+        self.progress(done, len(found))
+        try:
+            for part in loglikelihoods(self.model, [tokens[index] for index in open_]):
+                for place, answer in part:
+                    index = open_[place]
+                    found[index] = list(answer)
+                    self.answers.put(keys[index], found[index])
+                done += len(part)
+                self.progress(done, len(found))
+        finally:
+            self.answers.commit()
+        return found
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """Log-probability of each whole text, in disjoint windows of the model's context."""
+        windows: list[Request] = []
+        owner: list[int] = []
+        for index, (ids, _) in enumerate(
+            zip(self._encode([request.args[0] for request in requests]), requests, strict=True)
+        ):
+            pieces = get_rolling_token_windows(
+                token_list=ids, prefix_token=self.prefix_token_id, max_seq_len=self.max_length, context_len=1
+            )
+            for piece in map(make_disjoint_window, pieces):
+                windows.append(Request(*map(list, piece)))
+                owner.append(index)
+        keys = [self.answers.key("tokens", *window) for window in windows]
+        totals = [0.0] * len(requests)
+        for index, (log_prob, _) in zip(owner, self._answer(keys, windows), strict=True):
+            totals[index] += log_prob
+        return totals
+
+    # --- generation ----------------------------------------------------------------------------------------------
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """The text that the model writes after each prompt, up to a stop string."""
+        seen: Counter[str] = Counter()
+        keys = []
+        for request in requests:
+            plain = self._key("generate_until", request, request.args)
+            keys.append(self.answers.key(plain, seen[plain]))  # samples of one prompt differ
+            seen[plain] += 1
+        written: list[str | None] = [self.answers.get(key) for key in keys]
+        prompts = self._encode([request.args[0] for request in requests])
+        self.progress(0, len(requests))
+        try:
+            for index, request in enumerate(requests):
+                text = written[index]
+                settings: Any = normalize_gen_kwargs(request.args[1], 256)  # type: ignore[misc]
+                if text is None:
+                    text = self._generate(prompts[index], dict(settings), keys[index])
+                    self.answers.put(keys[index], text)
+                written[index] = text
+                room = self._room(settings["max_gen_toks"])
+                task = request.task_name or ""
+                self.shortened[task] += room < settings["max_gen_toks"]
+                self.truncated[task] += len(prompts[index]) > self.max_length - room
+                self.progress(index + 1, len(requests))
+        finally:
+            self.answers.commit()
+        return written  # type: ignore[return-value]
+
+    def _room(self, wanted: int) -> int:
+        """Tokens that may be generated. A task that grants more than the model's context gets half of it."""
+        return wanted if wanted < self.max_length else self.max_length // 2
+
+    def _generate(self, prompt: list[int], settings: dict[str, Any], key: str) -> str:
+        end: Any = self.tokenizer.decode([self.eot_token_id])
+        until = handle_stop_sequences(settings.pop("until", None), eos=end)
+        room = self._room(settings.pop("max_gen_toks"))
+        if not settings.get("do_sample"):
+            settings.pop("temperature", None)
+            settings["do_sample"] = False
+        else:
+            torch.manual_seed(int(hashlib.sha256(key.encode()).hexdigest()[:8], 16))
+        ids = torch.tensor([prompt[-(self.max_length - room) :]], device=self.model.device)
+        pad = self.tokenizer.pad_token_id
+        out = self.model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=room,
+            pad_token_id=self.eot_token_id if pad is None else pad,
+            stop_strings=until,
+            tokenizer=self.tokenizer,
+            **settings,
+        )
+        text = self.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
+        return postprocess_generated_text(text, until, None)  # type: ignore[arg-type]
+
+    def _key(self, kind: str, request: Instance, args: tuple[Any, ...]) -> str:
+        task = request.task_name or ""
+        return self.answers.key(kind, task, self.versions.get(task), *args)
+
+
+def _pair_of(request: Instance) -> tuple[str, str]:
+    context, continuation = request.args  # type: ignore[misc]
+    return context, continuation

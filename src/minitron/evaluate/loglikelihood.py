@@ -1,0 +1,276 @@
+"""Log-probabilities of continuations, each shared prefix computed once.
+
+Requests are sorted by their tokens, and neighbours that have a beginning in common are laid out as a tree in one row: a
+shared token stands in it once, and each token attends to its ancestors alone. What the next row shares with this one
+(the examples of a few-shot prompt, a long context) stays in the key/value cache. Rows that share nothing are sorted by
+length and run side by side. The last layer runs at scored positions only, and only they meet the LM head.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..cache import NemotronCache
+from ..model import NemotronForCausalLM
+from .scoring import pair_scores
+
+ROW_TOKENS = {"cpu": 512, "cuda": 8192}
+"""New tokens of a row, about. More waste attention on tokens of other requests, fewer waste matrix products."""
+LEAST_REUSE = 16
+"""A shorter shared prefix is computed again rather than kept."""
+
+
+class Request(NamedTuple):
+    """Token ids: how probable is `continuation` after `context`? Neither is empty."""
+
+    context: list[int]
+    continuation: list[int]
+
+
+class Answer(NamedTuple):
+    """What is found for a request."""
+
+    log_prob: float
+    """Of the whole continuation, nats."""
+    greedy: bool
+    """Whether greedy decoding would write the continuation."""
+
+
+@dataclass(frozen=True)
+class _Window:
+    index: int  # of the request
+    ids: np.ndarray  # what the model reads: context and continuation but its last token, cut from the left
+    targets: list[int]  # the last positions of `ids` predict these
+
+    @property
+    def first_scored(self) -> int:
+        return len(self.ids) - len(self.targets)
+
+
+@dataclass(frozen=True)
+class _Row:
+    windows: list[_Window]
+    shared: list[int]  # per window: tokens that it has in common with the one before (the first: with the cache)
+    reuse: int  # tokens at the front that the cache of the row before holds
+    stem: int  # tokens at the front that all windows share
+
+    @property
+    def size(self) -> int:
+        """New tokens."""
+        return sum(len(w.ids) - max(n, self.reuse) for w, n in zip(self.windows, self.shared, strict=True))
+
+
+def was_truncated(request: Request, context: int) -> bool:
+    """Whether tokens had to be cut from the left to fit into `context` positions."""
+    return len(request.context) + len(request.continuation) > context + 1
+
+
+def _window(index: int, request: Request, context: int) -> _Window:
+    if not request.context or not request.continuation:
+        raise ValueError(f"request {index} has an empty context or continuation; each needs a token")
+    if len(request.continuation) > context:
+        raise ValueError(
+            f"request {index}: the continuation has {len(request.continuation)} tokens; "
+            f"the model's context is {context}"
+        )
+    ids = np.array((request.context + request.continuation)[-(context + 1) :][:-1], dtype=np.int64)
+    return _Window(index, ids, request.continuation)
+
+
+def _common(a: np.ndarray, b: np.ndarray) -> int:
+    """Length of the common prefix."""
+    n = min(len(a), len(b))
+    different = np.flatnonzero(a[:n] != b[:n])
+    return int(different[0]) if len(different) else n
+
+
+def _rows(windows: list[_Window], budget: int) -> Iterator[_Row]:
+    """Consecutive windows of the sorted list, as many as bring `budget` new tokens."""
+    common = [0] + [_common(a.ids, b.ids) for a, b in itertools.pairwise(windows)]
+    start, stem_before = 0, 0
+    while start < len(windows):
+        end, new, first_fresh, stem = start, 0, 0, len(windows[start].ids)
+        reuse = min(stem_before, common[start])
+        while end < len(windows):
+            fresh = len(windows[end].ids) - (reuse if end == start else common[end])
+            # What is scored has to be in the row: a kept prefix has no hidden states.
+            kept = min(reuse, windows[end].first_scored, stem if end == start else common[end])
+            worth = kept >= LEAST_REUSE or reuse < LEAST_REUSE
+            # A row that one long window fills takes that window's other endings in.
+            room = max(budget, first_fresh * 5 // 4) - new
+            apart = end > start and common[end] < LEAST_REUSE  # nothing to share: a row of its own
+            if end > start and (fresh > max(room, 0) or not worth or apart):
+                break
+            if end > start:
+                stem = min(stem, common[end])
+            reuse = kept if kept >= LEAST_REUSE else 0
+            first_fresh = fresh if end == start else first_fresh
+            new += fresh
+            end += 1
+        yield _Row(windows[start:end], [reuse, *common[start + 1 : end]], reuse, stem)
+        start, stem_before = end, stem
+
+
+_END = _Row([], [], 0, 0)
+
+
+class _Layout(NamedTuple):
+    ids: np.ndarray  # (T,)
+    depth: np.ndarray  # (T,) position of each token in its sequence
+    paths: list[np.ndarray]  # per window: places in the row of its tokens behind the reused prefix
+    sees: np.ndarray | None  # (T, reuse + T) bool; None where the row is a plain sequence
+
+
+def _lay_out(row: _Row) -> _Layout:
+    paths: list[np.ndarray] = []
+    ids: list[np.ndarray] = []
+    depth: list[np.ndarray] = []
+    spans: list[tuple[int, int]] = []
+    size = 0
+    for window, shared in zip(row.windows, row.shared, strict=True):
+        shared = max(shared, row.reuse)
+        fresh = len(window.ids) - shared
+        old = paths[-1][: shared - row.reuse] if paths else np.empty(0, dtype=np.int64)
+        paths.append(np.concatenate([old, np.arange(size, size + fresh)]))
+        ids.append(window.ids[shared:])
+        depth.append(np.arange(shared, shared + fresh))
+        spans.append((size, size + fresh))
+        size += fresh
+    sees = None
+    if len(row.windows) > 1 or row.reuse:
+        sees = np.zeros((size, row.reuse + size), dtype=bool)
+        sees[:, : row.reuse] = True
+        for (first, last), path in zip(spans, paths, strict=True):
+            above = path[: len(path) - (last - first)]
+            sees[first:last, row.reuse + above] = True
+            sees[first:last, row.reuse + first : row.reuse + last] = np.tri(last - first, dtype=bool)
+    return _Layout(np.concatenate(ids), np.concatenate(depth), paths, sees)
+
+
+def _batches(rows: list[_Row], budget: int) -> Iterator[list[_Row]]:
+    """Rows of like lengths side by side, as many as hold `budget` tokens with their padding."""
+    rows = sorted(rows, key=lambda row: -row.size)
+    while rows:
+        count = max(1, budget // rows[0].size)
+        yield rows[:count]
+        rows = rows[count:]
+
+
+def _padded(parts: list[np.ndarray], device: torch.device) -> Tensor:
+    """(B, T) int64, zeros behind."""
+    out = np.zeros((len(parts), max(map(len, parts))), dtype=np.int64)
+    for row, part in enumerate(parts):
+        out[row, : len(part)] = part
+    return torch.from_numpy(out).to(device)
+
+
+def _mask(layouts: list[_Layout], like: Tensor) -> Tensor | None:
+    """Additive (B, 1, T, S) in the dtype of the model; None for a single plain sequence."""
+    if len(layouts) == 1 and layouts[0].sees is None:
+        return None
+    seen = [np.tri(len(x.ids), dtype=bool) if x.sees is None else x.sees for x in layouts]
+    allowed = np.zeros((len(seen), max(x.shape[0] for x in seen), max(x.shape[1] for x in seen)), dtype=bool)
+    for row, part in enumerate(seen):
+        allowed[row, : part.shape[0], : part.shape[1]] = part
+    mask = torch.zeros(allowed.shape, dtype=like.dtype, device=like.device)
+    return mask.masked_fill_(~torch.from_numpy(allowed).to(like.device), torch.finfo(like.dtype).min)[:, None]
+
+
+def _places(row: _Row, layout: _Layout) -> np.ndarray:
+    """(M,) where in the row each target of each window is predicted."""
+    return np.concatenate([p[len(p) - len(w.targets) :] for p, w in zip(layout.paths, row.windows, strict=True)])
+
+
+def _forward(model: NemotronForCausalLM, rows: list[_Row], cache: NemotronCache | None) -> list[tuple[int, Answer]]:
+    """Answer rows side by side; a cache, which is lengthened, only with a single one."""
+    layouts = [_lay_out(row) for row in rows]
+    places = [_places(row, layout) for row, layout in zip(rows, layouts, strict=True)]
+    wanted = np.unique(np.concatenate(places))
+    device = model.device
+    more: dict[str, Any] = {"past_key_values": cache, "use_cache": cache is not None}
+    mask = _mask(layouts, model.lm_head.weight)
+    if mask is not None:
+        more |= {"attention_mask": mask, "position_ids": _padded([layout.depth for layout in layouts], device)}
+    ids = _padded([layout.ids for layout in layouts], device)
+    hidden = model.model(ids, wanted=torch.from_numpy(wanted).to(device), **more).last_hidden_state
+    # Of each row the places where it has targets, one after the other; several targets may share one.
+    unique = [np.unique(row_places, return_inverse=True) for row_places in places]
+    rows_of = np.repeat(np.arange(len(rows)), [len(found) for found, _ in unique])
+    columns = np.searchsorted(wanted, np.concatenate([found for found, _ in unique]))
+    starts = np.cumsum([0, *(len(found) for found, _ in unique)])
+    position = np.concatenate([inverse + start for (_, inverse), start in zip(unique, starts, strict=False)])
+    kept = hidden[torch.from_numpy(rows_of).to(device), torch.from_numpy(columns).to(device)]
+    return _answers(model, kept, [window for row in rows for window in row.windows], position)
+
+
+def _answers(
+    model: NemotronForCausalLM, hidden: Tensor, windows: list[_Window], position: np.ndarray
+) -> list[tuple[int, Answer]]:
+    """Answers from hidden states (N, D); `position` (M,) says at which of them each target is predicted."""
+    tokens = np.concatenate([w.targets for w in windows])
+    owner = np.repeat(np.arange(len(windows)), [len(w.targets) for w in windows])
+    order = np.argsort(position, kind="stable")
+    device = hidden.device
+    found = pair_scores(
+        model.lm_head, hidden, torch.from_numpy(position[order]).to(device), torch.from_numpy(tokens[order]).to(device)
+    )
+    sums = np.bincount(owner[order], found.log_probs.double().cpu().numpy(), len(windows))
+    misses = np.bincount(owner, found.best.cpu().numpy()[position] != tokens, len(windows))
+    return [
+        (window.index, Answer(float(total), not missed))
+        for window, total, missed in zip(windows, sums, misses, strict=True)
+    ]
+
+
+def _shorten(cache: NemotronCache, length: int) -> None:
+    surplus = cache.get_seq_length() - length
+    if surplus:
+        cache.crop(-surplus)
+
+
+@torch.inference_mode()
+def loglikelihoods(
+    model: NemotronForCausalLM,
+    requests: Sequence[Request],
+    context: int | None = None,
+    row_tokens: int | None = None,
+) -> Iterator[list[tuple[int, Answer]]]:
+    """Answer requests, in an order of their own.
+
+    Args:
+        context: positions of the model that may be used; `max_position_embeddings` if None. Longer requests lose
+            tokens from the left, as in lm-evaluation-harness.
+        row_tokens: as `ROW_TOKENS`, by the device if None.
+
+    Yields:
+        After each forward pass, the indices of the requests that it answered, with their answers.
+
+    Raises:
+        ValueError: a request without tokens, or with a continuation longer than the context.
+    """
+    context = context or model.config.max_position_embeddings
+    row_tokens = row_tokens or ROW_TOKENS.get(model.device.type, ROW_TOKENS["cuda"])
+    windows = [_window(index, request, context) for index, request in enumerate(requests)]
+    windows.sort(key=lambda w: w.ids.tolist())
+    rows = list(_rows(windows, row_tokens))
+    follows = [row.reuse > 0 for row in [*rows[1:], _END]]  # the next row goes on from this one's cache
+    cache: NemotronCache | None = None
+    for row, kept in zip(rows, follows, strict=False):
+        if not row.reuse and not kept:
+            continue
+        if row.reuse:
+            _shorten(cache, row.reuse)  # type: ignore[arg-type]
+        else:
+            cache = NemotronCache(config=model.config)
+        yield _forward(model, [row], cache)
+    del cache
+    alone = [row for row, kept in zip(rows, follows, strict=False) if not row.reuse and not kept]
+    for batch in _batches(alone, row_tokens):
+        yield _forward(model, batch, None)

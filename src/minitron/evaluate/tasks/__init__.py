@@ -1,0 +1,1 @@
+"""Task definitions that lm-evaluation-harness has not."""
