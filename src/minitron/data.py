@@ -257,6 +257,14 @@ class PackedBlocks:
         """How many tokens of a block are predicted."""
         return sum(int(self._lengths[m]) - 1 for m in self._members[index])
 
+    def layout(self) -> str:
+        """SHA-256 of which tokens each block holds."""
+        order = np.concatenate([np.asarray([len(members), *members]) for members in self._members])
+        digest = hashlib.sha256(f"{self.cache.key} {self.block}".encode())
+        for numbers in (self._starts, self._lengths, order):
+            digest.update(np.ascontiguousarray(numbers, dtype="<i8").tobytes())
+        return digest.hexdigest()
+
     def pieces(self, index: int) -> list[np.ndarray]:
         """The tokens of each piece of a block."""
         spans = ((self._starts[m], self._lengths[m]) for m in self._members[index])

@@ -15,9 +15,9 @@ from torch.nn import functional as F
 from ..config import NemotronConfig
 from ..data import Batch
 from ..ops.head_loss import FORWARD_KL, KINDS
-from ..ops.kl import linear_divergence
+from ..ops.kl import Divergence, linear_divergence, linear_sparse_divergence
 from ..ops.loss import IGNORE_INDEX, shift_labels
-from .targets import DenseTargets, TeacherTargets, head_weight, hidden_states
+from .targets import DenseTargets, SparseTargets, TeacherTargets, head_weight, hidden_states
 
 HIDDEN_LOSSES = ("cosine", "mse")
 
@@ -79,6 +79,11 @@ class DistillLoss(nn.Module):
                 f"the teacher has {targets.vocab_size} tokens and the student {student.vocab_size}; "
                 f"both must have the same tokenizer and vocabulary"
             )
+        if not targets.hidden_size and (options.kind != FORWARD_KL or options.temperature != 1):
+            raise ValueError(
+                f"a sparse cache of the teacher serves forward_kl at temperature 1; "
+                f"kind is {options.kind!r} and temperature {options.temperature}"
+            )
         self.targets, self.options = targets, options
         self.teacher_layers: tuple[int, ...] = ()
         self.student_layers: tuple[int, ...] = ()
@@ -98,22 +103,10 @@ class DistillLoss(nn.Module):
         targets = self.targets.targets_for(batch, self.teacher_layers)
         hidden, states = hidden_states(model, batch, self.student_layers)
         labels = shift_labels(batch.labels)
-        options = self.options
-        assert isinstance(targets, DenseTargets)
-        result = linear_divergence(
-            hidden,
-            head_weight(model),
-            targets.hidden,
-            targets.head,
-            labels,
-            kind=options.kind,
-            temperature=options.temperature,
-            ce_weight=options.ce_weight,
-            num_items=batch.num_items,
-        )
+        result = self._compare(hidden, head_weight(model), targets, labels, batch.num_items)
         sums = torch.stack(result[1:]) / batch.num_items
         loss = result.loss
-        names = ["kl" if options.kind == FORWARD_KL else options.kind, "ce", "top1"]
+        names = ["kl" if self.options.kind == FORWARD_KL else self.options.kind, "ce", "top1"]
         if self.projection is not None:
             between = self._hidden_loss(states, targets.states, labels != IGNORE_INDEX) / batch.num_items
             alpha = self._alpha(sums[0], between)
@@ -122,6 +115,34 @@ class DistillLoss(nn.Module):
             sums = torch.cat([sums, torch.stack([between.detach(), alpha * share]).to(sums)])
             names += ["hidden", "alpha"]
         return loss, dict(zip(names, sums.tolist(), strict=True))
+
+    def _compare(
+        self, hidden: Tensor, head: Tensor, targets: DenseTargets | SparseTargets, labels: Tensor, num_items: int
+    ) -> Divergence:
+        options = self.options
+        if isinstance(targets, DenseTargets):
+            return linear_divergence(
+                hidden,
+                head,
+                targets.hidden,
+                targets.head,
+                labels,
+                kind=options.kind,
+                temperature=options.temperature,
+                ce_weight=options.ce_weight,
+                num_items=num_items,
+            )
+        return linear_sparse_divergence(
+            hidden,
+            head,
+            targets.ids,
+            targets.shares,
+            targets.entropy,
+            labels,
+            top=targets.top,
+            ce_weight=options.ce_weight,
+            num_items=num_items,
+        )
 
     def _hidden_loss(self, student: tuple[Tensor, ...], teacher: tuple[Tensor, ...], kept: Tensor) -> Tensor:
         """Sum over layers and scored tokens, at least in fp32."""

@@ -24,10 +24,14 @@ from torch.distributed import ReduceOp, all_reduce
 from .autocast import autocast_dtype, without_autocast
 
 IGNORE_INDEX = -100
-# fp32 values in the logits of one chunk: 32 Mi of them are 128 MiB.
-CHUNK_VALUES = 1 << 25
+# Logits of one chunk: 128 MiB.
+_CHUNK_BYTES = 1 << 27
 # fp32 values that a few tensors of this size keep in the processor's cache while one operation follows another.
 _CACHED_VALUES = 1 << 20
+# 16-bit gradients of logits that are kept for one product: 2 GiB of them.
+_KEPT_VALUES = 1 << 30
+_SLICE = 16000
+_FEWEST_ROWS = 8
 
 FORWARD_KL, REVERSE_KL, JSD = "forward_kl", "reverse_kl", "jsd"
 KINDS = (FORWARD_KL, REVERSE_KL, JSD)
@@ -74,13 +78,17 @@ class Vocabulary:
 
     def pick(self, values: Tensor, ids: Tensor) -> Tensor:
         """Values (R, V) at ids (R, K) of the whole vocabulary."""
+        if not self.group:
+            return values.gather(1, ids)
         here, inside = self.local(ids, values.shape[1])
         return self.reduce(values.gather(1, here).mul_(inside))
 
     def add_at(self, values: Tensor, ids: Tensor, addends: Tensor) -> None:
         """Add to values (R, V) at ids (R, K) of the whole vocabulary, in place."""
-        here, inside = self.local(ids, values.shape[1])
-        values.scatter_add_(1, here, addends * inside)
+        if self.group:
+            ids, inside = self.local(ids, values.shape[1])
+            addends = addends * inside
+        values.scatter_add_(1, ids, addends)
 
     def local(self, ids: Tensor, size: int) -> tuple[Tensor, Tensor]:
         """Ids as columns here, and whether each is here."""
@@ -173,8 +181,12 @@ class _Loss:
         sums.append(sums[0] if top is None else (rows.top(s) == top).sum().to(s.dtype))
         hard = None
         if self.ce_weight and self.gradients:
-            hard = (s - normalizer).exp_()
+            plain = t is None and sparse is None
+            hard = torch.sub(s, normalizer, out=s if plain else None).exp_()
             rows.add_at(hard, labels, torch.full_like(normalizer, -1.0))
+            if plain:
+                s.mul_(self.ce_weight)
+                return torch.stack(sums)
         if self.temperature != 1:
             s.div_(self.temperature)
             normalizer = rows.log_normalizer(s)
@@ -193,6 +205,58 @@ class _Loss:
 
 
 # --- the operator ------------------------------------------------------------------------------------------------
+
+
+class _HeadGradient:
+    """The gradient of the head, (V, D), summed over chunks of rows without rounding in between.
+
+    In fp32 and above each chunk is added at once. In 16 bits the gradients of the logits are kept, as the textbook
+    loss keeps them, until they fill 2 GiB, and one product per slice of the vocabulary sums over all of them in fp32;
+    what is kept is given back slice by slice, so that it and the result together take the room of the larger one.
+    """
+
+    def __init__(self, weight: Tensor, rows: int) -> None:
+        self.sum = torch.empty_like(weight)
+        self.exact = torch.promote_types(weight.dtype, torch.float32) == weight.dtype
+        self.limit = max(1, min(rows, _KEPT_VALUES // weight.shape[0]))
+        self.columns = range(0, weight.shape[0], _SLICE)
+        self.first, self.used = True, 0
+        self.blocks: list[Tensor] = []
+        self.hidden: list[Tensor] = []
+
+    def room(self) -> int:
+        """Rows that can be added before the next product."""
+        return self.limit - self.used
+
+    def add(self, gradient: Tensor, hidden: Tensor, scale: float) -> None:
+        """Add `scale` times (R, V) transposed times (R, D)."""
+        if self.exact:
+            self._multiply(slice(None), gradient, hidden, scale)
+            self.first = False
+            return
+        if not self.blocks:
+            self.blocks = [gradient.new_empty(self.limit, gradient[:, c : c + _SLICE].shape[1]) for c in self.columns]
+        rows = slice(self.used, self.used + len(gradient))
+        for column, block in zip(self.columns, self.blocks, strict=True):
+            block[rows] = gradient[:, column : column + _SLICE]
+        self.hidden.append(hidden)
+        self.used += len(gradient)
+        if self.used == self.limit:
+            self.flush(scale)
+
+    def flush(self, scale: float) -> Tensor:
+        """Take in what is kept; the sum so far."""
+        if self.used:
+            hidden = torch.cat(self.hidden)
+            for i, column in enumerate(self.columns):
+                self._multiply(slice(column, column + _SLICE), self.blocks[i][: self.used], hidden, scale)
+                self.blocks[i] = self.blocks[i][:0].clone()  # the memory goes back
+            self.blocks, self.hidden, self.used, self.first = [], [], 0, False
+        return self.sum.zero_() if self.first else self.sum
+
+    def _multiply(self, columns: slice, gradient: Tensor, hidden: Tensor, scale: float) -> None:
+        beta = 0 if self.first else 1  # 0 also where the memory holds NaN
+        self.sum[columns].addmm_(gradient.t(), hidden, beta=beta, alpha=scale)
 
 
 @torch.library.custom_op("minitron::head_loss", mutates_args=())
@@ -219,13 +283,15 @@ def _head_loss(
     wide = torch.promote_types(weight.dtype, torch.float32)
     loss = _Loss(Vocabulary(group, start), kind, temperature, ce_weight, need_hidden or need_weight)
     sums = torch.zeros(3, dtype=wide, device=hidden.device)
-    grad_hidden = torch.zeros_like(hidden) if need_hidden else hidden.new_empty(0)
-    # Summed over many chunks, so at least in fp32 whatever the dtype of the weights.
-    grad_weight = torch.zeros_like(weight, dtype=wide) if need_weight else weight.new_empty(0)
-    scale = 1 / max(1.0, num_items.item())
     kept = (labels != IGNORE_INDEX).nonzero().squeeze(1)
+    grad_hidden = torch.zeros_like(hidden) if need_hidden else hidden.new_empty(0)
+    of_head = _HeadGradient(weight, len(kept)) if need_weight else None
+    scale = 1 / max(1.0, num_items.item())
     rows_at_once = rows_per_chunk if group or hidden.device.type != "cpu" else _rows_in_cache(weight)
-    for at in kept.split(rows_per_chunk):
+    done = 0
+    while done < len(kept):
+        at = kept[done : done + _next_rows(rows_per_chunk, of_head)]
+        done += len(at)
         h = hidden[at]
         logits = h @ weight.t()
         teacher = None if teacher_hidden is None else teacher_hidden[at] @ teacher_weight.t()  # type: ignore[union-attr]
@@ -240,14 +306,21 @@ def _head_loss(
             sums += loss(s, labels[some], t, sparse)
             if logits.dtype != wide:
                 logits[part] = s
+        del teacher
         if need_hidden:
-            grad_hidden[at] = loss.rows.reduce(logits @ weight).mul_(scale)
-        if need_weight:
-            if weight.dtype == wide:
-                grad_weight.addmm_(logits.t(), h, alpha=scale)
-            else:
-                grad_weight.add_(logits.t() @ h, alpha=scale)
-    return (sums[0] + ce_weight * sums[1]) * scale, sums, grad_hidden, grad_weight.to(weight.dtype)
+            # The factor goes into the product, before its one rounding; on 16-bit logits it would bias every gradient.
+            grad_hidden[at] = loss.rows.reduce(torch.addmm(h, logits, weight, beta=0, alpha=scale))
+        if of_head is not None:
+            of_head.add(logits, h, scale)
+    grad_weight = of_head.flush(scale) if of_head is not None else weight.new_empty(0)
+    return (sums[0] + ce_weight * sums[1]) * scale, sums, grad_hidden, grad_weight
+
+
+def _next_rows(most: int, of_head: _HeadGradient | None) -> int:
+    """Rows of the next chunk: where gradients of logits are kept, the chunk lives in the room they do not fill yet."""
+    if of_head is None or of_head.exact:
+        return most
+    return min(most, max(_FEWEST_ROWS, of_head.room() // 4), of_head.room())
 
 
 def _rows_in_cache(weight: Tensor) -> int:
@@ -277,19 +350,29 @@ def _scale_gradients(ctx, grad: Tensor | None, *_: object) -> tuple[Tensor | Non
     of_hidden, of_weight = ctx.saved_tensors
     if grad is None:
         return (None,) * 17
-    return (
-        _times(of_hidden, grad) if of_hidden.numel() else None,
-        _times(of_weight, grad) if of_weight.numel() else None,
-        *((None,) * 15),
-    )
+    keep = torch.compiler.is_compiling() or _graph_is_kept()
+    scaled = (_times(gradient, grad, keep) if gradient.numel() else None for gradient in (of_hidden, of_weight))
+    return (*scaled, *((None,) * 15))
 
 
 _head_loss.register_autograd(_scale_gradients, setup_context=_keep_gradients)
 
 
-def _times(gradient: Tensor, factor: Tensor) -> Tensor:
-    """The product, in fp32: a 16-bit factor would bias every gradient."""
-    return (gradient.to(factor.dtype) * factor).to(gradient.dtype)
+def _times(gradient: Tensor, factor: Tensor, keep: bool) -> Tensor:
+    """The product, formed in fp32: a 16-bit factor would bias every gradient. In place unless `keep`."""
+    if keep:
+        return (gradient.to(factor.dtype) * factor).to(gradient.dtype)
+    if factor.device.type == "cpu" and factor.item() == 1:
+        return gradient
+    for part in gradient.split(_SLICE):
+        part.copy_(part.to(factor.dtype).mul_(factor))
+    return gradient
+
+
+def _graph_is_kept() -> bool:
+    """Whether the running backward pass was asked to retain its graph; yes, where torch does not tell."""
+    ask = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)  # type: ignore[attr-defined]
+    return ask is None or ask()
 
 
 def head_loss(
@@ -330,7 +413,7 @@ def head_loss(
     dtype = autocast_dtype(hidden) or weight.dtype
     hidden, weight = hidden.to(dtype), weight.to(dtype)
     if rows_per_chunk is None:
-        rows_per_chunk = max(1, CHUNK_VALUES // weight.shape[0])
+        rows_per_chunk = max(1, _CHUNK_BYTES // (weight.element_size() * weight.shape[0]))
     count = (labels != IGNORE_INDEX).sum() if num_items is None else torch.as_tensor(num_items, device=hidden.device)
     teacher_hidden, teacher_weight, ids, shares, top = None, None, None, None, None
     if teacher is not None:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-from .head_loss import FORWARD_KL, KINDS, Shard, head_loss
+from .head_loss import FORWARD_KL, IGNORE_INDEX, KINDS, Shard, head_loss
 
 
 class Divergence(NamedTuple):
@@ -80,3 +81,46 @@ def linear_divergence(
         shard=shard,
     )
     return Divergence(loss, *sums.unbind())
+
+
+def linear_sparse_divergence(
+    hidden: Tensor,
+    weight: Tensor,
+    ids: Tensor,
+    shares: Tensor,
+    entropy: Tensor,
+    labels: Tensor,
+    *,
+    top: Tensor | None = None,
+    ce_weight: float = 0.0,
+    num_items: Tensor | int | None = None,
+    rows_per_chunk: int | None = None,
+    shard: Shard | None = None,
+) -> Divergence:
+    """As `linear_divergence` of kind `forward_kl`, with the teacher known at a few tokens only.
+
+    The divergence of a row is -sum_k shares_k log p(ids_k) - entropy. Where the shares are counts of samples of the
+    teacher and the entropy is the teacher's own, it and its gradient are unbiased estimates of KL(teacher || student)
+    and of its gradient.
+
+    Args:
+        hidden, weight, labels, ce_weight, num_items, rows_per_chunk, shard: as of `linear_divergence`.
+        ids: (..., K) int64 tokens; repeated ones add up.
+        shares: (..., K) weights of these tokens; 0 for unused places.
+        entropy: (...) nats.
+        top: (...) int64, the teacher's most likely token; without it no agreements are counted.
+    """
+    loss, sums = head_loss(
+        hidden,
+        weight,
+        labels,
+        num_items,
+        sparse=(ids, shares, top),
+        ce_weight=ce_weight,
+        rows_per_chunk=rows_per_chunk,
+        shard=shard,
+    )
+    kept = labels != IGNORE_INDEX
+    constant = (entropy * kept).sum().to(loss.dtype)
+    count = kept.sum() if num_items is None else torch.as_tensor(num_items, device=loss.device)
+    return Divergence(loss - constant / count.clamp(min=1), sums[0] - constant, sums[1], sums[2])

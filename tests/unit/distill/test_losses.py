@@ -101,7 +101,7 @@ def test_a_student_equal_to_its_teacher_has_no_distance() -> None:
     teacher, of = model(0, 16, 5), batch()
     for kind in FORMULAS:
         loss, numbers = DistillLoss(OnlineTeacher(teacher), DistillOptions(kind=kind), teacher.config)(teacher, of)
-        assert loss.item() == 0
+        assert abs(loss.item()) < (1e-14 if kind == "jsd" else 1e-300)
         assert numbers["top1"] == 1
         assert all(g.abs().max() < 1e-15 for g in gradients(loss, teacher))
 

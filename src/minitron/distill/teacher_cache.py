@@ -1,0 +1,358 @@
+"""A teacher's answers on disk: written once, read by any number of runs over the same blocks.
+
+A cache is a folder: `meta.json` says whose answers to what they are, `places.npy` which blocks are there, and
+`part-N.bin` holds the answers of a few blocks each, with its own checksum at its end. A part is written under another
+name and renamed, and depends on nothing but the meta data, so that writing goes on after any interruption and gives the
+same bytes. Letters of shapes as in `targets`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ..data import Batch, BlockStream, collate
+from ..ops.loss import IGNORE_INDEX, shift_labels
+from .target_codecs import CODECS, ENTRY_BYTES, ID_BITS, Codec, Decoded, HiddenCodec
+from .targets import DenseTargets, SparseTargets, head_weight, hidden_states
+
+CACHE_VERSION = 1
+META_FILE, PLACES_FILE, HEAD_FILE = "meta.json", "places.npy", "head.safetensors"
+_CHECKSUM_BYTES = 32
+
+
+class TargetCacheError(ValueError):
+    """A cache of teacher targets that cannot be used; the message names the folder and what would be right."""
+
+
+def make_codec(kind: str, model: nn.Module, *, samples: int = 50, k: int = 8) -> Codec:
+    """The codec for a teacher.
+
+    Raises:
+        ValueError: an unknown kind, or a vocabulary that does not fit into 18 bits.
+    """
+    config: Any = model.config
+    if kind == "hidden":
+        return HiddenCodec(str(head_weight(model).dtype).removeprefix("torch."), config.hidden_size)
+    if kind not in CODECS:
+        raise ValueError(f"kind is {kind!r}; it must be one of {', '.join(CODECS)}")
+    if config.vocab_size > 1 << ID_BITS:
+        raise ValueError(f"the vocabulary has {config.vocab_size} tokens; a sparse cache holds at most {1 << ID_BITS}")
+    return CODECS[kind](config.vocab_size, samples if kind == "sampled" else k)  # type: ignore[call-arg, arg-type]
+
+
+# --- which blocks --------------------------------------------------------------------------------------------------
+
+
+def text_order(stream: BlockStream) -> str:
+    """SHA-256 of what every place of a stream holds: texts, tokenizer, and how documents lie in blocks."""
+    digest = hashlib.sha256(json.dumps([stream.block, [blocks.layout() for blocks in stream.sources]]).encode())
+    return digest.hexdigest()
+
+
+def covered_places(stream: BlockStream, blocks: int) -> np.ndarray:
+    """Places of the first `blocks` blocks of a stream, each once, in the order in which they come up."""
+    found = (stream.locate(position) for position in range(blocks))
+    return np.array(list(dict.fromkeys(stream.firsts[source] + index for source, index in found)), dtype=np.int64)
+
+
+def batch_of(stream: BlockStream, places: Sequence[int]) -> Batch:
+    """The blocks at some places."""
+    sources = [bisect_right(stream.firsts, place) - 1 for place in places]
+    blocks = [stream.sources[s].pieces(place - stream.firsts[s]) for s, place in zip(sources, places, strict=True)]
+    batch = collate(blocks, stream.block)
+    return Batch(batch.input_ids, batch.position_ids, batch.labels, batch.num_items, torch.tensor(places))
+
+
+# --- writing -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CachePlan:
+    """What a cache will hold; the same plan gives the same bytes."""
+
+    codec: Codec
+    teacher: str
+    """Fingerprint of the teacher."""
+    places: np.ndarray
+    order: str
+    """`text_order` of the stream."""
+    sequence: int
+    vocabulary: int
+    seed: int = 0
+    at_once: int = 8
+    """Blocks per forward pass."""
+    part_blocks: int = 64
+    """Blocks per file; a multiple of `at_once`."""
+
+    @property
+    def parts(self) -> int:
+        """Number of files."""
+        return -(-len(self.places) // self.part_blocks)
+
+    def meta(self) -> dict[str, Any]:
+        """What `meta.json` says."""
+        return {
+            "version": CACHE_VERSION,
+            "kind": self.codec.kind,
+            "codec": asdict(self.codec),
+            "teacher": self.teacher,
+            "text_order": self.order,
+            "sequence": self.sequence,
+            "vocabulary": self.vocabulary,
+            "blocks": len(self.places),
+            "places": hashlib.sha256(self.places.tobytes()).hexdigest(),
+            "seed": self.seed,
+            "at_once": self.at_once,
+            "part_blocks": self.part_blocks,
+        }
+
+    def part(self, number: int) -> np.ndarray:
+        """Places of a file."""
+        return self.places[number * self.part_blocks : (number + 1) * self.part_blocks]
+
+
+def plan_cache(
+    stream: BlockStream, model: nn.Module, codec: Codec, teacher: str, *, blocks: int | None = None, seed: int = 0
+) -> CachePlan:
+    """Plan a cache of the first `blocks` blocks of a stream (all of an epoch if None)."""
+    config: Any = model.config
+    if blocks is not None and blocks < 1:
+        raise ValueError(f"blocks is {blocks}; it must be at least 1")
+    places = covered_places(stream, blocks or len(stream))
+    return CachePlan(codec, teacher, places, text_order(stream), stream.block, config.vocab_size, seed)
+
+
+@torch.no_grad()
+def write_cache(
+    folder: Path,
+    plan: CachePlan,
+    stream: BlockStream,
+    model: nn.Module,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Write a cache, or the parts of it that are not there yet.
+
+    Args:
+        folder: made if it is not there.
+        plan: what to write.
+        stream: the blocks.
+        model: the teacher, on its device.
+        progress: called with (files there, files in all).
+
+    Raises:
+        TargetCacheError: the folder holds another cache, or something else.
+    """
+    _open_folder(folder, plan, model)
+    was_training = model.training
+    model.eval()
+    try:
+        for number in range(plan.parts):
+            path = folder / _part_name(number)
+            if not path.exists():
+                _write(path, _part_bytes(plan, stream, model, number))
+            if progress is not None:
+                progress(number + 1, plan.parts)
+    finally:
+        model.train(was_training)
+
+
+def measure_bytes(plan: CachePlan, stream: BlockStream, model: nn.Module) -> int:
+    """Bytes that a cache will take, from those of a few blocks and of the head."""
+    few = plan.places[: min(4, len(plan.places))]
+    with torch.no_grad():
+        size = sum(map(sum, ((len(rows), len(entries)) for rows, entries in _encode(plan, stream, model, few))))
+    head = head_weight(model)
+    return size * len(plan.places) // len(few) + (
+        head.numel() * head.element_size() if plan.codec.kind == "hidden" else 0
+    )
+
+
+def _open_folder(folder: Path, plan: CachePlan, model: nn.Module) -> None:
+    path = folder / META_FILE
+    if path.exists():
+        before, now = _read_meta(folder), plan.meta()
+        differing = [
+            f"{name} was {before.get(name)!r}, is {now[name]!r}" for name in now if before.get(name) != now[name]
+        ]
+        if differing:
+            raise TargetCacheError(f"{folder} holds another cache; choose another folder: {'; '.join(differing)}")
+        return
+    ours = {PLACES_FILE, HEAD_FILE}  # what an interrupted start leaves
+    if folder.exists() and any(p.name not in ours and p.suffix != ".tmp" for p in folder.iterdir()):
+        raise TargetCacheError(f"{folder} is not empty and is no cache (no {META_FILE}); choose another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    if plan.codec.kind == "hidden":
+        work = folder / f"{HEAD_FILE}.tmp"
+        save_file({"head": head_weight(model).detach().cpu().contiguous()}, work)
+        work.replace(folder / HEAD_FILE)
+    work = folder / f"{PLACES_FILE}.tmp"
+    with work.open("wb") as sink:
+        np.save(sink, plan.places)
+    work.replace(folder / PLACES_FILE)
+    _write(path, json.dumps(plan.meta(), indent=1).encode())  # last: with it the rest is there
+
+
+def _part_name(number: int) -> str:
+    return f"part-{number:06}.bin"
+
+
+def _part_bytes(plan: CachePlan, stream: BlockStream, model: nn.Module, number: int) -> bytes:
+    """Rows of all blocks, then entries of all blocks, then the checksum of both."""
+    encoded = list(_encode(plan, stream, model, plan.part(number)))
+    content = b"".join([*(rows for rows, _ in encoded), *(entries for _, entries in encoded)])
+    return content + hashlib.sha256(content).digest()
+
+
+def _encode(
+    plan: CachePlan, stream: BlockStream, model: nn.Module, places: np.ndarray
+) -> Iterator[tuple[bytes, bytes]]:
+    device = next(model.parameters()).device
+    head = head_weight(model)
+    for start in range(0, len(places), plan.at_once):
+        some = places[start : start + plan.at_once].tolist()
+        batch = batch_of(stream, some).to(device)
+        hidden, _ = hidden_states(model, batch)
+        scored = shift_labels(batch.labels) != IGNORE_INDEX
+        for row, place in enumerate(some):
+            seed = int.from_bytes(hashlib.sha256(f"{plan.seed} {place}".encode()).digest()[:7], "big")
+            yield plan.codec.encode(hidden[row], head, scored[row], seed)
+
+
+def _write(path: Path, content: bytes) -> None:
+    work = path.with_name(f"{path.name}.tmp")
+    with work.open("wb") as sink:
+        sink.write(content)
+        sink.flush()
+        os.fsync(sink.fileno())
+    work.replace(path)
+
+
+# --- reading -------------------------------------------------------------------------------------------------------
+
+
+def _read_meta(folder: Path) -> dict[str, Any]:
+    try:
+        meta = json.loads((folder / META_FILE).read_text(encoding="utf-8"))
+        if not isinstance(meta, dict):
+            raise ValueError("not an object")
+    except (OSError, ValueError) as error:
+        raise TargetCacheError(f"{folder}: no cache of teacher targets ({META_FILE}: {error})") from None
+    if meta.get("version") != CACHE_VERSION:
+        raise TargetCacheError(f"{folder}: written as version {meta.get('version')}; this reads {CACHE_VERSION}")
+    return meta
+
+
+class TargetCache:
+    """Targets from a cache; see `open_targets`."""
+
+    num_layers = 0
+
+    def __init__(self, folder: Path, meta: dict[str, Any]) -> None:
+        self.folder, self.meta = folder, meta
+        self.codec: Codec = CODECS[meta["kind"]](**meta["codec"])
+        self.vocab_size: int = meta["vocabulary"]
+        self.hidden_size = self.codec.width if isinstance(self.codec, HiddenCodec) else 0
+        places = np.load(folder / PLACES_FILE, allow_pickle=False)
+        self._slots = {int(place): slot for slot, place in enumerate(places)}
+        self._parts: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
+        self._head: Tensor | None = None
+        if isinstance(self.codec, HiddenCodec):
+            self._head = load_file(folder / HEAD_FILE)["head"]
+
+    def targets_for(self, batch: Batch, layers: Sequence[int] = ()) -> DenseTargets | SparseTargets:
+        """As of `targets.TeacherTargets`; each file is compared with its checksum when it is first needed.
+
+        Raises:
+            TargetCacheError: a block that is not in the cache, or a damaged file.
+        """
+        if batch.places is None:
+            raise TargetCacheError(f"{self.folder}: only blocks of the stream that was cached have targets")
+        blocks = [self._block(place) for place in batch.places.tolist()]
+        device = batch.input_ids.device
+        if isinstance(self.codec, HiddenCodec):
+            assert self._head is not None
+            self._head = self._head.to(device)
+            return DenseTargets(self.codec.states(blocks).to(device), self._head)
+        found = [self.codec.shares(block) for block in blocks]
+        most = max(ids.shape[1] for ids, _ in found)
+        ids, shares = (
+            torch.from_numpy(np.stack([np.pad(pair[i], ((0, 0), (0, most - pair[i].shape[1]))) for pair in found]))
+            for i in (0, 1)
+        )
+        starts = [self.codec.read_start(block.rows) for block in blocks]
+        entropy, top = (torch.from_numpy(np.stack([start[i] for start in starts])) for i in (0, 1))
+        return SparseTargets(*(x.to(device) for x in (ids, shares, top, entropy)))
+
+    def _block(self, place: int) -> Decoded:
+        slot = self._slots.get(place)
+        if slot is None:
+            raise TargetCacheError(
+                f"{self.folder}: block {place} of the data is not among the {len(self._slots)} that were cached; "
+                f"cache more blocks, or train fewer steps"
+            )
+        number, index = divmod(slot, self.meta["part_blocks"])
+        if number not in self._parts:
+            self._parts[number] = self._open_part(number)
+        rows, entries, ends = self._parts[number]
+        return Decoded(rows[index], entries[ends[index] : ends[index + 1]])
+
+    def _open_part(self, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Rows (blocks, T, row bytes), entries (n, 3), and where each block's entries start; mapped from disk."""
+        path = self.folder / _part_name(number)
+        advice = "delete this file and write the cache again, which makes what is missing"
+        try:
+            content = np.memmap(path, dtype=np.uint8, mode="r")
+        except (OSError, ValueError) as error:
+            raise TargetCacheError(f"{path}: cannot be read ({error}); {advice}") from None
+        body = content[:-_CHECKSUM_BYTES]
+        if hashlib.sha256(body).digest() != content[-_CHECKSUM_BYTES:].tobytes():
+            raise TargetCacheError(f"{path}: its content is not what was written; {advice}")
+        blocks = min(self.meta["part_blocks"], self.meta["blocks"] - number * self.meta["part_blocks"])
+        size = blocks * self.meta["sequence"] * self.codec.row_bytes
+        rows = body[:size].reshape(blocks, self.meta["sequence"], self.codec.row_bytes)
+        counts = np.zeros(blocks, np.int64)
+        if self.codec.kind == "sampled":
+            counts = rows[:, :, -1].sum(axis=1, dtype=np.int64)
+        return rows, body[size:].reshape(-1, ENTRY_BYTES), np.concatenate([[0], np.cumsum(counts)])
+
+
+def open_targets(folder: Path, stream: BlockStream, teacher: str | None = None) -> TargetCache:
+    """Open a finished cache for a stream.
+
+    Args:
+        folder: the cache.
+        stream: the blocks that will be asked for.
+        teacher: fingerprint of the teacher that is meant, if one is.
+
+    Raises:
+        TargetCacheError: no cache, an unfinished one, or one of another teacher, tokenizer, text or order.
+    """
+    meta = _read_meta(folder)
+    if meta["sequence"] != stream.block:
+        raise TargetCacheError(f"{folder}: made for blocks of {meta['sequence']} tokens; the run has {stream.block}")
+    if meta["text_order"] != text_order(stream):
+        raise TargetCacheError(
+            f"{folder}: made from other data (another text, tokenizer, seed or held-out share); give the same data "
+            f"settings, or cache the teacher on these"
+        )
+    if teacher is not None and meta["teacher"] != teacher:
+        raise TargetCacheError(
+            f"{folder}: made by another teacher (fingerprint {meta['teacher'][:12]}, the given one has {teacher[:12]})"
+        )
+    parts = -(-meta["blocks"] // meta["part_blocks"])
+    there = sum((folder / _part_name(number)).exists() for number in range(parts))
+    if there < parts:
+        raise TargetCacheError(f"{folder}: {there} of {parts} files are written; the command that began it continues")
+    return TargetCache(folder, meta)
