@@ -15,6 +15,7 @@ from .eval import eval_
 from .generate import generate
 from .inspect import inspect
 from .prune import prune
+from .teacher_cache import teacher_cache
 from .train import train
 
 app = typer.Typer(
@@ -27,7 +28,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (generate, chat, inspect, convert, prune, train, distill, compress, bench, demo):
+for verb in (generate, chat, inspect, convert, prune, train, distill, teacher_cache, compress, bench, demo):
     app.command()(verb)
 app.command("eval")(eval_)
 

@@ -1,0 +1,76 @@
+"""`minitron teacher-cache`: write down a teacher's answers, to distil from without it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from . import training as options
+from .common import DeviceOption, DtypeOption, JsonOption, human_bytes, print_json, quiet_libraries, sentence_errors
+
+# Typer reads the annotations at run time, where it wants Optional.
+# ruff: noqa: UP045
+
+
+@sentence_errors
+def teacher_cache(
+    teacher: Annotated[Path, typer.Argument(help="Checkpoint folder of the teacher.")],
+    data: Annotated[list[str], options.DataOption],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the cache; an interrupted one is continued.")],
+    kind: str = typer.Option("hidden", help="hidden (exact, large), sampled (unbiased, small) or topk (biased)."),
+    samples: int = typer.Option(50, help="sampled: tokens drawn at each place, 1 to 63."),
+    k: int = typer.Option(8, help="topk: most likely tokens kept at each place."),
+    blocks: Optional[int] = typer.Option(
+        None, help="Blocks from the start of the run (steps x batch); all if left out."
+    ),
+    heldout_share: float = options.HeldoutShareOption,
+    cache: Annotated[Optional[Path], options.CacheOption] = None,
+    sequence: int = options.SequenceOption,
+    seed: int = options.SeedOption,
+    dtype: str = DtypeOption,
+    device: str = DeviceOption,
+    as_json: bool = JsonOption,
+) -> None:
+    """Write a teacher's answers to the training text into a folder.
+
+    Data, held-out share, sequence and seed must be those of the distillation; the cache refuses others.
+
+    \b
+    Examples:
+      minitron teacher-cache teacher --data corpus/ --out targets
+      minitron teacher-cache 15b --data web.jsonl --kind sampled --blocks 460800 --sequence 4096 --out targets
+    """
+    quiet_libraries()
+    from ..checkpoint.fingerprint import fingerprint
+    from ..checkpoint.hf import check_checkpoint
+    from ..distill.inputs import open_texts
+    from ..distill.schedule import TrainConfig
+    from ..distill.teacher_cache import make_codec, measure_bytes, plan_cache, write_cache
+    from ..loading import load
+
+    check_checkpoint(teacher)
+    tokens = options.open_tokenizer(teacher)
+    settings = TrainConfig(steps=1, sequence=sequence, seed=seed)
+    texts = open_texts(data, [], heldout_share, tokens, settings, cache or out.parent / "token-cache")
+    model = load(teacher, dtype=dtype, device=device).model
+    codec = make_codec(kind, model, samples=samples, k=k)
+    plan = plan_cache(texts.stream, model, codec, fingerprint(teacher), blocks=blocks, seed=seed)
+    size = measure_bytes(plan, texts.stream, model)
+    count = len(plan.places) * sequence
+    typer.echo(
+        f"{len(plan.places):,} blocks of {sequence} tokens: about {human_bytes(size)}, "
+        f"{size / count:.1f} bytes per token",
+        err=True,
+    )
+    write_cache(out, plan, texts.stream, model, _progress)
+    written = sum(path.stat().st_size for path in out.iterdir())
+    if as_json:
+        print_json({"cache": str(out), "kind": kind, "blocks": len(plan.places), "tokens": count, "bytes": written})
+    else:
+        typer.echo(f"{out}: {len(plan.places):,} blocks, {human_bytes(written)}")
+
+
+def _progress(done: int, of: int) -> None:
+    typer.echo(f"\r{done} of {of} files", nl=done == of, err=True)
