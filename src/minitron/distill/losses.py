@@ -107,7 +107,7 @@ class DistillLoss(nn.Module):
         sums = torch.stack(result[1:]) / batch.num_items
         loss = result.loss
         names = ["kl" if self.options.kind == FORWARD_KL else self.options.kind, "ce", "top1"]
-        if self.projection is not None:
+        if self.projection is not None and isinstance(targets, DenseTargets):
             between = self._hidden_loss(states, targets.states, labels != IGNORE_INDEX) / batch.num_items
             alpha = self._alpha(sums[0], between)
             loss = loss + alpha * between
