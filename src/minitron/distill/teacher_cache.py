@@ -317,7 +317,7 @@ class TargetCache:
         except (OSError, ValueError) as error:
             raise TargetCacheError(f"{path}: cannot be read ({error}); {advice}") from None
         body = content[:-_CHECKSUM_BYTES]
-        if hashlib.sha256(memoryview(body)).digest() != content[-_CHECKSUM_BYTES:].tobytes():
+        if hashlib.sha256(body.data).digest() != content[-_CHECKSUM_BYTES:].tobytes():
             raise TargetCacheError(f"{path}: its content is not what was written; {advice}")
         blocks = min(self.meta["part_blocks"], self.meta["blocks"] - number * self.meta["part_blocks"])
         size = blocks * self.meta["sequence"] * self.codec.row_bytes
