@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -23,13 +24,14 @@ from minitron.distill.log import METRICS_FILE
 from minitron.distill.train import RUN_FILE, LossFunction, TrainError, next_token_loss, train
 
 sys.path.insert(0, str(Path(__file__).parent))
+from small_distillation import small_distillation
 from small_run import small_config, small_model, small_run, small_stream
 
 STEPS = 24
 
 
-def start(run: Path) -> subprocess.Popen[str]:
-    script = Path(__file__).with_name("small_run.py")
+def start(run: Path, program: str = "small_run.py") -> subprocess.Popen[str]:
+    script = Path(__file__).with_name(program)
     command = [sys.executable, str(script), str(run), str(STEPS)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -107,6 +109,72 @@ def test_kill_9_at_random_moments_changes_nothing(tmp_path: Path, uninterrupted:
     assert_same(run / f"step-{STEPS}", uninterrupted / f"step-{STEPS}")
     assert losses(run) == losses(uninterrupted)
     assert not list(run.glob(".step-*"))
+
+
+def test_kill_9_changes_nothing_in_a_distillation_either(tmp_path: Path) -> None:
+    """With accumulation, dropout, a trained projection and a teacher that learns, all of which must come back."""
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    small_distillation(whole, STEPS)
+    moments = random.Random(time.time_ns())
+    process = start(run, "small_distillation.py")
+    wait_for_step(run, 2 + moments.randrange(12), process)
+    time.sleep(moments.random() * 0.05)
+    process.kill()
+    process.communicate()
+    assert 2 <= newest(run) < STEPS
+    small_distillation(run, STEPS)
+    names = content(run / f"step-{STEPS}")
+    assert any("projection" in name for name in names)
+    assert any(name.startswith("parameter.loss.corrected.") for name in names)
+    assert_same(run / f"step-{STEPS}", whole / f"step-{STEPS}")
+    assert losses(run) == losses(whole)
+
+
+def _fail_at(monkeypatch: pytest.MonkeyPatch, write: str) -> None:
+    """From now on the disk is full once `write` of a checkpoint begins, with a part of its file written."""
+    from minitron.checkpoint import resume as module
+
+    def full(tensors: dict, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    def sync(path: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(module, write, full if write == "save_file" else sync)
+
+
+@pytest.mark.parametrize("write", ["save_file", "_sync"])
+def test_a_full_disk_leaves_the_last_checkpoint_and_the_run_goes_on_later(
+    tmp_path: Path, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch, write: str
+) -> None:
+    run = tmp_path / "run"
+    train(small_model(0.1), small_stream(), small_config(STEPS), run, quiet=True, until=5)
+    with monkeypatch.context() as patched:
+        _fail_at(patched, write)
+        says = r"step-6: the checkpoint could not be written \(No space left on device\); .*step-5 is intact"
+        with pytest.raises(resume.CheckpointError, match=says):
+            small_run(run, STEPS)
+    assert newest(run) == 5
+    assert not list(run.glob(".step-*"))  # what was written of the new one does not keep the disk full
+    small_run(run, STEPS)
+    assert_same(run / f"step-{STEPS}", uninterrupted / f"step-{STEPS}")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(disk)], check=False).returncode:
+        pytest.skip("tmpfs cannot be mounted here")
+    try:
+        with pytest.raises(resume.CheckpointError, match=r"No space left.*step-\d+ is intact") as error:
+            train(small_model(0.1), small_stream(), small_config(STEPS, keep=50), disk / "run", quiet=True)
+        last = newest(disk / "run")
+        assert f"step-{last} is intact" in str(error.value)
+        resume.check_step(disk / "run" / f"step-{last}")
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_sigterm_saves_and_exits_cleanly_and_the_run_continues(tmp_path: Path, uninterrupted: Path) -> None:

@@ -99,8 +99,10 @@ def train(
         raise ValueError("a new model needs --tokenizer, the folder of a tokenizer")
     quiet_libraries()
     with options.processes(device, tensor_parallel) as (world, place):
+        from ..checkpoint.hf import read_config
         from ..distill.correction import choose_trained
         from ..distill.inputs import fresh_config, new_model, open_texts, saved_model
+        from ..distill.memory import require_memory
 
         encoder = options.open_tokenizer(vocabulary)
         folder = cache or out.parent / "token-cache"
@@ -108,9 +110,11 @@ def train(
             lambda: open_texts(data, heldout or [], heldout_share, encoder, settings, folder, field)
         )
         if model is not None:
-            net: Any = choose_trained(saved_model(model), tune, lora_rank)
+            made = read_config(model)
         else:
-            net = new_model(fresh_config(encoder, sequence, file=config, preset=preset, shape=given), seed)
+            made = fresh_config(encoder, sequence, file=config, preset=preset, shape=given)
+        require_memory(made, settings, place, world, trained=None if tune == "full" else 0)
+        net: Any = new_model(made, seed) if model is None else choose_trained(saved_model(model), tune, lora_rank)
         net.to(place)
         _run(net, texts, settings, out, encoder, world, place, peak_tflops, as_json)
 

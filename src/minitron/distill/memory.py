@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,8 +11,10 @@ import torch
 
 from ..config import NemotronConfig
 from ..ops.loss import CHUNK_VALUES
+from .machine import uses_bfloat16
 from .runs import TrainError
 from .schedule import TrainConfig
+from .world import World
 
 # Of what is free, this much may be planned with: allocators and the arithmetic are not exact.
 _USABLE = 0.95
@@ -86,7 +88,8 @@ def needed(
     weights = (4 * count + (4 + averages) * free) // processes + (2 * count if bfloat16 else 0)
     tokens = config.at_once(processes) * config.sequence
     activations = activation_bytes(shape, tokens, width, config.recompute)
-    loss = 4 * 4 * CHUNK_VALUES + 4 * shape.vocab_size * shape.hidden_size + 8 * tokens * shape.hidden_size
+    chunk = min(CHUNK_VALUES, tokens * shape.vocab_size)
+    loss = 4 * 4 * chunk + 4 * shape.vocab_size * shape.hidden_size + 8 * tokens * shape.hidden_size
     beside = 0
     if teacher is not None:
         theirs = teacher.num_parameters()
@@ -168,7 +171,33 @@ def require_fit(
     )
 
 
-def _setting_that_fits(config: TrainConfig, processes: int, fits) -> str | None:
+def require_memory(
+    shape: NemotronConfig,
+    config: TrainConfig,
+    device: torch.device,
+    world: World,
+    teacher: NemotronConfig | None = None,
+    *,
+    correct_teacher: bool = False,
+    trained: int | None = None,
+) -> Need:
+    """`require_fit` on a device as it is now; the processes of a machine share the memory of its CPU."""
+    free = available_bytes(device)
+    if device.type == "cpu" and free is not None and world.mesh is not None:
+        free //= world.mesh.size()
+    return require_fit(
+        shape,
+        config,
+        teacher,
+        free,
+        bfloat16=uses_bfloat16(device, config.dtype),
+        correct_teacher=correct_teacher,
+        trained=trained,
+        processes=world.size,
+    )
+
+
+def _setting_that_fits(config: TrainConfig, processes: int, fits: Callable[[TrainConfig], bool]) -> str | None:
     """The mildest change after which a run fits, in the words of the command line."""
     share = config.batch // processes
     now = config.at_once(processes)
