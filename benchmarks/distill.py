@@ -1,6 +1,7 @@
 """The losses of distillation at a vocabulary of 256,000: memory and speed; and what sparse caches are worth.
 
-    python benchmarks/distill.py loss                peak memory and time of loss + gradients, against the textbook
+    python benchmarks/distill.py loss                time and memory of loss + gradients, and of others, 256 tokens
+    python benchmarks/distill.py memory              the same of ours alone for 4,096 tokens
     python benchmarks/distill.py step                a distillation step against a loop with full logits
     python benchmarks/distill.py sparse --data DIR   held-out KL after training on sampled, top-k and whole targets
     python benchmarks/distill.py loss --smoke        small shapes, seconds; the numbers mean nothing
@@ -183,7 +184,7 @@ def in_own_process(kind: str, task: dict) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["loss", "step", "sparse"])
+    parser.add_argument("what", choices=["loss", "memory", "step", "sparse"])
     parser.add_argument("--smoke", action="store_true")
     parser.add_argument("--data", help="text for `sparse`")
     parser.add_argument("--steps", type=int, default=400, help="training steps of `sparse`")
@@ -191,13 +192,13 @@ def main() -> None:
     parser.add_argument("--case", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.case:
-        print(json.dumps((loss_case if args.what == "loss" else step_case)(json.loads(args.case))))
+        print(json.dumps((step_case if args.what == "step" else loss_case)(json.loads(args.case))))
         return
     result: dict = {"machine": describe("cpu", args.smoke)}
     heads = SMOKE_HEADS if args.smoke else HEADS
-    if args.what == "loss":
+    if args.what in ("loss", "memory"):
         few, many = (16, 64) if args.smoke else (256, 4096)
-        tasks = [(name, few, 2) for name in LOSSES] + [("minitron kl", many, 1)]
+        tasks = [(name, few, 2) for name in LOSSES] if args.what == "loss" else [("minitron kl", many, 1)]
         result["weights"], result["shape"] = "random", heads
         result["rows"] = [
             in_own_process("loss", {"loss": name, "rows": rows, "rounds": rounds, **heads})

@@ -218,15 +218,18 @@ class _HeadGradient:
     def __init__(self, weight: Tensor, rows: int) -> None:
         self.sum = torch.empty_like(weight)
         self.exact = torch.promote_types(weight.dtype, torch.float32) == weight.dtype
-        self.limit = max(1, min(rows, _KEPT_VALUES // weight.shape[0]))
+        self.most = max(1, _KEPT_VALUES // weight.shape[0])
+        self.limit = min(rows, self.most)
         self.columns = range(0, weight.shape[0], _SLICE)
         self.first, self.used = True, 0
         self.blocks: list[Tensor] = []
         self.hidden: list[Tensor] = []
 
-    def room(self) -> int:
-        """Rows that can be added before the next product."""
-        return self.limit - self.used
+    def next_rows(self, most: int) -> int:
+        """Rows of the next chunk, at most `most`: near the limit it lives in the room that is not filled yet."""
+        if self.exact:
+            return most
+        return min(most, max(_FEWEST_ROWS, (self.most - self.used) // 4), self.limit - self.used)
 
     def add(self, gradient: Tensor, hidden: Tensor, scale: float) -> None:
         """Add `scale` times (R, V) transposed times (R, D)."""
@@ -290,7 +293,7 @@ def _head_loss(
     rows_at_once = rows_per_chunk if group or hidden.device.type != "cpu" else _rows_in_cache(weight)
     done = 0
     while done < len(kept):
-        at = kept[done : done + _next_rows(rows_per_chunk, of_head)]
+        at = kept[done : done + (rows_per_chunk if of_head is None else of_head.next_rows(rows_per_chunk))]
         done += len(at)
         h = hidden[at]
         logits = h @ weight.t()
@@ -314,13 +317,6 @@ def _head_loss(
             of_head.add(logits, h, scale)
     grad_weight = of_head.flush(scale) if of_head is not None else weight.new_empty(0)
     return (sums[0] + ce_weight * sums[1]) * scale, sums, grad_hidden, grad_weight
-
-
-def _next_rows(most: int, of_head: _HeadGradient | None) -> int:
-    """Rows of the next chunk: where gradients of logits are kept, the chunk lives in the room they do not fill yet."""
-    if of_head is None or of_head.exact:
-        return most
-    return min(most, max(_FEWEST_ROWS, of_head.room() // 4), of_head.room())
 
 
 def _rows_in_cache(weight: Tensor) -> int:
