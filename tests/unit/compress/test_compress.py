@@ -23,6 +23,8 @@ from minitron.report.facts import Report
 sys.path.insert(0, str(Path(__file__).parent))
 from compress_samples import small_recipe
 
+ROOT = Path(__file__).parents[3]
+
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -133,6 +135,16 @@ def test_bad_input_is_one_sentence(base: Path, tmp_path: Path, options: list[str
     assert code == 2, text
     assert says in text
     assert len(text.strip().splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_the_laptop_recipe_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    code, text = invoke("--recipe", "recipes/laptop.yaml", tmp_path / "run", "--json")
+    assert code == 0, text
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    teacher, half = (model["non_embedding"] for model in report["models"])
+    assert 0.95 * 1.44e6 <= half <= 1.05 * 1.44e6 < teacher
 
 
 def test_a_full_folder_of_something_else_is_left_alone(base: Path, tmp_path: Path) -> None:
