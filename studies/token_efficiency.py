@@ -92,7 +92,7 @@ class Study(Bench):
         """The best learning rate of each way."""
         best = {}
         for way, (kind, _) in WAYS.items():
-            grid = GRID["scratch" if kind == "scratch" else "pruned"]
+            grid = GRID["scratch" if kind == "scratch" else "pruned"][: 1 if self.quick else None]
             losses = {lr: final(self.arm(way, lr, GRID_TOKENS, 0)) for lr in grid}
             best[way] = min(losses, key=losses.__getitem__)
         return best
