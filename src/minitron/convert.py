@@ -44,6 +44,8 @@ DTYPES = {
 _QUANTIZATION_ERROR = {"q8_0": 0.01, "q4_0": 0.15}
 _PROBE_BYTES = 800_000_000
 _PROBE_TOKENS = 16
+_PROBE_IMPORTS = 128 << 20
+"""What the model's own imports need (measured)."""
 _SAMPLE_BYTES = 64 << 20
 _WORKING_MEMORY = 128 << 20
 """What the measured conversions need beyond the imports: blocks in flight, headers, a tokenizer."""
@@ -256,7 +258,10 @@ def estimate(source_format: str, checkpoint: Checkpoint, target: Path, kind: str
     slow = {"q8_0": 2.0, "q4_0": 4.0}.get(options.quantize or "", 1.0)
     rate = _sample_rate(checkpoint, target.absolute().parent)
     seconds = bytes_read / rate * slow * (2.0 if options.verify else 1.0)
-    return Estimate(source_format, kind, bytes_read, bytes_written, _peak_memory() + _WORKING_MEMORY, seconds)
+    memory = _peak_memory() + _WORKING_MEMORY
+    if options.verify and _probe_bytes(checkpoint) <= _PROBE_BYTES:
+        memory += _probe_bytes(checkpoint) + _PROBE_IMPORTS
+    return Estimate(source_format, kind, bytes_read, bytes_written, memory, seconds)
 
 
 def _sample_rate(checkpoint: Checkpoint, folder: Path) -> float:
@@ -374,8 +379,7 @@ def probe(source: Checkpoint, written: Checkpoint) -> dict[str, float] | None:
 
     This proves the configs equal where it matters: rotary width and base, epsilon, activation.
     """
-    values = sum(t.nbytes // t.dtype.itemsize for t in source.tensors.values())
-    if values * 4 * 2 > _PROBE_BYTES:
+    if _probe_bytes(source) > _PROBE_BYTES:
         return None
     ids = torch.randint(source.config.vocab_size, (1, _PROBE_TOKENS), generator=torch.Generator().manual_seed(0))
     first, second = _logits(source, ids), _logits(written, ids)
@@ -383,6 +387,11 @@ def probe(source: Checkpoint, written: Checkpoint) -> dict[str, float] | None:
         "max_difference": float((first - second).abs().nan_to_num().max()),
         "top1_agreement": float((first.argmax(-1) == second.argmax(-1)).float().mean()),
     }
+
+
+def _probe_bytes(checkpoint: Checkpoint) -> int:
+    """Memory of a model and of its copy while it is loaded, in float32."""
+    return sum(t.nbytes // t.dtype.itemsize for t in checkpoint.tensors.values()) * 4 * 2
 
 
 def _logits(checkpoint: Checkpoint, ids: torch.Tensor) -> torch.Tensor:
