@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from minitron import NemotronConfig, NemotronForCausalLM
 from minitron.cli.distill import distill
+from minitron.cli.teacher_cache import teacher_cache
 from minitron.cli.train import train
 
 LENGTH = ["--steps", "4", "--batch", "4", "--micro-batch", "2", "--sequence", "32", "--warmup", "1", "--lr", "3e-3"]
@@ -149,3 +150,31 @@ def test_a_teacher_is_corrected_before_the_distillation(folder: Path, tmp_path: 
     code, output, errors = call(train, *plain, *LENGTH, *EXACT, "--lr", 1e-30, "--out", tmp_path / "b", "--json")
     assert code == 0, errors
     assert json.loads(output)["heldout"]["text"]["nats_per_token"] == pytest.approx(heldout, rel=1e-5)
+
+
+def test_from_a_cache_of_the_teachers_answers(folder: Path, tmp_path: Path) -> None:
+    """The exact cache gives the run that the teacher itself would, and another teacher's is refused."""
+    data = ["--data", folder / "text.jsonl", "--heldout-share", 0.2, "--sequence", 32, "--dtype"]
+    code, _, errors = call(teacher_cache, folder / "teacher", *data, "fp32", "--out", tmp_path / "targets")
+    assert code == 0, errors
+    run = [*data, "float32", *(x for x in LENGTH if x not in ("--sequence", "32")), "--peak-tflops", 0.1]
+    rows = {}
+    for name, teacher in (
+        ("online", ["--teacher", folder / "teacher"]),
+        ("cached", ["--teacher-cache", tmp_path / "targets"]),
+    ):
+        code, _, errors = call(distill, folder / "student", *teacher, *run, "--out", tmp_path / name)
+        assert code == 0, errors
+        rows[name] = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+    losses = {name: [row["loss"] for row in part if "loss" in row] for name, part in rows.items()}
+    assert losses["cached"] == pytest.approx(losses["online"], rel=1e-4)
+    other = save_model(tmp_path / "other", 7, hidden_size=24, num_hidden_layers=4, num_attention_heads=3)
+    both = ["--teacher", other, "--teacher-cache", tmp_path / "targets"]
+    code, _, errors = call(distill, folder / "student", *both, *run, "--out", tmp_path / "refused")
+    assert code == 2
+    assert "made by another teacher" in errors
+    both = ["--teacher", folder / "teacher", "--teacher-cache", tmp_path / "targets", "--correct-teacher"]
+    code, _, errors = call(distill, folder / "student", *both, *run, "--out", tmp_path / "refused")
+    assert code == 2
+    assert "cannot learn" in errors
+    assert not (tmp_path / "refused").exists()

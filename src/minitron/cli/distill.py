@@ -20,6 +20,9 @@ def distill(
     data: Annotated[list[str], options.DataOption],
     out: Annotated[Path, options.RunOption],
     teacher: Annotated[Optional[Path], typer.Option(help="Checkpoint folder of the teacher.")] = None,
+    teacher_cache: Annotated[
+        Optional[Path], typer.Option(help="Its answers, from `minitron teacher-cache`; then it need not be there.")
+    ] = None,
     heldout: Annotated[Optional[list[str]], options.HeldoutOption] = None,
     heldout_share: float = options.HeldoutShareOption,
     field: str = options.FieldOption,
@@ -78,8 +81,6 @@ def distill(
       torchrun --nproc-per-node 8 -m minitron distill pruned --teacher 15b --data corpus/ --steps 400 --out runs/kd
     """
     settings = options.settings_from(locals())
-    if teacher is None:
-        raise ValueError("give --teacher, the checkpoint folder of the teacher")
     quiet_libraries()
     from ..distill.losses import DistillOptions
 
@@ -99,6 +100,7 @@ def distill(
             cache=cache or out.parent / "token-cache",
             field=field,
             correct_teacher=correct_teacher,
+            teacher_cache=teacher_cache,
         )
         _run(pair, losses, settings, out, world, place, corrected_lr, peak_tflops, as_json)
 

@@ -18,10 +18,12 @@ from ..tokenizer import load_tokenizer
 from .correction import CorrectedTeacher
 from .inputs import Texts, open_texts, saved_model
 from .machine import uses_bfloat16
-from .memory import available_bytes, require_fit
+from .memory import require_memory
 from .recipe import require_same_tokens, require_same_vocabulary
+from .runs import TrainError
 from .schedule import TrainConfig
 from .targets import OnlineTeacher, TeacherTargets
+from .teacher_cache import open_targets
 from .world import World
 
 
@@ -52,7 +54,7 @@ class Distillation:
 
 def open_distillation(
     student: Path,
-    teacher: Path,
+    teacher: Path | None,
     data: Sequence[str],
     config: TrainConfig,
     device: torch.device,
@@ -63,12 +65,14 @@ def open_distillation(
     cache: Path,
     field: str = "text",
     correct_teacher: bool = False,
+    teacher_cache: Path | None = None,
 ) -> Distillation:
     """Check what can be checked without loading weights, tokenize, then load both models.
 
     Args:
         student: checkpoint folder; loaded in fp32.
-        teacher: checkpoint folder; loaded in the dtype of the matrix products, in fp32 if it is corrected.
+        teacher: checkpoint folder; loaded in the dtype of the matrix products, in fp32 if it is corrected. Beside a
+            cache it is needed only for the KL of held-out text.
         data: `PATH[:WEIGHT]` of text to train on.
         config: the settings.
         device: where both go.
@@ -78,54 +82,70 @@ def open_distillation(
         cache: folder of token caches.
         field: which field or column holds the text, in files that have some.
         correct_teacher: whether the teacher is trained beside the student.
+        teacher_cache: folder of the teacher's answers, which then does not run on the text to train on.
 
     Raises:
         ValueError: tokenizers or vocabularies differ, the memory does not suffice, or the text cannot be used.
         FileNotFoundError: a checkpoint, a tokenizer or a text is not there.
     """
-    check_checkpoint(student)
-    check_checkpoint(teacher)
-    ours, theirs = read_config(student), read_config(teacher)
-    require_same_vocabulary(ours, theirs, student, teacher)
+    if teacher is None and teacher_cache is None:
+        raise TrainError("give --teacher, the checkpoint folder of the teacher, or --teacher-cache, its answers")
+    if correct_teacher and teacher_cache is not None:
+        raise TrainError("a teacher whose answers come from a cache cannot learn; leave out one of the two")
+    ours, theirs = _checked_shapes(student, teacher)
     tokenizer = shared_tokenizer(student, teacher)
-    half = uses_bfloat16(device, config.dtype)
-    processes = 1 if world.mesh is None else world.mesh.size()
-    free = available_bytes(device)
-    if device.type == "cpu" and free is not None:
-        free //= processes  # of this machine, in whose memory all of them are
-    require_fit(ours, config, theirs, free, bfloat16=half, correct_teacher=correct_teacher, processes=world.size)
+    require_memory(ours, config, device, world, theirs, correct_teacher=correct_teacher)
     texts = world.first_then_all(lambda: open_texts(data, heldout, heldout_share, tokenizer, config, cache, field))
+    identity = {"student": world.first_does(lambda: fingerprint(student))}
+    guide: nn.Module | None = None
+    if teacher is not None:
+        path = teacher
+        identity["teacher"] = world.first_does(lambda: fingerprint(path))
+        wide = correct_teacher or not uses_bfloat16(device, config.dtype)
+        loaded: Any = NemotronForCausalLM.from_pretrained(teacher, dtype=torch.float32 if wide else torch.bfloat16)
+        guide = loaded.to(device).requires_grad_(correct_teacher)
+    targets: TeacherTargets
+    if teacher_cache is not None:
+        targets = open_targets(teacher_cache, texts.stream, identity.get("teacher"))
+        identity |= {"teacher": targets.meta["teacher"], "cache": targets.meta["kind"]}
+    else:
+        assert guide is not None
+        targets = CorrectedTeacher(guide) if correct_teacher else OnlineTeacher(guide)
     model = saved_model(student).to(device)  # type: ignore[arg-type]
-    wide = correct_teacher or not half
-    guide = NemotronForCausalLM.from_pretrained(teacher, dtype=torch.float32 if wide else torch.bfloat16)
-    guide.to(device).requires_grad_(correct_teacher)
-    identity = world.first_does(lambda: {"student": fingerprint(student), "teacher": fingerprint(teacher)})
-    return Distillation(
-        model,
-        CorrectedTeacher(guide) if correct_teacher else OnlineTeacher(guide),
-        guide,
-        texts,
-        tokenizer,
-        {"checkpoints": identity},
-        _dtype_of(ours),
-    )
+    return Distillation(model, targets, guide, texts, tokenizer, {"checkpoints": identity}, _dtype_of(ours))
 
 
-def shared_tokenizer(student: Path, teacher: Path) -> Any:
-    """The tokenizer of both; that of the teacher if the student's folder has none.
+def _checked_shapes(student: Path, teacher: Path | None) -> tuple[NemotronConfig, NemotronConfig | None]:
+    check_checkpoint(student)
+    ours = read_config(student)
+    if teacher is None:
+        return ours, None
+    check_checkpoint(teacher)
+    theirs = read_config(teacher)
+    require_same_vocabulary(ours, theirs, student, teacher)
+    return ours, theirs
+
+
+def shared_tokenizer(student: Path, teacher: Path | None) -> Any:
+    """The tokenizer of both; that of the other if one folder has none.
 
     Raises:
         TrainError: they differ.
         FileNotFoundError: neither has one.
     """
-    try:
-        ours: Any = load_tokenizer(student)
-    except FileNotFoundError:
-        ours = None
-    theirs: Any = load_tokenizer(teacher)
-    if ours is not None:
-        require_same_tokens(ours, theirs, student, teacher)
-    return ours if ours is not None else theirs
+    found: list[Any] = []
+    missing: FileNotFoundError | None = None
+    for folder in (student, teacher):
+        try:
+            found += [] if folder is None else [load_tokenizer(folder)]
+        except FileNotFoundError as error:
+            missing = error
+    if not found:
+        assert missing is not None
+        raise missing
+    if len(found) == 2:
+        require_same_tokens(found[0], found[1], student, teacher)
+    return found[0]
 
 
 def _dtype_of(config: NemotronConfig) -> torch.dtype | None:
