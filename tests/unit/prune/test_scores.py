@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from model_samples import tiny
 from safetensors.torch import load_file, save_file
 
 from minitron.checkpoint.limits import CheckpointError
+from minitron.prune.plot import plot_scores
 from minitron.prune.scores import Scores, ScoresError
 
 
@@ -104,3 +106,19 @@ def test_files_that_are_something_else(tmp_path: Path) -> None:
     path.write_bytes(whole[:-8])
     with pytest.raises(CheckpointError, match="the file is cut"):
         Scores.load(path)
+
+
+@pytest.mark.parametrize("sizes", [(2, 4, 2, 48, 32), (3, 2, 1, 2000, 5)])
+def test_a_plot_shows_every_layer(tmp_path: Path, sizes: tuple[int, ...]) -> None:
+    pytest.importorskip("matplotlib")
+    plot_scores(sample(sizes), tmp_path / "scores.svg")
+    text = (tmp_path / "scores.svg").read_text()
+    assert text.count("<image") >= 3  # heat maps
+    plot_scores(sample(sizes, windows={}, about={}), tmp_path / "scores.png")
+    assert (tmp_path / "scores.png").stat().st_size > 10_000
+
+
+def test_what_a_plot_needs_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ModuleNotFoundError, match=r"plots need matplotlib: pip install 'minitron\[plot\]'"):
+        plot_scores(sample(), tmp_path / "scores.png")
