@@ -36,3 +36,13 @@ def test_eval(part: str, tmp_path: Path) -> None:
         assert found["minitron"]["peak_bytes"] > 0
     else:
         assert all(row.get("largest_difference_nats", 0) < 1e-4 for row in found["rows"])
+
+
+def test_prune_surgery(tmp_path: Path) -> None:
+    out = tmp_path / "result.json"
+    command = [sys.executable, str(BENCHMARKS / "prune_surgery.py"), "--smoke", "--json", str(out)]
+    subprocess.run([*command, "--folder", str(tmp_path)], check=True, capture_output=True)
+    result = json.loads(out.read_text())
+    assert result["weights"] == "random"
+    assert result["results"]["cut"]["bytes_written"] < result["bytes"] == result["results"]["sorted"]["bytes_written"]
+    assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
