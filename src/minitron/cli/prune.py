@@ -33,6 +33,7 @@ def prune(
     depth: str = typer.Option("influence", help="How layers are scored: influence, loss, distance or greedy."),
     contiguous: bool = typer.Option(False, "--contiguous", help="Remove neighbouring layers only."),
     merge_heads: bool = typer.Option(False, "--merge-heads", help="Add what goes of a group's queries to what stays."),
+    compensate: bool = typer.Option(False, "--compensate", help="Refit norms and output projections to MODEL."),
     calibration: Optional[str] = typer.Option(None, help="Text for importance; short bundled passages if left out."),
     heldout: Optional[str] = typer.Option(None, help="Text for ranking and losses; other parts of --calibration."),
     scores: Annotated[Optional[Path], typer.Option(help="importance.safetensors of an earlier run on MODEL.")] = None,
@@ -69,8 +70,9 @@ def prune(
     options = Options(
         plan=plan, keep=keep, params=params, non_embedding_params=non_embedding_params, memory=memory, speed=speed,
         grid=grid, sort=sort, tolerance=tolerance, dtype=dtype, context=context, rank=rank, candidates=candidates,
-        depth=depth, contiguous=contiguous, merge_heads=merge_heads, calibration=calibration, heldout=heldout,
-        scores=scores, samples=samples, sequence=sequence, seed=seed, measure=measure, overwrite=overwrite,
+        depth=depth, contiguous=contiguous, merge_heads=merge_heads, compensate=compensate, calibration=calibration,
+        heldout=heldout, scores=scores, samples=samples, sequence=sequence, seed=seed, measure=measure,
+        overwrite=overwrite,
     )  # fmt: skip
     with _Bars() as bars:
         result = PruneJob(_folder(model), out, options, bars.say, bars.show).run()

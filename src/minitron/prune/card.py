@@ -116,7 +116,8 @@ def model_card(
         *(f"{note}\n" for note in notes),
         "## Again",
         "",
-        "The plan is all that the cut depends on; `importance.safetensors` is what the plan was made from, so that "
+        "The plan is all that the cut depends on (compensation, if any, depends on the calibration text too); "
+        "`importance.safetensors` is what the plan was made from, so that "
         "other sizes need no calibration:",
         "",
         "```console",

@@ -23,6 +23,7 @@ from . import costs
 from .architecture import Architecture, parse_axes
 from .card import CANDIDATES, FOLDER, PLAN, SCORES, Facts, model_card, text_table
 from .choose import make_plan, scores_hash, sorted_plan
+from .compensation import compensate
 from .head_loss import judge
 from .importance import compute_importance
 from .plan import PlanError, PrunePlan
@@ -72,6 +73,8 @@ class Options:
     depth: str = "influence"
     contiguous: bool = False
     merge_heads: bool = False
+    compensate: bool = False
+    """Refit norms and output projections to the source on the calibration text."""
     calibration: str | None = None
     heldout: str | None = None
     scores: Path | None = None
@@ -323,10 +326,9 @@ class PruneJob:
 
         self.work.mkdir(parents=True, exist_ok=True)
         draft = self.work / "checkpoint"
-        report = prune_checkpoint(
-            self.source, draft, plan, check_source=False, overwrite=True, progress=progress,
-            files=self._licences(),
-        )  # fmt: skip
+        report = prune_checkpoint(self.source, draft, plan, check_source=False, overwrite=True, progress=progress)
+        if self.options.compensate:
+            draft = self._compensated(draft, plan)
         before = self._facts(self.source, self.config, report.bytes_before)
         after = self._facts(draft, config, report.bytes_after)
         rows = [{**r.candidate.as_dict(), "plan": r.plan, "score": _number(r.score)} for r in ranked]
@@ -338,13 +340,31 @@ class PruneJob:
         shutil.rmtree(self.work)
         return Result(str(self.out), plan.hash, before, after, rows, report.seconds, self.notes)
 
-    def _licences(self) -> dict[str, Path]:
+    def _compensated(self, draft: Path, plan: PrunePlan) -> Path:
+        """The checkpoint with what stays refitted, where that helps."""
+        blocks = self.texts.calibration
+        ahead = costs.forward_estimate(self.checkpoint, blocks.input_ids.numel(), blocks.input_ids.shape[1], 3)
+        self.say(f"compensation: {ahead}, more where the MLP is wide")
+        out = self.work / "compensated"
+        refits = compensate(
+            self.source, draft, plan, blocks, out, overwrite=True,
+            progress=lambda done, total: self.progress("compensation", done, total),
+        )  # fmt: skip
+        accepted = sum(refit.fit.accepted for refit in refits)
+        self.notes.append(
+            f"Compensation: {accepted} of {len(refits)} norms and output projections were refitted to the source on "
+            f"calibration text, the others would have been worse on blocks held out; `compensation.json` lists them."
+        )
+        return out
+
+    def _copy_terms(self, draft: Path) -> None:
         """Files of the source that its licence may ask to pass on, and its card."""
-        found = [p for pattern in ("LICENSE*", "LICENCE*", "NOTICE*") for p in self.source.glob(pattern) if p.is_file()]
-        files = {path.name: path for path in found}
+        for pattern in ("LICENSE*", "LICENCE*", "NOTICE*"):
+            for path in self.source.glob(pattern):
+                if path.is_file():
+                    shutil.copyfile(path, draft / path.name)
         if (self.source / "README.md").is_file():
-            files[f"{FOLDER}/source-card.md"] = self.source / "README.md"
-        return files
+            shutil.copyfile(self.source / "README.md", draft / FOLDER / "source-card.md")
 
     def _facts(self, folder: Path, config: NemotronConfig, weight_bytes: int) -> Facts:
         loss = speed = None
@@ -362,6 +382,7 @@ class PruneJob:
         place = draft / FOLDER
         place.mkdir(exist_ok=True)
         plan.save(place / PLAN)
+        self._copy_terms(draft)
         scores = self.options.scores or self.work / SCORES
         if scores.is_file() and plan.scores == scores_hash(Scores.load(scores)):
             shutil.copyfile(scores, place / SCORES)

@@ -115,6 +115,16 @@ def test_sorted_and_then_a_prefix(source: Path, text: Path, tmp_path: Path) -> N
     assert tensors["model.norm.weight"].shape == (32,)
 
 
+def test_compensation_lowers_the_error_or_is_refused(source: Path, text: Path, tmp_path: Path) -> None:
+    result = well(source, tmp_path / "small", *SHAPE, "--compensate", "--calibration", text, *QUICK)
+    assert any(note.startswith("Compensation: ") for note in result["notes"])
+    rows = json.loads((tmp_path / "small" / "compensation.json").read_text())["refits"]
+    assert all(row["accepted"] == (row["after"] < row["before"]) for row in rows)
+    plain = well(source, tmp_path / "plain", *SHAPE, "--calibration", text, *QUICK)
+    assert plain["plan"] == result["plan"]
+    assert (fingerprint(tmp_path / "plain") != fingerprint(tmp_path / "small")) == any(row["accepted"] for row in rows)
+
+
 def test_an_interrupted_run_goes_on(source: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
 
