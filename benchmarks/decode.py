@@ -1,11 +1,14 @@
-"""Decoding on the CPU against upstream transformers, and its kernels against the bandwidth measured in the same run.
+"""Decoding on the CPU against upstream transformers and llama.cpp, beside the bandwidth measured in the same run.
 
-    python benchmarks/decode.py                      the bundled model's shape, seconds
-    python benchmarks/decode.py --preset minitron-4b --zeros 0.9 --tokens 12 --rounds 3      11 GB of memory, minutes
+    python benchmarks/decode.py                      the bundled model
+    python benchmarks/decode.py --preset minitron-4b --layers 8 --formats bf16,bf12,int8,int4 --zeros 0,0.9
+    python benchmarks/decode.py --speculation        the bundled model with drafts, on real prompts
     python benchmarks/decode.py --smoke              a small shape; the numbers mean nothing
 
-Weights are random (the preset's shape, a declared share of zeros) unless --model names a checkpoint. The engine and
-upstream's `generate` run in turn on the same weights; each round gives one ratio and the median of ratios is reported.
+With --preset weights are random, in the preset's shape and with a declared share of zeros; --layers takes fewer layers
+and as much less of the vocabulary, so that each part keeps its share of the bytes. The engine and its peers run in turn
+on the same weights; each round gives one ratio and the median of ratios is reported. llama.cpp has the GGUF type that
+goes with the format: bf16 for bf16 and bf12, q8_0 for int8, q4_0 for int4.
 """
 
 from __future__ import annotations
@@ -16,31 +19,34 @@ import statistics
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 import transformers
 from machine import describe
 from transformers.models.nemotron import modeling_nemotron as upstream
 
+import minitron
 from minitron import NemotronConfig, NemotronForCausalLM
 from minitron.engine import measure
-from minitron.ops import gemv
+from minitron.engine.packed import weights_of
+from minitron.engine.peers import TransformersPeer, llama_peer
+from minitron.engine.roofline import draw_roofline
 
 SMALL = {
-    "vocab_size": 8192,
-    "hidden_size": 256,
-    "intermediate_size": 1024,
-    "num_hidden_layers": 4,
+    "vocab_size": 1024,
+    "hidden_size": 64,
+    "intermediate_size": 256,
+    "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "head_dim": 64,
+    "head_dim": 16,
     "max_position_embeddings": 1024,
 }
 
 
 def upstream_twin(model: NemotronForCausalLM) -> torch.nn.Module:
     """transformers' own model on the same tensors."""
-    config = transformers.NemotronConfig(**{**model.config.to_dict(), "dtype": "bfloat16"})
+    dtype = str(model.dtype).removeprefix("torch.")
+    config = transformers.NemotronConfig(**{**model.config.to_dict(), "dtype": dtype})
     with torch.device("meta"):
         twin = upstream.NemotronForCausalLM(config)
     twin.load_state_dict(model.state_dict(), assign=True)
@@ -48,39 +54,73 @@ def upstream_twin(model: NemotronForCausalLM) -> torch.nn.Module:
     return twin.eval()
 
 
-def kernels(shapes: list[tuple[int, int]]) -> list[dict]:
-    """One thread's GB/s of both kernels on matrices larger than the second-level cache."""
+def rows_of(model: NemotronForCausalLM, weights: str, args: argparse.Namespace) -> list[dict]:
+    """One row for each format."""
+    generator = torch.Generator().manual_seed(0)
+    prompt = torch.randint(model.config.vocab_size, (args.prompt,), generator=generator).tolist()
     rows = []
-    rng = np.random.default_rng(0)
-    for F, D in shapes:
-        copies = max(1, (256 << 20) // (F * D * 2))  # so that a matrix has left the cache when its turn comes again
-        matrices = [rng.integers(15000, 16500, (F, D), np.uint16) for _ in range(copies)]
-        for zeros in (None, 0.0, 0.5, 0.9):
-            times = []
-            for turn in range(3 * copies):
-                w = matrices[turn % copies]
-                if zeros is None:
-                    x, out = rng.standard_normal((1, D)).astype(np.float32), np.zeros((1, F), np.float32)
+    for format in args.formats.split(","):
+        packed = weights_of(model, format)
+        others = {"transformers": TransformersPeer(upstream_twin(model))} if "transformers" in args.peers else {}
+        with llama_peer(model, format, args.prompt + args.tokens, "llama.cpp" in args.peers) as llama:
+            found = measure.compare(packed, others | llama, prompt, args.tokens, args.rounds)
+        rows.append({"name": f"{format}, {weights}", "weights": weights, "format": format, **found})
+        print(_line(rows[-1]), flush=True)
+    return rows
+
+
+HEADER = (
+    "| weights | GB/s (of measured) | tokens/s | zeros | of the dense floor | peers: tokens/s, ratio, prefill ratio |"
+)
+
+
+def _line(row: dict) -> str:
+    peers = "; ".join(
+        f"{name} {peer['tokens_per_s']:.1f}, {peer['times']:.2f}x, {peer['prefill_times']:.2f}x, "
+        f"{peer['equal_tokens']}/{row['new_tokens']} tokens equal"
+        for name, peer in row["peers"].items()
+    )
+    rate = f"{row['gb_per_s']:.1f} ({row['of_bandwidth']:.2f} of {row['read_bandwidth_gb_per_s']:.1f})"
+    return (
+        f"| {row['name']} | {rate} | {row['tokens_per_s']:.2f} | {row['zero_fraction']:.0%} | "
+        f"{row['of_dense_floor']:.2f} | {peers} |"
+    )
+
+
+PROMPTS = ("Once upon a time there was a little", "The old man looked at the sea and", "Lily and her brother found a")
+
+
+def speculation(new_tokens: int) -> list[dict]:
+    """Drafts on the bundled model's own text, greedy and sampled."""
+    model, tokenizer = minitron.load()
+    drafts = {"lookup": "lookup", "int4": "self"}
+    rows = []
+    for name, draft in drafts.items():
+        for sampled in (False, True):
+            ratios, kept, drafted, steps, tokens, same = [], 0, 0, 0, 0, True
+            for seed, text in enumerate(PROMPTS * 2):
+                ids = torch.tensor([tokenizer(text)["input_ids"]])
+                how = {"max_new_tokens": new_tokens, "do_sample": sampled, "temperature": 0.8, "eos_token_id": -1}
+                seconds, texts = [], []
+                for extra in ({}, {"draft": draft}):
+                    torch.manual_seed(seed)
                     start = time.perf_counter()
-                    gemv.matvec(w, x, out, 0, 0, F)
-                else:
-                    h = np.where(rng.random((1, F)) < zeros, -1, 1).astype(np.float32)
-                    active = np.zeros((1, F), np.int32)
-                    counts = np.zeros((1, -(-F // gemv.NEURON_BLOCK)), np.int32)
-                    out = np.zeros((1, D), np.float32)
-                    start = time.perf_counter()
-                    gemv.squared_relu_lists(h, active, counts, 0, F)
-                    gemv.down(w, h, active, counts, out, 0, D)
-                times.append(time.perf_counter() - start)
-            seconds = statistics.median(times[copies:])
-            dense = F * D * 2 / seconds / 1e9
+                    texts.append(model.generate(ids, pad_token_id=0, **how, **extra))
+                    seconds.append(time.perf_counter() - start)
+                found = model.last_generation.speculation
+                kept, drafted = kept + found.kept, drafted + found.drafted
+                steps, tokens = steps + found.steps, tokens + found.tokens
+                same = same and torch.equal(*texts)
+                if seed:  # the first one warms up
+                    ratios.append(seconds[0] / seconds[1])
             rows.append(
                 {
-                    "kernel": "matvec" if zeros is None else f"down, {zeros:.0%} zeros",
-                    "shape": [F, D],
-                    "microseconds": round(seconds * 1e6, 1),
-                    "dense_gb_per_s": round(dense, 1),
-                    "gb_per_s": round(dense * (1 - (zeros or 0)), 1),
+                    "draft": name,
+                    "sampled": sampled,
+                    "acceptance_rate": kept / max(1, drafted),
+                    "tokens_per_step": tokens / steps,
+                    "times_plain": statistics.median(ratios),
+                    "same_text": same,
                 }
             )
             print(json.dumps(rows[-1]), flush=True)
@@ -89,69 +129,53 @@ def kernels(shapes: list[tuple[int, int]]) -> list[dict]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", help="a published shape")
-    parser.add_argument("--model", type=Path, help="a checkpoint in place of random weights")
-    parser.add_argument("--zeros", type=float, default=0.5, help="declared share of zero MLP neurons")
+    parser.add_argument("--preset", help="random weights in a published shape")
+    parser.add_argument("--layers", type=int, help="with --preset: fewer layers and as much less vocabulary")
+    parser.add_argument("--model", type=Path, help="a checkpoint; the bundled model if neither is given")
+    parser.add_argument("--zeros", default="0,0.9", help="with --preset: declared shares of zero MLP neurons")
+    parser.add_argument("--formats", default="bf16", help="bf16, fp32, bf12, int8, int4, with commas")
+    parser.add_argument("--peers", default="transformers,llama.cpp", help="which, if installed; none")
     parser.add_argument("--prompt", type=int, default=32, help="tokens of the prompt")
     parser.add_argument("--tokens", type=int, default=64, help="tokens to decode in each round")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--kernels", action="store_true", help="measure the kernels alone as well, one thread")
+    parser.add_argument("--speculation", action="store_true", help="drafts on the bundled model instead")
     parser.add_argument("--smoke", action="store_true")
     parser.add_argument("--out", type=Path, help="write the result as JSON")
+    parser.add_argument("--plot", type=Path, help="draw the roofline")
     args = parser.parse_args()
     transformers.logging.set_verbosity_error()
-    if args.model:
-        model = NemotronForCausalLM.from_pretrained(args.model).eval()
+    if args.smoke:
+        args.prompt, args.tokens, args.rounds = 16, 4, 2
+    result: dict = {"machine": describe(smoke=args.smoke)}
+    if args.speculation:
+        result["speculation"] = speculation(16 if args.smoke else 200)
     else:
-        shape = NemotronConfig.preset(args.preset) if args.preset else NemotronConfig(**SMALL)
-        model = measure.random_model(shape, args.zeros)
-    tokens, rounds = (4, 2) if args.smoke else (args.tokens, args.rounds)
-    prompt = torch.randint(model.config.vocab_size, (args.prompt,), generator=torch.Generator().manual_seed(0)).tolist()
-    twin = upstream_twin(model)
-    found: list[measure.Decoding] = []
-
-    def engine() -> float:
-        found.append(measure.decode(model, prompt, tokens))
-        return found[-1].seconds_per_token
-
-    works = {
-        "engine": engine,
-        "upstream": lambda: measure.transformers_seconds_per_token(twin, prompt, tokens),
-    }
-    for work in works.values():
-        work()
-    found.clear()
-    result: dict = {
-        "machine": describe(),
-        "weights": str(args.model) if args.model else f"random, {args.zeros:.0%} zeros declared",
-        "shape": args.preset or "bundled",
-        "prompt_tokens": args.prompt,
-        "new_tokens": tokens,
-        "rounds": rounds,
-    }
-    before = measure.read_bandwidth()
-    times = measure.interleaved(works, rounds)
-    bandwidth = max(before, measure.read_bandwidth())
-    seconds = statistics.median(times["engine"])
-    dense = measure.weights_of(model).bytes_per_token()
-    ratios = [theirs / ours for ours, theirs in zip(times["engine"], times["upstream"], strict=True)]
-    result |= {
-        "read_bandwidth_gb_per_s": round(bandwidth, 1),
-        "engine_tokens_per_s": round(1 / seconds, 2),
-        "upstream_tokens_per_s": round(1 / statistics.median(times["upstream"]), 2),
-        "times_upstream": round(statistics.median(ratios), 2),
-        "times_upstream_range": [round(min(ratios), 2), round(max(ratios), 2)],
-        "zero_fraction": round(statistics.median(run.zero_fraction for run in found), 4),
-        "engine_gb_per_s": round(statistics.median(run.gb_per_second for run in found), 1),
-        "of_dense_floor": round(dense / bandwidth / 1e9 / seconds, 3),
-        "prefill_seconds": round(statistics.median(run.prefill_seconds for run in found), 4),
-    }
-    print(json.dumps(result, indent=2))
-    if args.kernels:
-        config = model.config
-        result["kernels"] = kernels([(config.intermediate_size, config.hidden_size)])
+        print(HEADER)
+        print("| --- " * HEADER.count(" |") + "|")
+        result["rows"] = _tables(args)
+        if args.plot:
+            draw_roofline(result["rows"], args.plot)
     if args.out:
         args.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def _tables(args: argparse.Namespace) -> list[dict]:
+    if not args.preset and not args.smoke:
+        return rows_of(minitron.load(args.model).model, str(args.model or "bundled model"), args)
+    config, name = (NemotronConfig(**SMALL), "small shape") if args.smoke else (_preset(args), args.preset)
+    if args.layers and not args.smoke:
+        name += f" with {args.layers} layers"
+    rows = []
+    for zeros in args.zeros.split(","):
+        model = measure.random_model(config, float(zeros))
+        rows += rows_of(model, f"{name}, random, {float(zeros):.0%} zeros", args)
+        del model
+    return rows
+
+
+def _preset(args: argparse.Namespace) -> NemotronConfig:
+    config = NemotronConfig.preset(args.preset)
+    return config if args.layers is None else measure.shortened(config, args.layers)
 
 
 if __name__ == "__main__":

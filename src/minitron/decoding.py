@@ -82,9 +82,10 @@ class EngineDecoding:
             engine: "auto" decodes with `minitron.engine` what it can serve; "off" leaves all to transformers.
                 `last_generation` tells which one ran, and why.
             draft: speculation that leaves the text (greedy) or its law (sampling) as it is: "lookup" drafts what
-                followed the same words earlier in the text; another `NemotronForCausalLM` with the same tokenizer,
-                or its `EngineWeights`, drafts by decoding. For one prompt; without meaning where the engine does not
-                run. transformers' `prompt_lookup_num_tokens` and `assistant_model` are served the same way.
+                followed the same words earlier in the text; "self" drafts with the model's own weights in int4;
+                another `NemotronForCausalLM` with the same tokenizer, or its `EngineWeights`, by decoding. For one
+                prompt; without meaning where the engine does not run. transformers' `prompt_lookup_num_tokens` and
+                `assistant_model` are served the same way.
         """
         if engine not in ("auto", "off"):
             raise ValueError(f"engine is {engine!r}; it must be 'auto' or 'off'")

@@ -1,24 +1,32 @@
-"""`minitron bench`: how fast this machine decodes, against what its memory allows and against transformers."""
+"""`minitron bench`: how fast this machine decodes, against what its memory allows and against other programs."""
 
 from __future__ import annotations
 
-import statistics
+from pathlib import Path
 from typing import Any, Optional
 
 import typer
 
 from .common import JsonOption, ModelArgument, human_bytes, print_json, quiet_libraries, sentence_errors
 
+PEERS = ("transformers", "llama.cpp")
+
 
 @sentence_errors
 def bench(
     model: Optional[str] = ModelArgument,  # noqa: UP045 (typer reads this annotation at run time)
     preset: Optional[str] = typer.Option(None, help="Random weights in a published shape, e.g. minitron-4b."),  # noqa: UP045
-    zeros: float = typer.Option(0.9, help="With --preset: share of MLP neurons that shall be zero."),
-    prompt_tokens: int = typer.Option(32, help="Length of the prompt (random tokens)."),
+    random_weights: bool = typer.Option(False, "--random-weights", help="Random weights in the shape of MODEL."),
+    zeros: float = typer.Option(0.9, help="With random weights: share of MLP neurons that shall be zero."),
+    layers: Optional[int] = typer.Option(  # noqa: UP045
+        None, help="With random weights: fewer layers, and as much less vocabulary, for machines with little memory."
+    ),
+    format: str | None = typer.Option(None, help="bf16, fp32, bf12, int8 or int4; that of the checkpoint if left out."),
+    prompt_tokens: int = typer.Option(128, help="Length of the prompt (random tokens)."),
     new_tokens: int = typer.Option(32, "--new-tokens", "-n", help="Tokens to decode per round."),
-    rounds: int = typer.Option(5, help="Rounds; engine and transformers take turns."),
-    against_transformers: bool = typer.Option(True, help="Measure transformers' generate on the same weights too."),
+    rounds: int = typer.Option(5, help="Rounds; engine and peers take turns."),
+    peers: str = typer.Option("all", help="transformers, llama.cpp (if installed), all or none."),
+    plot: Optional[Path] = typer.Option(None, help="Write the roofline as a picture (.png, .svg, .pdf)."),  # noqa: B008, UP045
     as_json: bool = JsonOption,
 ) -> None:
     """Measure decoding on the CPU: tokens/s, bytes per token, GB/s against the bandwidth measured in the same run.
@@ -27,90 +35,98 @@ def bench(
 
       minitron bench
 
-      minitron bench --preset minitron-4b --zeros 0.9 --rounds 3
+      minitron bench --preset minitron-4b --random-weights --zeros 0.9 --format int8 --rounds 3
+
+      minitron bench --preset minitron-4b --layers 8 --peers llama.cpp --plot roofline.png
 
       minitron bench path/to/checkpoint --json
     """
-    if model is not None and preset is not None:
-        raise ValueError("MODEL and --preset were both given; give one of them")
-    for name, value in (("prompt-tokens", prompt_tokens), ("new-tokens", new_tokens), ("rounds", rounds)):
-        if value < 1:
-            raise ValueError(f"--{name} is {value}; it must be at least 1")
+    _check(model, preset, layers, random_weights, peers, format)
+    for name, value, least in (
+        ("prompt-tokens", prompt_tokens, 1),
+        ("new-tokens", new_tokens, 2),
+        ("rounds", rounds, 1),
+    ):
+        if value < least:
+            raise ValueError(f"--{name} is {value}; it must be at least {least}")
+    _need(peers == "llama.cpp", ("llama_cpp", "gguf"), "--peers llama.cpp needs llama-cpp-python and gguf")
+    _need(plot is not None, ("matplotlib",), "--plot needs matplotlib: pip install 'minitron[plot]'")
     quiet_libraries()
     import torch
 
-    from ..config import NemotronConfig
-    from ..engine.measure import random_model
+    from ..engine.measure import compare
+    from ..engine.packed import weights_of
+    from ..engine.peers import TransformersPeer, llama_peer
     from ..engine.requests import why_not_model
-    from ..loading import load
 
-    if preset is not None:
-        subject, weights = random_model(NemotronConfig.preset(preset), zeros), f"random, {zeros:.0%} zeros declared"
-    else:
-        subject, weights = load(model, device="cpu").model, str(model or "bundled")
+    subject, name, weights = _subject(model, preset, random_weights, zeros, layers)
     reason = why_not_model(subject)
     if reason:
         raise ValueError(f"the engine does not run this model: {reason}")
     generator = torch.Generator().manual_seed(0)
     prompt = torch.randint(subject.config.vocab_size, (prompt_tokens,), generator=generator).tolist()
-    result = _measure(subject, prompt, new_tokens, rounds, against_transformers)
-    result = {"model": preset or str(model or "bundled"), "weights": weights, **result}
+    packed = weights_of(subject, format)  # type: ignore[arg-type]
+    others: dict[str, Any] = {}
+    if peers in ("all", "transformers"):
+        others["transformers"] = TransformersPeer(subject)
+    with llama_peer(subject, packed.format, prompt_tokens + new_tokens, peers in ("all", "llama.cpp")) as llama:
+        result = compare(packed, others | llama, prompt, new_tokens, rounds)
+    result = {"model": name, "weights": weights, "format": packed.format, **result}
+    if plot is not None:
+        from ..engine.roofline import draw_roofline
+
+        draw_roofline([{"name": packed.format, **result}], plot)
     if as_json:
         print_json(result)
     else:
         _print_table(result)
 
 
-def _measure(model: Any, prompt: list[int], new_tokens: int, rounds: int, against: bool) -> dict[str, Any]:
-    import torch
+def _check(
+    model: str | None, preset: str | None, layers: int | None, random: bool, peers: str, format: str | None
+) -> None:
+    from ..quantize import FORMATS
 
-    from ..engine import measure
+    if model is not None and preset is not None:
+        raise ValueError("MODEL and --preset were both given; give one of them")
+    if layers is not None and preset is None and not random:
+        raise ValueError("--layers was given for a model's own weights; it goes with --preset or --random-weights")
+    if peers not in ("all", "none", *PEERS):
+        raise ValueError(f"--peers is {peers!r}; it must be {', '.join(PEERS)}, all or none")
+    if format is not None and format not in FORMATS:
+        raise ValueError(f"--format is {format!r}; it must be one of {', '.join(FORMATS)}")
 
-    found: list[measure.Decoding] = []
 
-    def engine() -> float:
-        found.append(measure.decode(model, prompt, new_tokens))
-        return found[-1].seconds_per_token
+def _need(wanted: bool, modules: tuple[str, ...], sentence: str) -> None:
+    import importlib.util
 
-    works = {"engine": engine}
-    if against:
-        works["transformers"] = lambda: measure.transformers_seconds_per_token(model, prompt, new_tokens)
-    for work in works.values():
-        work()  # packing, compiling, caches
-    found.clear()
-    bandwidths = [measure.read_bandwidth()]
-    times = measure.interleaved(works, rounds)
-    bandwidths.append(measure.read_bandwidth())
-    bandwidth = max(bandwidths)
-    seconds = statistics.median(times["engine"])
-    bytes_read = statistics.median(run.bytes_per_token for run in found)
-    dense = measure.weights_of(model).bytes_per_token()
-    result = {
-        "threads": torch.get_num_threads(),
-        "dtype": str(model.model.embed_tokens.weight.dtype).removeprefix("torch."),
-        "read_bandwidth_gb_per_s": bandwidth,
-        "prompt_tokens": len(prompt),
-        "prefill_tokens_per_s": len(prompt) / statistics.median(run.prefill_seconds for run in found),
-        "new_tokens": new_tokens,
-        "rounds": rounds,
-        "tokens_per_s": 1 / seconds,
-        "zero_fraction": statistics.median(run.zero_fraction for run in found),
-        "bytes_per_token": bytes_read,
-        "dense_bytes_per_token": dense,
-        "gb_per_s": bytes_read / seconds / 1e9,
-        "of_bandwidth": bytes_read / seconds / 1e9 / bandwidth,
-        "of_dense_floor": dense / bandwidth / 1e9 / seconds,
-    }
-    if against:
-        ratios = [theirs / ours for ours, theirs in zip(times["engine"], times["transformers"], strict=True)]
-        result["transformers_tokens_per_s"] = 1 / statistics.median(times["transformers"])
-        result["times_transformers"] = statistics.median(ratios)
-    return result
+    if wanted and not all(importlib.util.find_spec(name) for name in modules):
+        raise ValueError(sentence)
+
+
+def _subject(
+    model: str | None, preset: str | None, random: bool, zeros: float, layers: int | None
+) -> tuple[Any, str, str]:
+    """The model, its name and a word on its weights."""
+    from ..config import NemotronConfig
+    from ..engine.measure import random_model, shortened
+    from ..loading import load
+
+    if preset is None and not random:
+        return load(model, device="cpu").model, str(model or "bundled"), "the checkpoint's"
+    if preset is not None:
+        config, name = NemotronConfig.preset(preset), preset
+    else:
+        config, name = load(model, device="cpu").model.config, str(model or "bundled")
+    if layers is not None:
+        name = f"{name}, {layers} of {config.num_hidden_layers} layers and as much of the vocabulary"
+        config = shortened(config, layers)
+    return random_model(config, zeros), name, f"random, {zeros:.0%} zeros declared"
 
 
 def _print_table(result: dict[str, Any]) -> None:
     lines = [
-        ("model", f"{result['model']} ({result['weights']}; {result['dtype']}, {result['threads']} threads)"),
+        ("model", f"{result['model']} ({result['weights']} weights; {result['format']}, {result['threads']} threads)"),
         ("read bandwidth", f"{result['read_bandwidth_gb_per_s']:.1f} GB/s, measured in this run"),
         ("prompt", f"{result['prefill_tokens_per_s']:.0f} tokens/s at {result['prompt_tokens']} tokens"),
         ("decoding", f"{result['tokens_per_s']:.1f} tokens/s, median of {result['rounds']} rounds"),
@@ -122,13 +138,14 @@ def _print_table(result: dict[str, Any]) -> None:
         ("rate", f"{result['gb_per_s']:.1f} GB/s, {result['of_bandwidth']:.0%} of the bandwidth"),
         ("dense floor", f"{result['of_dense_floor']:.2f} times the tokens/s that reading all weights would allow"),
     ]
-    if "times_transformers" in result:
-        lines.append(
-            (
-                "transformers",
-                f"{result['transformers_tokens_per_s']:.1f} tokens/s; the engine is "
-                f"{result['times_transformers']:.2f} times as fast (median of ratios)",
-            )
+    lines += [
+        (
+            name,
+            f"{peer['tokens_per_s']:.1f} tokens/s, the engine is {peer['times']:.2f} times as fast; prompt "
+            f"{peer['prefill_tokens_per_s']:.0f} tokens/s, {peer['prefill_times']:.2f} times; "
+            f"the first {peer['equal_tokens']} of {result['new_tokens']} tokens are the same",
         )
+        for name, peer in result["peers"].items()
+    ]
     for name, value in lines:
         typer.echo(f"{name:15} {value}")

@@ -24,7 +24,10 @@ def generate(
     seed: Optional[int] = typer.Option(None, help="Same seed, same machine, same text."),  # noqa: UP045
     stop: Optional[list[str]] = typer.Option(None, help="Stop after this string; may be repeated."),  # noqa: B008, UP045
     speculate: Optional[str] = typer.Option(  # noqa: UP045
-        None, help="Draft tokens and check several at once: `lookup` (words that repeat), or a smaller checkpoint."
+        None, help="Draft tokens and check several at once: `lookup` (words that repeat), `self` (int4), a checkpoint."
+    ),
+    format: Optional[str] = typer.Option(  # noqa: UP045
+        None, help="Pack the weights on loading: bf16, fp32, bf12 (bf16 without loss), int8 or int4. CPU only."
     ),
     dtype: str = DtypeOption,
     device: str = DeviceOption,
@@ -42,6 +45,8 @@ def generate(
 
       minitron generate large -p "Dear Anna," --speculate small
 
+      minitron generate large -p "Dear Anna," --format int8
+
       echo "Dear Anna," | minitron generate -p - --seed 7 --json
     """
     from ..generate import SamplingSettings, TextStream, encode_prompt
@@ -55,7 +60,7 @@ def generate(
     quiet_libraries()
     from ..loading import load
 
-    loaded = load(model, dtype=dtype, device=device)
+    loaded = load(model, dtype=dtype, device=device, format=format)
     ids = encode_prompt(loaded.tokenizer, text)
     draft = None if speculate is None else _draft(speculate, loaded)
     stream = TextStream(loaded.model, loaded.tokenizer, ids, settings, draft=draft)
@@ -102,7 +107,7 @@ def _draft(wanted: str, loaded: Any) -> Any:
     Raises:
         ValueError: the checkpoint has another tokenizer.
     """
-    if wanted == "lookup":
+    if wanted in ("lookup", "self"):
         return wanted
     from ..loading import load
 

@@ -19,13 +19,13 @@ from torch import Tensor
 from ..ops.formats import KINDS, STAGED_BLOCK
 from ..quantize import BLOCK, FORMATS, Matrix
 from . import step as compiled
+from .loop import MOST_STOPS
 from .reference import ReferenceEngine
 from .threads import SYNC_SIZE
 from .weights import EngineWeights, Norm, format_of
 
 MAX_TOKENS = 8
 """New tokens in one step; more are read by torch, whose matrix products then win."""
-MOST_STOPS = 64
 RUNS, LEAST_RUN = 32, 128
 """Neurons are worked on in at most so many runs, of at least so many."""
 

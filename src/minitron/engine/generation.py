@@ -8,12 +8,10 @@ here (`loop`, `speculate`) run instead of transformers' own.
 from __future__ import annotations
 
 import importlib.util
-import threading
-import weakref
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
@@ -21,41 +19,18 @@ from ..decoding import DRAFT_CHOICE, GenerationReport
 from ..model import NemotronForCausalLM, check_ids
 from .kv import KeyValues
 from .loop import Engine, Record, decode
+from .packed import weights_of
 from .reference import ReferenceEngine
 from .requests import starts_of, why_not_model, why_not_request
 from .rules import Rules
 from .speculate import MOST_DRAFTED, Draft, DraftLength, Lookup, ModelDraft, decode_with_draft
-from .weights import EngineWeights, from_model
+from .weights import EngineWeights
 
 if TYPE_CHECKING:
     from transformers.generation.streamers import BaseStreamer
 
-# --- packed weights, once per model ------------------------------------------------------------------------------
-
-_packed: weakref.WeakKeyDictionary[nn.Module, tuple[Any, EngineWeights]] = weakref.WeakKeyDictionary()
-_packing = threading.Lock()
-
-
-def weights_of(model: NemotronForCausalLM) -> EngineWeights:
-    """The model's weights, packed at the first call and again whenever they have changed."""
-    now = _fingerprint(model)
-    with _packing:
-        found = _packed.get(model)
-        if found is None or found[0] != now:
-            found = now, from_model(model)
-            _packed[model] = found
-        return found[1]
-
-
-def _fingerprint(model: NemotronForCausalLM) -> tuple[Any, ...]:
-    # Versions count in-place changes, but not those made through `.data`: hence some values of what is copied.
-    tensors = [(t.data_ptr(), t._version) for t in model.parameters()]
-    samples = [
-        part.detach().flatten()[:: max(1, part.numel() // 64)].float().sum().item()
-        for name, part in model.named_parameters()
-        if part.dim() == 1 or name.endswith("down_proj.weight")
-    ]
-    return (*tensors, *samples)
+SELF_DRAFT_FORMAT = "int4"
+"""In which a model drafts for itself."""
 
 
 def open_engine(weights: EngineWeights, capacity: int, slots: int = 1) -> Engine:
@@ -182,16 +157,18 @@ def _speculate(
 
 
 def _draft_weights(model: NemotronForCausalLM, draft: object) -> EngineWeights:
+    if draft == "self":
+        return weights_of(model, SELF_DRAFT_FORMAT)
     if isinstance(draft, NemotronForCausalLM):
         reason = why_not_model(draft)
         if reason:
             raise ValueError(f"draft: the engine does not run this model: {reason}")
         draft = weights_of(draft)
     if not isinstance(draft, EngineWeights):
-        raise ValueError(f"draft is {draft!r}; it must be 'lookup', a NemotronForCausalLM, or the EngineWeights of one")
-    if draft.embed.shape[0] != model.config.vocab_size:
+        raise ValueError(f"draft is {draft!r}; it must be 'lookup', 'self', a NemotronForCausalLM or its EngineWeights")
+    if draft.config.vocab_size != model.config.vocab_size:
         raise ValueError(
-            f"draft: its vocabulary has {draft.embed.shape[0]} tokens, the model's {model.config.vocab_size}; "
+            f"draft: its vocabulary has {draft.config.vocab_size} tokens, the model's {model.config.vocab_size}; "
             f"both must have the same tokenizer"
         )
     return draft

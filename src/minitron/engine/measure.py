@@ -1,4 +1,4 @@
-"""How fast decoding is, beside what memory allows in the same run."""
+"""How fast decoding is, beside what memory allows and what others reach in the same run."""
 
 from __future__ import annotations
 
@@ -7,27 +7,34 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Any, TypeVar
 
 import torch
 
 from ..config import NemotronConfig
 from ..model import NemotronForCausalLM
-from .generation import open_engine, weights_of
+from .generation import open_engine
+from .peers import Peer
+from .weights import EngineWeights
 
 BANDWIDTH_BYTES = 1 << 30
-WARM_UP_TOKENS = 4
+
+Result = TypeVar("Result")
 
 
 @dataclass
 class Decoding:
-    """One measurement; times are medians over single tokens."""
+    """One measurement."""
 
     seconds_per_token: float
+    """Mean over those after the first."""
     bytes_per_token: float
     """Weights that were read, counting only rows of neurons that were not zero. Keys and values are not counted."""
     zero_fraction: float
-    prefill_tokens: int
     prefill_seconds: float
+    """The whole prompt and the first token."""
+    tokens: list[int]
+    """The new ones, greedy."""
 
     @property
     def tokens_per_second(self) -> float:
@@ -82,53 +89,93 @@ def random_model(
     return model
 
 
-def decode(model: NemotronForCausalLM, prompt: list[int], new_tokens: int) -> Decoding:
-    """Read `prompt` and decode greedily, token by token."""
-    weights = weights_of(model)
-    engine = open_engine(weights, len(prompt) + WARM_UP_TOKENS + new_tokens)
+def shortened(config: NemotronConfig, layers: int) -> NemotronConfig:
+    """The shape with so many layers, and with a vocabulary that is as much smaller: each part keeps its share.
+
+    Raises:
+        ValueError: there are not so many layers.
+    """
+    if not 1 <= layers <= config.num_hidden_layers:
+        raise ValueError(f"layers is {layers}; it must be from 1 to the shape's {config.num_hidden_layers}")
+    vocabulary = -(-config.vocab_size * layers // config.num_hidden_layers // 64) * 64
+    changed = {"num_hidden_layers": layers, "vocab_size": vocabulary}
+    return NemotronConfig.from_dict({**config.to_dict(), **changed})  # type: ignore[return-value]
+
+
+def decode(weights: EngineWeights, prompt: list[int], new_tokens: int) -> Decoding:
+    """Read `prompt` and write `new_tokens` (at least 2) greedily."""
+    engine = open_engine(weights, len(prompt) + new_tokens)
     try:
         start = time.perf_counter()
         engine.read(prompt[:-1])
-        token = int(engine.step([prompt[-1]])[0].argmax())
-        prefill = time.perf_counter() - start
-        times = []
-        for _ in range(WARM_UP_TOKENS - 1 + new_tokens):
-            start = time.perf_counter()
-            token = int(engine.step([token])[0].argmax())
-            times.append(time.perf_counter() - start)
+        tokens = engine.greedy(prompt[-1], 1)
+        first = time.perf_counter()
+        tokens += engine.greedy(tokens[0], new_tokens - 1)
+        seconds = (time.perf_counter() - first) / (new_tokens - 1)
     finally:
         engine.close()
     active = engine.active_neurons / max(1, engine.seen_neurons)
-    seconds = statistics.median(times[WARM_UP_TOKENS - 1 :])
-    return Decoding(seconds, weights.bytes_per_token(active), 1 - active, len(prompt), prefill)
+    return Decoding(seconds, weights.bytes_per_token(active), 1 - active, first - start, tokens)
 
 
-def interleaved(works: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+def compare(
+    weights: EngineWeights, peers: dict[str, Peer], prompt: list[int], new_tokens: int, rounds: int
+) -> dict[str, Any]:
+    """The engine and its peers in turn on one prompt, after a round that does not count.
+
+    Ratios are medians of the rounds' own ratios; above 1 the engine is faster. The bandwidth is the better one of
+    before and after.
+    """
+    runs: dict[str, list[Any]] = {}
+    works: dict[str, Callable[[], Any]] = {"engine": lambda: decode(weights, prompt, new_tokens)}
+    works |= {name: lambda peer=peer: peer.run(prompt, new_tokens) for name, peer in peers.items()}
+    first = {name: work().tokens for name, work in works.items()}
+    bandwidth = read_bandwidth()
+    runs = interleaved(works, rounds)
+    bandwidth = max(bandwidth, read_bandwidth())
+    ours: list[Decoding] = runs["engine"]
+    seconds = statistics.median(run.seconds_per_token for run in ours)
+    read, dense = statistics.median(run.bytes_per_token for run in ours), weights.bytes_per_token()
+    result: dict[str, Any] = {
+        "threads": torch.get_num_threads(),
+        "read_bandwidth_gb_per_s": bandwidth,
+        "prompt_tokens": len(prompt),
+        "new_tokens": new_tokens,
+        "rounds": rounds,
+        "prefill_tokens_per_s": len(prompt) / statistics.median(run.prefill_seconds for run in ours),
+        "tokens_per_s": 1 / seconds,
+        "zero_fraction": statistics.median(run.zero_fraction for run in ours),
+        "bytes_per_token": read,
+        "dense_bytes_per_token": dense,
+        "gb_per_s": read / seconds / 1e9,
+        "of_bandwidth": read / seconds / 1e9 / bandwidth,
+        "of_dense_floor": dense / bandwidth / 1e9 / seconds,
+        "peers": {},
+    }
+    for name in peers:
+        pairs = list(zip(ours, runs[name], strict=True))
+        ratios = [theirs.seconds_per_token / run.seconds_per_token for run, theirs in pairs]
+        result["peers"][name] = {
+            "tokens_per_s": 1 / statistics.median(theirs.seconds_per_token for _, theirs in pairs),
+            "times": statistics.median(ratios),
+            "times_range": [min(ratios), max(ratios)],
+            "prefill_tokens_per_s": len(prompt) / statistics.median(theirs.prefill_seconds for _, theirs in pairs),
+            "prefill_times": statistics.median(theirs.prefill_seconds / run.prefill_seconds for run, theirs in pairs),
+            "equal_tokens": _equal_beginning(first["engine"], first[name]),
+        }
+    return result
+
+
+def _equal_beginning(a: list[int], b: list[int]) -> int:
+    return next(
+        (place for place, pair in enumerate(zip(a, b, strict=False)) if pair[0] != pair[1]), min(len(a), len(b))
+    )
+
+
+def interleaved(works: dict[str, Callable[[], Result]], rounds: int) -> dict[str, list[Result]]:
     """Results of each of `works`, `rounds` times, in turn; each goes first in every other round."""
-    results: dict[str, list[float]] = {name: [] for name in works}
+    results: dict[str, list[Result]] = {name: [] for name in works}
     for round_ in range(rounds):
         for name in sorted(works, reverse=bool(round_ % 2)):
             results[name].append(works[name]())
     return results
-
-
-def transformers_seconds_per_token(model: object, prompt: list[int], new_tokens: int) -> float:
-    """Seconds per token of a model's `generate` without the engine, the prompt and a first token left out."""
-    ids = torch.tensor([prompt])
-    off = {"engine": "off"} if isinstance(model, NemotronForCausalLM) else {}
-
-    def seconds(count: int) -> float:
-        start = time.perf_counter()
-        model.generate(  # type: ignore[attr-defined]
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=count,
-            min_new_tokens=count,
-            do_sample=False,
-            pad_token_id=0,
-            **off,
-        )
-        return time.perf_counter() - start
-
-    first = seconds(1)
-    return (seconds(1 + new_tokens) - first) / new_tokens

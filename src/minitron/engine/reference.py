@@ -6,6 +6,8 @@ products are in the weights' dtype, which for bf16 is the fast path of torch on 
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -47,6 +49,13 @@ class ReferenceEngine:
     def step_each(self, tokens: list[int], slots: list[int]) -> Tensor:
         """Append a token to each of several sequences; logits (len(tokens), V)."""
         return torch.cat([self.step([token], slot) for token, slot in zip(tokens, slots, strict=True)])
+
+    def greedy(self, token: int, count: int, stops: Collection[int] = (), slot: int = 0) -> list[int]:
+        """Append a token and then `count` - 1 more, each the most probable; see `CpuEngine.greedy`."""
+        found: list[int] = []
+        while len(found) < count and not (found and found[-1] in stops):
+            found.append(int(self.step([found[-1] if found else token], slot)[0].argmax()))
+        return found
 
     def truncate(self, length: int, slot: int = 0) -> None:
         """Forget all but the first `length` tokens of a sequence."""

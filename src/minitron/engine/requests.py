@@ -17,6 +17,7 @@ from ..model import (
     NemotronMLP,
 )
 from ..ops.act import SquaredReLU
+from .packed import PackedNemotron
 from .weights import WEIGHT_DTYPES
 
 # The frequencies of the other types ("dynamic", "longrope") change with the length of the text.
@@ -26,6 +27,8 @@ PLAIN_MODULES = (nn.Embedding, nn.Linear, nn.ModuleList, NemotronAttention, Nemo
 
 def why_not_model(model: NemotronForCausalLM) -> str:
     """Why the engine cannot run this model as it is; empty if it can."""
+    if isinstance(model, PackedNemotron):
+        return ""
     if type(model).forward is not NemotronForCausalLM.forward:
         return "the model's forward was replaced"
     if model.training:

@@ -44,7 +44,10 @@ class Rules:
         for processor in processors:
             if isinstance(processor, RepetitionPenaltyLogitsProcessor) and processor.prompt_ignore_length is not None:
                 self._unseen = torch.as_tensor(processor.prompt_ignore_length).expand(batch).tolist()
-        self._ends = {int(end) for rule in criteria if hasattr(rule, "eos_token_id") for end in rule.eos_token_id}  # type: ignore[attr-defined]
+        self.ends = {int(end) for rule in criteria if hasattr(rule, "eos_token_id") for end in rule.eos_token_id}  # type: ignore[attr-defined]
+        """Tokens that end a text."""
+        self.plain = self._choice == Choice()
+        """Whether the most probable token is taken, whatever came before."""
         self._other = [
             rule for rule in criteria if not hasattr(rule, "eos_token_id") and not hasattr(rule, "max_length")
         ]
@@ -74,7 +77,7 @@ class Rules:
     def ended(self, ids: Tensor, scores: Any = None) -> Array:
         """Which rows end with their last token, (B,) bool."""
         full = ids.shape[1] >= self.limit
-        done = np.array([full or token in self._ends for token in ids[:, -1].tolist()])
+        done = np.array([full or token in self.ends for token in ids[:, -1].tolist()])
         for rule in self._other:
             done = done | torch.as_tensor(rule(ids, scores)).numpy()  # type: ignore[arg-type]
         return done

@@ -320,12 +320,13 @@ def _best(logits):  # type: ignore[no-untyped-def]
 @njit(**FAST)
 def _work(thread, threads, sync, kinds, job, tokens, stops, sizes, eps, layers, ends, spaces, cos, sin, zeros):  # type: ignore[no-untyped-def]
     """One job: a step, and then, if so asked, more steps on the most probable token."""
-    M, position, first = job[TOKENS], job[POSITION], job[FIRST_LOGITS]
-    inputs = tokens[:M].copy()
+    # All of the job is read before the first barrier: once thread 0 has returned, the next job may be written.
+    M, position, first, greedy = job[TOKENS], job[POSITION], job[FIRST_LOGITS], job[GREEDY]
+    inputs, ends_of_text = tokens[:M].copy(), stops.copy()
     chosen = 0
     while True:
         _step(thread, threads, sync, kinds, inputs, position, first, sizes, eps, layers, ends, spaces, cos, sin, zeros)
-        if chosen == job[GREEDY]:
+        if chosen == greedy:
             return
         # Each thread looks for itself, so that nobody waits; the logits are next overwritten after a barrier.
         position += inputs.shape[0]
@@ -336,9 +337,9 @@ def _work(thread, threads, sync, kinds, job, tokens, stops, sizes, eps, layers, 
             tokens[chosen] = token
             job[CHOSEN] = chosen + 1
         chosen += 1
-        stop = chosen == job[GREEDY]
-        for i in range(stops.shape[0]):
-            stop = stop or stops[i] == token
+        stop = chosen == greedy
+        for i in range(ends_of_text.shape[0]):
+            stop = stop or ends_of_text[i] == token
         if stop:
             return
 

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from minitron import NemotronForCausalLM
-from minitron.engine import generation
+from minitron.engine import generation, packed
 
 pytest.importorskip("numba")
 
@@ -196,11 +196,11 @@ def test_packed_weights_go_with_the_model() -> None:
 
     model = tiny_model()
     model.generate(prompt(), max_new_tokens=2)
-    assert model in generation._packed
-    count = len(generation._packed)
+    assert model in packed._packed
+    count = len(packed._packed)
     del model
     gc.collect()
-    assert len(generation._packed) < count
+    assert len(packed._packed) < count
 
 
 def test_an_error_in_the_loop_ends_the_threads() -> None:

@@ -11,8 +11,10 @@ from checkpoint_samples import tiny_config
 from engine_models import some_tokens, tiny_model
 from typer.testing import CliRunner
 
+from minitron import NemotronConfig
 from minitron.cli import app
 from minitron.engine import measure
+from minitron.engine.packed import weights_of
 
 pytest.importorskip("numba")
 
@@ -20,9 +22,9 @@ pytest.importorskip("numba")
 @pytest.mark.parametrize("zeros", [0.5, 0.9])
 def test_declared_zeros_are_found(zeros: float) -> None:
     model = measure.random_model(tiny_config(hidden_size=256, intermediate_size=1024), zeros)
-    run = measure.decode(model, some_tokens(10), 20)
+    weights = weights_of(model)
+    run = measure.decode(weights, some_tokens(10), 20)
     assert abs(run.zero_fraction - zeros) < 0.05
-    weights = measure.weights_of(model)
     assert run.bytes_per_token < weights.bytes_per_token()
     assert weights.bytes_per_token(0.0) == weights.bytes_per_token() - 2 * 2 * 256 * 1024
 
@@ -36,18 +38,47 @@ def test_random_weights_are_finite() -> None:
         measure.random_model(tiny_config(), 1.0)
 
 
+def test_shortened_shapes_keep_the_share_of_each_part() -> None:
+    config = NemotronConfig.preset("minitron-4b")
+    short = measure.shortened(config, 8)
+    assert (short.num_hidden_layers, short.vocab_size, short.hidden_size) == (8, 64_000, 3072)
+    assert short.num_parameters() == pytest.approx(config.num_parameters() / 4, rel=1e-3)
+    with pytest.raises(ValueError, match="layers is 33"):
+        measure.shortened(config, 33)
+
+
 def test_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "BANDWIDTH_BYTES", 1 << 20)
     monkeypatch.setattr("minitron.loading.load", lambda *_, **__: type("Loaded", (), {"model": tiny_model()}))
     command = ["bench", str(tmp_path), "--prompt-tokens", "5", "-n", "3", "--rounds", "2"]
-    found = CliRunner().invoke(app, [*command, "--json"])
+    picture = tmp_path / "roofline.svg"
+    found = CliRunner().invoke(app, [*command, "--json", "--plot", str(picture)])
     assert found.exit_code == 0, found.output
     result = json.loads(found.stdout)
     assert result["tokens_per_s"] > 0
-    assert result["times_transformers"] > 0
+    assert result["peers"]["transformers"]["equal_tokens"] == 3
     assert 0 < result["zero_fraction"] < 1
-    table = CliRunner().invoke(app, command)
+    assert picture.read_text(encoding="utf-8").startswith("<?xml")
+    if "llama.cpp" in result["peers"]:
+        assert result["peers"]["llama.cpp"]["times"] > 0
+    table = CliRunner().invoke(app, [*command, "--peers", "none", "--random-weights", "--layers", "1"])
+    assert "1 of 2 layers" in table.stdout
+    assert "random, 90% zeros declared" in table.stdout
     assert "of the MLP neurons" in table.stdout
-    assert CliRunner().invoke(app, [*command, "--preset", "minitron-4b"]).exit_code == 2
-    assert CliRunner().invoke(app, ["bench", "--preset", "minitron-5b"]).exit_code == 2
-    assert CliRunner().invoke(app, [*command, "--rounds", "0"]).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["x", "--preset", "minitron-4b"], "both given"),
+        (["--preset", "minitron-5b"], "minitron-5b"),
+        (["x", "--rounds", "0"], "--rounds is 0"),
+        (["x", "--peers", "vllm"], "--peers is 'vllm'"),
+        (["x", "--format", "int3"], "--format is 'int3'"),
+        (["x", "--layers", "3"], "--layers was given"),
+    ],
+)
+def test_bench_refuses(options: list[str], said: str) -> None:
+    done = CliRunner().invoke(app, ["bench", *options])
+    assert done.exit_code == 2
+    assert said in done.stderr

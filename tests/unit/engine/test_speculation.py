@@ -15,7 +15,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria,
 
 from minitron import NemotronForCausalLM
 from minitron.decoding import Speculation
-from minitron.engine.generation import weights_of
+from minitron.engine.packed import weights_of
 from minitron.engine.speculate import DraftLength, Lookup
 from minitron.sampling import acceptance, residual
 
@@ -41,6 +41,7 @@ DRAFTS = {
     "another model": lambda model: {"draft": tiny_model(seed=1)},
     "assistant_model": lambda model: {"assistant_model": tiny_model(num_hidden_layers=1)},
     "a twin": lambda model: {"draft": tiny_model()},
+    "self": lambda model: {"draft": "self"},
     "its weights": lambda model: {"draft": weights_of(tiny_model())},
 }
 

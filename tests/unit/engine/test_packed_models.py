@@ -1,0 +1,117 @@
+"""Models that are there only as packed weights, and memory that does not suffice."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from engine_models import some_tokens, tiny_model
+from text_checkpoint import make_text_checkpoint
+
+import minitron
+from minitron import NemotronConfig
+from minitron.engine import memory
+from minitron.engine.memory import available_memory, require_memory
+from minitron.engine.packed import packed_model, weights_of
+
+pytest.importorskip("numba")
+
+
+@pytest.mark.parametrize("format", [None, "bf12", "int8"])
+def test_a_packed_model_writes_what_the_model_writes(tmp_path: Path, format: str | None) -> None:
+    model = tiny_model(torch.bfloat16)
+    model.save_pretrained(tmp_path)
+    packed = packed_model(tmp_path, format)  # type: ignore[arg-type]
+    assert {parameter.device.type for parameter in packed.parameters()} == {"meta"}
+    ids = torch.tensor([some_tokens(7)])
+    ours = packed.generate(ids, max_new_tokens=20, do_sample=False)
+    assert packed.last_generation.engine == "cpu"
+    if format != "int8":
+        assert torch.equal(ours, model.generate(ids, max_new_tokens=20, do_sample=False))
+    assert torch.equal(ours, packed.generate(ids, max_new_tokens=20, do_sample=False, draft="lookup"))
+    with pytest.raises(ValueError, match="engine alone, which cannot serve this: output_attentions"):
+        packed.generate(ids, max_new_tokens=3, return_dict_in_generate=True, output_attentions=True)
+    with pytest.raises(ValueError, match="not in int4"):
+        weights_of(packed, "int4")
+
+
+def test_loading_in_a_format(tmp_path: Path) -> None:
+    folder = make_text_checkpoint(tmp_path / "tiny")
+    model, tokenizer = minitron.load(folder, format="int8")
+    out = model.generate(**tokenizer("the cat", return_tensors="pt"), max_new_tokens=5)
+    assert out.shape[1] > 2
+    with pytest.raises(ValueError, match="format is 'int3'"):
+        minitron.load(folder, format="int3")
+    with pytest.raises(ValueError, match="leave both out"):
+        minitron.load(folder, format="int8", dtype="bf16")
+
+
+def test_what_does_not_fit_is_refused_with_what_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = NemotronConfig.preset("minitron-4b")
+    monkeypatch.setattr(memory, "available_memory", lambda: 5 * 10**9)
+    with pytest.raises(ValueError, match=r"small takes 8.38 GB of memory in bf16, and 5.00 GB are free") as found:
+        require_memory("small", config, "bf16", packed=True)
+    assert re.search(r"int8 \(4.\d\d GB\), int4 \(2.\d\d GB\) it would fit", str(found.value))
+    require_memory("small", config, "int4", packed=True)
+    monkeypatch.setattr(memory, "available_memory", lambda: 10**9)
+    with pytest.raises(ValueError, match=r"no format fits, the smallest \(int4\) takes 2"):
+        require_memory("small", config, "bf16", packed=False)
+    monkeypatch.setattr(memory, "available_memory", lambda: None)
+    require_memory("small", config, "bf16", packed=False)
+
+
+def test_loading_says_so_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_text_checkpoint(tmp_path / "tiny")
+    monkeypatch.setattr(memory, "available_memory", lambda: 1000)
+    for format in (None, "int4"):
+        with pytest.raises(ValueError, match=r"0\.00 GB are free"):
+            minitron.load(folder, format=format, device="cpu")
+
+
+def test_memory_of_the_machine_and_of_control_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert available_memory() is None or available_memory() > 0  # type: ignore[operator]
+    monkeypatch.setattr(memory, "ROOT", tmp_path)
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/meminfo").write_text("MemTotal: 9000 kB\nMemAvailable:   4000 kB\n")
+    assert available_memory() == 4000 * 1024
+    group = tmp_path / "sys/fs/cgroup/outer/inner"
+    group.mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text("0::/outer/inner\n")
+    for folder, limit in ((group, "max"), (group.parent, "3000000")):
+        (folder / "memory.max").write_text(limit)
+        (folder / "memory.current").write_text("2500000")
+        (folder / "memory.stat").write_text("anon 5\ninactive_file 400000\n")
+    assert available_memory() == 900_000
+    old = tmp_path / "sys/fs/cgroup/memory/job"
+    old.mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text("5:memory:/job\n")
+    (old / "memory.limit_in_bytes").write_text("1000000")
+    (old / "memory.usage_in_bytes").write_text("250000")
+    (old / "memory.stat").write_text("total_inactive_file 0\n")
+    assert available_memory() == 750_000
+
+
+def test_it_decodes_on_a_processor_without_vector_extensions(tmp_path: Path) -> None:
+    import os
+    import subprocess
+    import sys
+
+    code = (
+        "import torch, sys\n"
+        "sys.path[:0] = sys.argv[1:]\n"
+        "from engine_models import tiny_model, some_tokens\n"
+        "model, ids = tiny_model(torch.bfloat16), torch.tensor([some_tokens(7)])\n"
+        "out = model.generate(ids, max_new_tokens=12, do_sample=False)\n"
+        "print(model.last_generation.engine, out[0].tolist())\n"
+    )
+    here = Path(__file__).parent
+    command = [sys.executable, "-c", code, str(here), str(here.parents[1])]
+    plain = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": "", "NUMBA_CACHE_DIR": str(tmp_path)}
+    found = [
+        subprocess.run(command, env={**os.environ, **extra}, capture_output=True, text=True, check=True).stdout
+        for extra in (plain, {})
+    ]
+    assert found[0].startswith("cpu [")
+    assert found[0] == found[1]
