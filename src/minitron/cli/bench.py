@@ -70,6 +70,8 @@ def bench(
     if peers in ("all", "transformers"):
         others["transformers"] = TransformersPeer(subject)
     with llama_peer(subject, packed.format, prompt_tokens + new_tokens, peers in ("all", "llama.cpp")) as llama:
+        if peers == "llama.cpp" and not llama:
+            raise ValueError("--peers llama.cpp: llama.cpp does not load this shape")
         result = compare(packed, others | llama, prompt, new_tokens, rounds)
     result = {"model": name, "weights": weights, "format": packed.format, **result}
     if plot is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import statistics
 import tempfile
 import time
@@ -18,6 +19,8 @@ import torch
 from ..checkpoint.gguf_write import write_gguf
 from ..checkpoint.tensors import Checkpoint, from_tensor
 from ..model import NemotronForCausalLM
+
+_log = logging.getLogger("minitron")
 
 GGUF_TYPES = {"bf16": "bf16", "bf12": "bf16", "fp32": "f32", "int8": "q8_0", "int4": "q4_0"}
 """What llama.cpp gets beside each of our formats: the same weights, or as many bits for each."""
@@ -129,7 +132,7 @@ def llama_peer(
 ) -> Iterator[dict[str, Peer]]:
     """llama.cpp, by name, on a model's weights in the type that goes with `format`; the file is temporary.
 
-    Empty if it is not wanted, or where llama-cpp-python or what writes GGUF files is missing.
+    Empty if it is not wanted, where llama-cpp-python or what writes GGUF files is missing, or does not load the shape.
     """
     if not wanted or not all(importlib.util.find_spec(name) for name in ("llama_cpp", "gguf")):
         yield {}
@@ -140,7 +143,12 @@ def llama_peer(
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.gguf"
         write_gguf(Checkpoint(model.config, tensors), path, quantization=GGUF_TYPES[format])
-        peer = LlamaPeer(path, capacity, torch.get_num_threads())
+        try:
+            peer = LlamaPeer(path, capacity, torch.get_num_threads())
+        except ValueError:  # heads * head_dim != hidden_size, in versions without the fix for that
+            _log.warning("llama.cpp does not load this shape and is left out")
+            yield {}
+            return
         try:
             yield {"llama.cpp": peer}
         finally:
