@@ -46,3 +46,20 @@ def test_prune_surgery(tmp_path: Path) -> None:
     assert result["weights"] == "random"
     assert result["results"]["cut"]["bytes_written"] < result["bytes"] == result["results"]["sorted"]["bytes_written"]
     assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_formats() -> None:
+    options = ["--smoke", "--layers", "1", "--tokens", "2", "--formats", "bf16", "int4", "--zeros", "0.5", "--json"]
+    command = [sys.executable, str(BENCHMARKS / "formats.py"), *options]
+    rows = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)["rows"]
+    assert [row["format"] for row in rows] == ["bf16", "int4"]
+    assert rows[1]["bytes_per_token"] < 0.35 * rows[0]["bytes_per_token"]
+
+
+def test_format_fidelity(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("Once upon a time there was a little girl who lived near the sea. " * 4)
+    command = [sys.executable, str(BENCHMARKS / "format_fidelity.py"), "--text", str(text), "--json", "--window", "40"]
+    rows = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    assert [row["format"] for row in rows] == ["bf16", "bf12", "int8", "int4"]
+    assert rows[1]["kl"] < 1e-6 < rows[2]["kl"] < rows[3]["kl"]

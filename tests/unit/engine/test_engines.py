@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from engine_models import VARIANTS, some_tokens, tiny_model
 
 from minitron.engine.reference import ReferenceEngine
 from minitron.engine.weights import EngineWeights, from_model
+from minitron.quantize import Format, Matrix, pack
 
 cpu = pytest.importorskip("minitron.engine.cpu")
 
@@ -49,9 +51,55 @@ def test_reference_in_float64_is_the_model() -> None:
         assert torch.allclose(found, model(torch.tensor([tokens])).logits[0, 10:], rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_thread_counts_and_pieces_give_the_same_bits(dtype: torch.dtype) -> None:
-    weights = from_model(tiny_model(dtype, intermediate_size=700, mlp_bias=True))
+def unpacked(weights: EngineWeights) -> EngineWeights:
+    """The same numbers in fp32."""
+
+    def wide(matrix: Matrix) -> Matrix:
+        return pack(matrix.dense(torch.float32), "fp32")
+
+    names = ("q", "k", "v", "o", "up", "down_t")
+    layers = [replace(layer, **{name: wide(getattr(layer, name)) for name in names}) for layer in weights.layers]
+    return replace(weights, embed=wide(weights.embed), head=wide(weights.head), layers=layers)
+
+
+@pytest.mark.parametrize("variant", ["odd heads", "biases, tied", "odd widths", "no layers"])
+@pytest.mark.parametrize("format", ["bf12", "int8", "int4"])
+def test_packed_weights_give_the_logits_of_the_same_numbers(format: Format, variant: str) -> None:
+    model = tiny_model(torch.bfloat16, **VARIANTS[variant])
+    weights, tokens = from_model(model, format), some_tokens(24, model.config.vocab_size)
+    expected = logits_of(ReferenceEngine(unpacked(weights), 24), tokens, 8, 8)
+    found = logits_of(cpu.CpuEngine(weights, 24), tokens, 8, 3)
+    error, size = (found - expected).square().mean().sqrt(), expected.square().mean().sqrt()
+    assert error <= 0.01 * size  # keys and values are bf16 in one and fp32 in the other
+    torch_read = logits_of(ReferenceEngine(weights, 24), tokens, 8, 8)
+    assert (torch_read - expected).square().mean().sqrt() <= 0.03 * size
+
+
+@pytest.mark.parametrize("format", ["bf16", "int4"])
+def test_greedy_tokens_in_one_call_are_those_of_single_steps(format: Format) -> None:
+    weights = from_model(tiny_model(torch.bfloat16), format)
+    for seed in range(4):
+        start = some_tokens(5, seed=seed)
+        engine = cpu.CpuEngine(weights, 40, threads=2)
+        engine.read(start)
+        token, expected = 1, []
+        for _ in range(20):
+            token = int(engine.step([token])[0].argmax())
+            expected.append(token)
+        seen = engine.seen_neurons, engine.active_neurons
+        engine.truncate(5)
+        assert engine.greedy(1, 20) == expected
+        assert (engine.seen_neurons, engine.active_neurons) == (2 * seen[0], 2 * seen[1])
+        engine.truncate(5)
+        stop = expected[6]
+        assert engine.greedy(1, 20, {stop}) == expected[: expected.index(stop) + 1]
+        assert engine.greedy(stop, 2)[0] == expected[expected.index(stop) + 1]
+        engine.close()
+
+
+@pytest.mark.parametrize("format", ["fp32", "bf16", "bf12", "int8", "int4"])
+def test_thread_counts_and_pieces_give_the_same_bits(format: Format) -> None:
+    weights = from_model(tiny_model(torch.bfloat16, intermediate_size=700, mlp_bias=True, head_dim=12), format)
     tokens = some_tokens(40)
     expected = logits_of(cpu.CpuEngine(weights, 40, threads=1), tokens, 3, 1)
     for threads in (1, 2, 3, 5):

@@ -1,0 +1,75 @@
+"""What a weight format costs: the model's predictions on a text, against those of its own bf16 or fp32 weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ..model import NemotronForCausalLM
+from ..quantize import Format
+from .generation import open_engine
+from .weights import EngineWeights, from_model
+
+PIECE = 8
+"""Tokens in one step of the engine."""
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """Means over all predicted tokens of a text."""
+
+    format: str
+    nbytes: int
+    """Of all matrices."""
+    kl: float
+    """KL divergence from the plain weights' distribution to this one's, nats per token."""
+    perplexity: float
+    same_best: float
+    """Share of places where both find the same token most probable."""
+    tokens: int
+
+
+def fidelity(model: NemotronForCausalLM, pieces: Sequence[Sequence[int]], formats: Sequence[Format]) -> list[Fidelity]:
+    """Decode texts with the model's own weights and in each format.
+
+    Args:
+        model: on the CPU, in a dtype that the engine reads.
+        pieces: token ids of texts, each of at least two tokens and within the model's context.
+        formats: to compare.
+
+    Returns:
+        the plain weights first (a KL of 0), then each format.
+    """
+    plain = from_model(model)
+    packed: list[EngineWeights] = [plain, *(from_model(model, name) for name in formats)]
+    sums = torch.zeros((len(packed), 3), dtype=torch.float64)
+    count = 0
+    for piece in pieces:
+        targets = torch.tensor(piece[1:])
+        count += len(targets)
+        own = _log_probabilities(plain, piece)
+        for row, weights in enumerate(packed):
+            found = own if weights is plain else _log_probabilities(weights, piece)
+            sums[row, 0] += (own.exp() * (own - found)).sum()
+            sums[row, 1] -= found.gather(1, targets[:, None]).sum()
+            sums[row, 2] += (own.argmax(-1) == found.argmax(-1)).sum()
+    means = (sums / count).tolist()
+    return [
+        Fidelity(weights.format, weights.nbytes, kl, math.exp(loss), same, count)
+        for weights, (kl, loss, same) in zip(packed, means, strict=True)
+    ]
+
+
+def _log_probabilities(weights: EngineWeights, tokens: Sequence[int]) -> torch.Tensor:
+    """(len(tokens) - 1, V) fp64, after each token but the last."""
+    engine = open_engine(weights, len(tokens))
+    try:
+        inputs = list(tokens[:-1])
+        parts = [inputs[start : start + PIECE] for start in range(0, len(inputs), PIECE)]
+        rows = [engine.step(part).double().log_softmax(-1) for part in parts]
+    finally:
+        engine.close()
+    return torch.cat(rows)
