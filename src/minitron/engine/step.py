@@ -331,6 +331,8 @@ def _work(thread, threads, sync, kinds, job, tokens, stops, sizes, eps, layers, 
         # Each thread looks for itself, so that nobody waits; the logits are next overwritten after a barrier.
         position += inputs.shape[0]
         token = _best(spaces[9][inputs.shape[0] - 1 - first])
+        if layers.shape[0] == 0:  # a step without layers has no barrier before the logits are written
+            barrier(sync, threads)
         inputs, first = inputs[:1], 0
         inputs[0] = token
         if thread == 0:
