@@ -12,6 +12,7 @@ from ..checkpoint.tensors import Checkpoint
 from ..config import NemotronConfig
 from ..engine.generation import why_not_model
 from ..engine.measure import decode, random_model, read_bandwidth
+from ..engine.weights import from_model
 from ..loading import load
 from .search import Machine
 
@@ -94,7 +95,7 @@ def with_engine(machine: Machine, config: NemotronConfig) -> Machine:
         return machine
     dense = Machine("bf16", 0, 1.0)
     seconds = 1 / dense.speed(config)  # type: ignore[operator]  # bytes over 1 byte per second
-    measured = decode(random_model(config), list(range(1, _PROMPT + 1)), _NEW_TOKENS).tokens_per_second
+    measured = decode(from_model(random_model(config)), list(range(1, _PROMPT + 1)), _NEW_TOKENS).tokens_per_second
     return replace(machine, bytes_per_second=seconds * measured)
 
 
@@ -111,4 +112,4 @@ def measured_speed(folder: Path, config: NemotronConfig, bytes_per_value: float)
     generator = torch.Generator().manual_seed(0)
     room = max(4, min(_NEW_TOKENS, config.max_position_embeddings - _PROMPT - 8))
     prompt = torch.randint(config.vocab_size, (_PROMPT,), generator=generator).tolist()
-    return decode(model, prompt, room).tokens_per_second, ""
+    return decode(from_model(model), prompt, room).tokens_per_second, ""
