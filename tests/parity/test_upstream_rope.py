@@ -67,7 +67,11 @@ def test_rotated_channels_are_upstreams(head_dim: int, partial: float, rotated: 
     ours, theirs = pair(head_dim=head_dim, partial_rotary_factor=partial)
     ids = token_ids()
     with torch.no_grad():
-        assert torch.equal(ours(ids).logits, theirs(ids).logits)
+        if head_dim % 8 == 0:
+            assert torch.equal(ours(ids).logits, theirs(ids).logits)
+        else:  # on some processors the order of sums over an odd width depends on where in memory it begins
+            found, expected = ours.double()(ids).logits, theirs.double()(ids).logits
+            torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
 def frequencies(model: Any) -> list[torch.Tensor]:

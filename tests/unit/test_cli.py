@@ -222,6 +222,7 @@ INTERRUPTED = """
 import os, signal, sys
 from minitron import generate
 from minitron.cli import main
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell starts with it ignored
 left, ask = 20, generate._Stopped.__call__
 def interrupt(*args, **kwargs):
     global left
