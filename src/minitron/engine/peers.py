@@ -92,7 +92,7 @@ class LlamaPeer:
         Raises:
             ValueError: llama.cpp does not load the file.
         """
-        import llama_cpp
+        import llama_cpp  # type: ignore[reportMissingImports] (a peer that may be absent)
 
         self._library = llama_cpp
         self._llama = llama_cpp.Llama(
