@@ -1,7 +1,7 @@
 """Loss of the bundled model after pruning to half of its non-embedding parameters, without any retraining.
 
     python benchmarks/prune_quality.py --books FOLDER --out benchmarks/results/prune_quality.json
-    python benchmarks/prune_quality.py --smoke --out /tmp/x.json       # seconds; what the tests run
+    python benchmarks/prune_quality.py --smoke --out x.json            # seconds; what the tests run
 
 Arms: the nine pairs of aggregations of P1's Table 11 (arXiv 2407.14679), random, weight magnitude, Taylor, and the
 criteria of torch-pruning. Each is a ranking; the cut is the same for all (`prune.surgery`). Calibration blocks are

@@ -351,8 +351,10 @@ def test_prune_heads_is_silencing_them(shape: dict[str, Any], cut: dict[int, lis
     model.save_pretrained(tmp_path)
     again = minitron.NemotronForCausalLM.from_pretrained(tmp_path)
     assert all(torch.equal(x, again.state_dict()[name]) for name, x in model.state_dict().items())
-    # Not bit for bit: on some processors the order of sums depends on where in memory a matrix of odd width begins.
-    torch.testing.assert_close(again(ids).logits, model(ids).logits, rtol=1e-12, atol=1e-12)
+    if model.config.head_dim % 8 == 0:
+        assert torch.equal(again(ids).logits, model(ids).logits)
+    else:  # on some processors the order of sums over an odd width depends on where in memory it begins
+        torch.testing.assert_close(again(ids).logits, model(ids).logits, rtol=1e-12, atol=1e-12)
     expected = model.generate(ids, max_new_tokens=4, do_sample=False)
     assert torch.equal(again.generate(ids, max_new_tokens=4, do_sample=False), expected)
 
