@@ -50,7 +50,8 @@ class CpuEngine:
         self.threads = threads or torch.get_num_threads()
         self._reader = ReferenceEngine(weights, capacity, slots)
         self.kv = self._reader.kv
-        self._job = np.zeros(5, np.int64)
+        self._job = np.zeros(4, np.int64)
+        self._places = np.zeros((2, MAX_TOKENS), np.int64)
         self._tokens = np.zeros(max(MAX_TOKENS, capacity), np.int64)
         self._stops = np.full(MOST_STOPS, -1, np.int64)
         self._zeros = np.zeros((self.threads, 8), np.int64)
@@ -58,7 +59,6 @@ class CpuEngine:
         self._sync = np.zeros(SYNC_SIZE, np.int64)
         self._workers: list[threading.Thread] = []
         self._running = False
-        self._slot = 0
         config = weights.config
         run = max(LEAST_RUN, -(-config.intermediate_size // RUNS // 4) * 4)
         self._spaces = _spaces(weights, capacity, self.threads, run)
@@ -72,7 +72,6 @@ class CpuEngine:
             capacity,
             run,
         )
-        self._layers = _layer_table(weights, self._reader)
         extras = (_extras_at(weights.embed), _extras_at(weights.head))
         ends = (_at(weights.embed.data), _at(weights.head.data), *extras, *_norm_at(weights.norm))
         self._shared = (
@@ -80,10 +79,11 @@ class CpuEngine:
             (np.zeros(0, KINDS[weights.format]), np.zeros(0, KINDS[format_of(weights.dtype)])),
             self._job,
             self._tokens,
+            self._places,
             self._stops,
             np.array(sizes, np.int64),
             np.float32(config.norm_eps),
-            self._layers,
+            _layer_table(weights, self._reader),
             np.array(ends, np.int64),
             self._spaces,
             cos,
@@ -107,19 +107,28 @@ class CpuEngine:
             self.close()  # torch's threads want the cores
             self._reader.read(tokens, slot)
         elif tokens:
-            self._run(tokens, slot, first_logits=len(tokens))
+            self._run(tokens, [slot] * len(tokens), first_logits=len(tokens))
 
     def step(self, tokens: list[int], slot: int = 0) -> Tensor:
         """Append at most MAX_TOKENS tokens and return the logits (len(tokens), V) fp32 after each.
 
         The tensor is the engine's own memory: it is overwritten by the next step.
         """
-        self._run(tokens, slot, first_logits=0)
+        self._run(tokens, [slot] * len(tokens))
         return self._logits[: len(tokens)]
 
     def step_each(self, tokens: list[int], slots: list[int]) -> Tensor:
-        """Append a token to each of several sequences; logits (len(tokens), V) fp32."""
-        return torch.cat([self.step([token], slot).clone() for token, slot in zip(tokens, slots, strict=True)])
+        """Append a token to each of several sequences; logits (len(tokens), V) fp32, each as by `step`.
+
+        Weights are read once for MAX_TOKENS sequences.
+        """
+        assert len(set(slots)) == len(slots), f"a slot twice in {slots}"
+        parts = []
+        for first in range(0, len(tokens), MAX_TOKENS):
+            part = tokens[first : first + MAX_TOKENS]
+            self._run(part, slots[first : first + MAX_TOKENS])
+            parts.append(self._logits[: len(part)].clone())
+        return torch.cat(parts)
 
     def greedy(self, token: int, count: int, stops: Collection[int] = (), slot: int = 0) -> list[int]:
         """Append a token and then `count` - 1 more, each the most probable after what is there.
@@ -139,35 +148,36 @@ class CpuEngine:
         assert 0 < count <= room, f"{count} tokens where {room} of {self.kv.capacity} are left"
         self._stops[:] = -1
         self._stops[: len(stops)] = list(stops)
-        self._run([token], slot, first_logits=0, greedy=count)
-        return self._tokens[: self._job[compiled.CHOSEN]].tolist()
+        self._run([token], [slot], greedy=count)
+        chosen = self._tokens[: self._job[compiled.CHOSEN]].tolist()
+        self.kv.lengths[slot] += len(chosen) - 1
+        self._count(len(chosen) - 1)
+        return chosen
 
-    def _run(self, tokens: list[int], slot: int, first_logits: int, greedy: int = 0) -> None:
-        begin = self.kv.lengths[slot]
-        M, end = len(tokens), begin + len(tokens)
+    def _run(self, tokens: list[int], slots: list[int], first_logits: int = 0, greedy: int = 0) -> None:
+        """Append each token to the sequence of its slot, in order."""
+        M = len(tokens)
         assert 0 < M <= MAX_TOKENS, f"{M} tokens in one step"
-        assert end <= self.kv.capacity, f"{end} tokens in a cache of {self.kv.capacity}"
         known = range(self.weights.embed.shape[0])
         assert min(tokens) in known, f"token {min(tokens)} is not in the vocabulary"
         assert max(tokens) in known, f"token {max(tokens)} is not in the vocabulary"
+        ends = list(self.kv.lengths)
+        for m, slot in enumerate(slots):
+            self._places[:, m] = ends[slot], slot
+            ends[slot] += 1
+        assert max(ends) <= self.kv.capacity, f"{max(ends)} tokens in a cache of {self.kv.capacity}"
         if not self._running:
             self._start()
-        self._use(slot)
         self._tokens[:M] = tokens
-        self._job[:] = (M, begin, first_logits, greedy, 0)
+        self._job[:] = (M, first_logits, greedy, 0)
         compiled.run(0, self.threads, *self._shared)
-        more = max(0, int(self._job[compiled.CHOSEN]) - 1)
-        self.kv.lengths[slot] = end + more
+        self.kv.lengths[:] = ends
         if first_logits < M:
-            config = self.weights.config
-            self._seen += (M + more) * config.num_hidden_layers * config.intermediate_size
+            self._count(M)
 
-    def _use(self, slot: int) -> None:
-        """Let the next step work on the keys and values of a slot."""
-        if slot != self._slot:
-            for column, tensors in ((compiled.KEYS, self.kv.keys), (compiled.VALUES, self.kv.values)):
-                self._layers[:, column] = [tensor[slot].data_ptr() for tensor in tensors]
-            self._slot = slot
+    def _count(self, tokens: int) -> None:
+        config = self.weights.config
+        self._seen += tokens * config.num_hidden_layers * config.intermediate_size
 
     def truncate(self, length: int, slot: int = 0) -> None:
         """Forget all but the first `length` tokens of a sequence."""

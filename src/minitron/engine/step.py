@@ -41,9 +41,11 @@ LAYER_COLUMNS = 24
 EMBED, HEAD, EMBED_EXTRAS, HEAD_EXTRAS, GAIN, OFFSET = range(6)
 # Sizes.
 HIDDEN, NEURONS, VOCABULARY, HEAD_DIM, CAPACITY, RUN_OF_NEURONS = range(6)
-# What the next step shall do: M, the position of the first new token, the first token whose logits are wanted, and how
-# many tokens are to be chosen greedily, each the next one's input; how many were is answered there.
-TOKENS, POSITION, FIRST_LOGITS, GREEDY, CHOSEN = range(5)
+# What the next step shall do: M, the first token whose logits are wanted, and how many tokens are to be chosen
+# greedily, each the next one's input; how many were is answered there.
+TOKENS, FIRST_LOGITS, GREEDY, CHOSEN = range(4)
+# Rows of the table of where new tokens go: their positions, and the slots of the cache in which their texts are.
+POSITIONS, SLOTS = range(2)
 
 
 @intrinsic
@@ -134,11 +136,18 @@ def _rotate(head, cos, sin):  # type: ignore[no-untyped-def]
 
 
 @njit(**FAST)
-def _place_heads(kv_kind, first, last, sizes, layer, qkv, cos, sin, position):  # type: ignore[no-untyped-def]
+def _cached(kv_kind, address, groups, sizes, slot):  # type: ignore[no-untyped-def]
+    """Keys or values of one slot, (groups * capacity, H); `address` is that of slot 0."""
+    rows, H = groups * sizes[CAPACITY], sizes[HEAD_DIM]
+    return _matrix_at(kv_kind, address + slot * rows * H * kv_kind.itemsize, rows, H)
+
+
+@njit(**FAST)
+def _place_heads(kv_kind, first, last, sizes, layer, qkv, cos, sin, places):  # type: ignore[no-untyped-def]
     """Rotate queries and keys of heads `first` to `last` in place, and put keys and values into the cache."""
     N, groups, H, capacity = layer[HEADS], layer[KV_HEADS], sizes[HEAD_DIM], sizes[CAPACITY]
     for m in range(qkv.shape[0]):
-        at = position + m
+        at, slot = places[POSITIONS, m], places[SLOTS, m]
         for n in range(first, last):
             head = qkv[m, n * H : (n + 1) * H]
             if n < N + groups:
@@ -146,7 +155,7 @@ def _place_heads(kv_kind, first, last, sizes, layer, qkv, cos, sin, position):  
             if n >= N:
                 address = layer[KEYS] if n < N + groups else layer[VALUES]
                 row = ((n - N) % groups) * capacity + at
-                cached = _matrix_at(kv_kind, address, groups * capacity, H)[row]
+                cached = _cached(kv_kind, address, groups, sizes, slot)[row]
                 for i in range(H):
                     cached[i] = narrowed(cached, head[i])
 
@@ -174,31 +183,31 @@ def _attend_group(keys, values, q, staged, scores, out):  # type: ignore[no-unty
 
 
 @njit(**FAST)
-def _attend(kv_kind, first, last, sizes, layer, qkv, position, staged, scratch, attended):  # type: ignore[no-untyped-def]
+def _attend(kv_kind, first, last, sizes, layer, qkv, places, staged, scratch, attended):  # type: ignore[no-untyped-def]
     """Attention of query heads `first` to `last` for every new token: qkv (M, all heads * H) to attended (M, N * H)."""
     N, groups, H, capacity = layer[HEADS], layer[KV_HEADS], sizes[HEAD_DIM], sizes[CAPACITY]
     each = N // groups
     scaling = np.float32(1.0 / np.sqrt(H))
-    all_keys = _matrix_at(kv_kind, layer[KEYS], groups * capacity, H)
-    all_values = _matrix_at(kv_kind, layer[VALUES], groups * capacity, H)
     while first < last:
         group = first // each
         end = min((group + 1) * each, last)
         at = group * capacity
         for m in range(qkv.shape[0]):
-            S = position + m + 1
+            S, slot = places[POSITIONS, m] + 1, places[SLOTS, m]
+            keys = _cached(kv_kind, layer[KEYS], groups, sizes, slot)[at : at + S]
+            values = _cached(kv_kind, layer[VALUES], groups, sizes, slot)[at : at + S]
             flat = qkv[m, first * H : end * H]
             for i in range(flat.shape[0]):
                 flat[i] *= scaling
             q = flat.reshape((end - first, H))
             out = attended[m, first * H : end * H].reshape((end - first, H))
             scores = scratch[: (end - first) * S].reshape((end - first, S))
-            _attend_group(all_keys[at : at + S], all_values[at : at + S], q, staged, scores, out)
+            _attend_group(keys, values, q, staged, scores, out)
         first = end
 
 
 @njit(**FAST)
-def _heads(thread, threads, sync, kinds, sizes, layer, normed, staged, scratch, qkv, attended, cos, sin, at):  # type: ignore[no-untyped-def]
+def _heads(thread, threads, sync, kinds, sizes, layer, normed, staged, scratch, qkv, attended, cos, sin, places):  # type: ignore[no-untyped-def]
     """Queries, keys and values of the normed tokens, the latter two kept, and attention."""
     kind, kv_kind = kinds
     N, groups, H = layer[HEADS], layer[KV_HEADS], sizes[HEAD_DIM]
@@ -214,21 +223,21 @@ def _heads(thread, threads, sync, kinds, sizes, layer, normed, staged, scratch, 
         _multiply(kind, address, extras, heads * H, normed, staged, qkv, column, start, stop)
         _add_bias(layer[QKV_BIAS], qkv, column + start, column + stop)
         if whole_groups:
-            _place_heads(kv_kind, (column + start) // H, (column + stop) // H, sizes, layer, qkv, cos, sin, at)
+            _place_heads(kv_kind, (column + start) // H, (column + stop) // H, sizes, layer, qkv, cos, sin, places)
         column += heads * H
     if not whole_groups:
         barrier(sync, threads)
         first, last = share(N + 2 * groups, 1, thread, threads)
-        _place_heads(kv_kind, first, last, sizes, layer, qkv, cos, sin, at)
+        _place_heads(kv_kind, first, last, sizes, layer, qkv, cos, sin, places)
         barrier(sync, threads)
     first, last = share(N, 1, thread, threads)
-    _attend(kv_kind, first, last, sizes, layer, qkv, at, staged, scratch, attended)
+    _attend(kv_kind, first, last, sizes, layer, qkv, places, staged, scratch, attended)
     barrier(sync, threads)
 
 
 @njit(**FAST)
-def _attention(thread, threads, sync, kinds, sizes, eps, layer, spaces, M, cos, sin, at):  # type: ignore[no-untyped-def]
-    """Add one layer's attention to the residual stream; `at` is the position of the first new token."""
+def _attention(thread, threads, sync, kinds, sizes, eps, layer, spaces, M, cos, sin, places):  # type: ignore[no-untyped-def]
+    """Add one layer's attention to the residual stream."""
     all_x, all_normed, all_staged, qkv_space, attended_space, projected_space, _, _, _, _, scratch = spaces
     D, H = sizes[HIDDEN], sizes[HEAD_DIM]
     x, staged, projected = all_x[thread, :M], all_staged[thread], projected_space[:M]
@@ -237,7 +246,7 @@ def _attention(thread, threads, sync, kinds, sizes, eps, layer, spaces, M, cos, 
     qkv = qkv_space[: M * width].reshape((M, width))
     attended = attended_space[: M * q_width].reshape((M, q_width))
     _layer_norm(x, layer[GAIN_1], layer[OFFSET_1], eps, normed)
-    _heads(thread, threads, sync, kinds, sizes, layer, normed, staged, scratch[thread], qkv, attended, cos, sin, at)
+    _heads(thread, threads, sync, kinds, sizes, layer, normed, staged, scratch[thread], qkv, attended, cos, sin, places)
     start, stop = share(D, ROW_BLOCK, thread, threads)
     _multiply(kinds[0], layer[O], layer[O + EXTRAS], D, attended, staged, projected, 0, start, stop)
     _add_bias(layer[O_BIAS], projected, start, stop)
@@ -286,14 +295,14 @@ def _embed(kind, sizes, ends, tokens, x):  # type: ignore[no-untyped-def]
 
 
 @njit(**FAST)
-def _step(thread, threads, sync, kinds, tokens, position, first, sizes, eps, layers, ends, spaces, cos, sin, zeros):  # type: ignore[no-untyped-def]
+def _step(thread, threads, sync, kinds, tokens, places, first, sizes, eps, layers, ends, spaces, cos, sin, zeros):  # type: ignore[no-untyped-def]
     """All layers for some tokens, and the logits of those from `first` on."""
     M = tokens.shape[0]
     x, normed = spaces[0][thread, :M], spaces[1][thread, :M]
     _embed(kinds[0], sizes, ends, tokens, x)
     for index in range(layers.shape[0]):
         layer = layers[index]
-        _attention(thread, threads, sync, kinds, sizes, eps, layer, spaces, M, cos, sin, position)
+        _attention(thread, threads, sync, kinds, sizes, eps, layer, spaces, M, cos, sin, places)
         counted = _mlp(thread, threads, sync, kinds, sizes, eps, layer, spaces, M)
         if first < M:
             zeros[thread, 0] += counted
@@ -318,18 +327,18 @@ def _best(logits):  # type: ignore[no-untyped-def]
 
 
 @njit(**FAST)
-def _work(thread, threads, sync, kinds, job, tokens, stops, sizes, eps, layers, ends, spaces, cos, sin, zeros):  # type: ignore[no-untyped-def]
+def _work(thread, threads, sync, kinds, job, tokens, places, stops, sizes, eps, layers, ends, spaces, cos, sin, zeros):  # type: ignore[no-untyped-def]
     """One job: a step, and then, if so asked, more steps on the most probable token."""
     # All of the job is read before the first barrier: once thread 0 has returned, the next job may be written.
-    M, position, first, greedy = job[TOKENS], job[POSITION], job[FIRST_LOGITS], job[GREEDY]
-    inputs, ends_of_text = tokens[:M].copy(), stops.copy()
+    M, first, greedy = job[TOKENS], job[FIRST_LOGITS], job[GREEDY]
+    inputs, at, ends_of_text = tokens[:M].copy(), places.copy(), stops.copy()
     chosen = 0
     while True:
-        _step(thread, threads, sync, kinds, inputs, position, first, sizes, eps, layers, ends, spaces, cos, sin, zeros)
+        _step(thread, threads, sync, kinds, inputs, at, first, sizes, eps, layers, ends, spaces, cos, sin, zeros)
         if chosen == greedy:
             return
         # Each thread looks for itself, so that nobody waits; the logits are next overwritten after a barrier.
-        position += inputs.shape[0]
+        at[POSITIONS, 0] += inputs.shape[0]
         token = _best(spaces[9][inputs.shape[0] - 1 - first])
         if layers.shape[0] == 0:  # a step without layers has no barrier before the logits are written
             barrier(sync, threads)
@@ -355,7 +364,7 @@ def _sources_digest() -> int:
 def _compiled(digest: int) -> Any:
     # Numba looks only at the file of a cached function, and at the values of its closure: the latter carry the digest
     # of everything that is compiled into it.
-    def run(thread, threads, sync, kinds, job, tokens, stops, sizes, eps, layers, ends, spaces, cos, sin, zeros):  # type: ignore[no-untyped-def]
+    def run(thread, threads, sync, kinds, job, tokens, where, stops, sizes, eps, layers, ends, spaces, cos, sin, zeros):  # type: ignore[no-untyped-def]
         """Take part in jobs. Thread 0 does one and returns; the others do one after the other until told to stop.
 
         Args:
@@ -364,6 +373,7 @@ def _compiled(digest: int) -> Any:
             kinds: empty arrays whose dtypes say how weights, and how keys and values, are stored.
             job: int64, (TOKENS, ..., CHOSEN).
             tokens: int64, the new tokens; those chosen greedily are put there.
+            where: int64 (2, >= M), the POSITIONS and SLOTS of the new tokens; chosen ones follow the last.
             stops: int64, tokens after which no more are chosen.
             sizes: int64, (HIDDEN, ..., RUN_OF_NEURONS).
             eps: of the norms, fp32.
@@ -374,7 +384,7 @@ def _compiled(digest: int) -> Any:
         """
         if digest == -1:
             return
-        rest = (kinds, job, tokens, stops, sizes, eps, layers, ends, spaces, cos, sin, zeros)
+        rest = (kinds, job, tokens, where, stops, sizes, eps, layers, ends, spaces, cos, sin, zeros)
         if thread <= 0:
             if thread < 0:
                 atomic_store(sync, STOP, 1)  # type: ignore[call-arg]

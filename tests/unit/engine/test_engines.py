@@ -215,3 +215,19 @@ def test_packing_shares_all_but_the_transposed_matrix() -> None:
     assert weights.layers[0].q.data.data_ptr() == attn.q_proj.weight.data_ptr()
     assert torch.equal(weights.layers[1].down_t.data, model.model.layers[1].mlp.down_proj.weight.T)
     assert weights.nbytes == 4 * sum(p.numel() for n, p in model.named_parameters() if "norm" not in n)
+
+
+@pytest.mark.parametrize("format", ["fp32", "bf16", "bf12", "int8", "int4"])
+def test_texts_side_by_side_have_the_bits_of_each_alone(format: Format) -> None:
+    weights = from_model(tiny_model(torch.bfloat16, intermediate_size=300), format)
+    texts = [some_tokens(n, seed=n) for n in (3, 12, 1, 20, 7, 9, 2, 15, 4, 6)]  # more than one step takes
+    expected = [logits_of(cpu.CpuEngine(weights, 30), text, len(text) - 1, 1)[-1] for text in texts]
+    engine = cpu.CpuEngine(weights, 30, threads=2, slots=len(texts))
+    for slot, text in enumerate(texts):
+        engine.read(text[:-1], slot)
+    slots = list(range(len(texts)))[::-1]
+    found = engine.step_each([texts[slot][-1] for slot in slots], slots)
+    assert engine.kv.lengths == [len(text) for text in texts]
+    for slot, row in zip(slots, found, strict=True):
+        assert torch.equal(row, expected[slot])
+    engine.close()
