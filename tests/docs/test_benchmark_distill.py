@@ -20,3 +20,11 @@ def test_it_runs(what: str, tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert len(json.loads(out.read_text())["rows"]) >= (1 if what == "memory" else 2)
+
+
+def test_a_training_step_runs(tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    command = [sys.executable, str(BENCHMARK.with_name("train_step.py")), "--smoke", "--no-compile", "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(out.read_text())["packed_s"] > 0

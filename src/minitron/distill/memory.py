@@ -11,6 +11,7 @@ import torch
 
 from ..config import NemotronConfig
 from ..ops.loss import CHUNK_VALUES
+from ..ops.packed_attention import kept_bytes
 from .machine import uses_bfloat16
 from .runs import TrainError
 from .schedule import TrainConfig
@@ -60,6 +61,12 @@ def activation_bytes(shape: NemotronConfig, tokens: int, width: int, recompute: 
     return tokens * shape.num_hidden_layers * (attention + mlp)
 
 
+def attention_bytes(shape: NemotronConfig, sequences: int, length: int, recompute: str) -> int:
+    """Bytes of attention weights that the layers keep for the backward pass on a CPU; see `ops.packed_attention`."""
+    layers = 1 if recompute == "layers" else shape.num_hidden_layers
+    return layers * kept_bytes(sequences, shape.num_attention_heads, length)
+
+
 def needed(
     shape: NemotronConfig,
     config: TrainConfig,
@@ -69,6 +76,7 @@ def needed(
     correct_teacher: bool = False,
     trained: int | None = None,
     processes: int = 1,
+    on_cpu: bool = False,
 ) -> Need:
     """The memory of one process of a run.
 
@@ -80,6 +88,7 @@ def needed(
         correct_teacher: whether the teacher is trained too.
         trained: parameters that are trained; all if None.
         processes: how many share weights and state (FSDP2).
+        on_cpu: whether attention is that of a CPU, which keeps its weights.
     """
     width = 2 if bfloat16 else 4
     count = shape.num_parameters()
@@ -87,15 +96,17 @@ def needed(
     averages = {"adamw": 8, "adamw8bit": 2, "offload": 0}[config.optimizer]
     weights = (4 * count + (4 + averages) * free) // processes + (2 * count if bfloat16 else 0)
     tokens = config.at_once(processes) * config.sequence
-    activations = activation_bytes(shape, tokens, width, config.recompute)
+    models = [shape, teacher] if teacher is not None and correct_teacher else [shape]
+    activations = sum(activation_bytes(model, tokens, width, config.recompute) for model in models)
+    if on_cpu:
+        sequences = config.at_once(processes)
+        activations += sum(attention_bytes(m, sequences, config.sequence, config.recompute) for m in models)
     chunk = min(CHUNK_VALUES, tokens * shape.vocab_size)
     loss = 4 * 4 * chunk + 4 * shape.vocab_size * shape.hidden_size + 8 * tokens * shape.hidden_size
     beside = 0
     if teacher is not None:
         theirs = teacher.num_parameters()
         beside = (16 * theirs // processes if correct_teacher else width * theirs) + 4 * tokens * teacher.hidden_size
-        if correct_teacher:
-            activations += activation_bytes(teacher, tokens, width, config.recompute)
     return Need(weights, beside, activations, loss)
 
 
@@ -134,6 +145,7 @@ def require_fit(
     correct_teacher: bool = False,
     trained: int | None = None,
     processes: int = 1,
+    on_cpu: bool = False,
 ) -> Need:
     """The need of a run, if it fits into what is free.
 
@@ -155,6 +167,7 @@ def require_fit(
             correct_teacher=correct_teacher,
             trained=trained,
             processes=processes,
+            on_cpu=on_cpu,
         )
 
     need = need_of(config)
@@ -194,6 +207,7 @@ def require_memory(
         correct_teacher=correct_teacher,
         trained=trained,
         processes=world.size,
+        on_cpu=device.type == "cpu",
     )
 
 

@@ -50,6 +50,11 @@ class Objective(nn.Module):
         if isinstance(self.loss, nn.Module):
             yield from ((f"loss.{name}", p) for name, p in self.loss.named_parameters() if p.requires_grad)
 
+    def trained_models(self) -> list[nn.Module]:
+        """The model, and a teacher under correction."""
+        teacher = getattr(self.loss, "corrected", None)
+        return [self.model] if teacher is None else [self.model, teacher]
+
     def groups(self) -> list[tuple[float, list[nn.Parameter]]]:
         """(factor of the learning rate, trained parameters): student and loss, then a teacher under correction."""
         teacher = getattr(self.loss, "corrected", None)

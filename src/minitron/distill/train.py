@@ -17,6 +17,7 @@ from torch import nn
 
 from ..checkpoint.resume import newest_whole
 from ..data import Batch, BlockStream, DataError, PackedBlocks
+from ..ops.packed_attention import packed_attention_in
 from .export import MODEL_FOLDER, export_model
 from .job import Job
 from .log import RunLog, clock
@@ -59,10 +60,11 @@ def estimate(model: nn.Module, stream: BlockStream, config: TrainConfig, loss: L
     job = Job(objective, stream, config, Path())
     random_state = torch.get_rng_state()
     model.train()
-    job.forward_backward()  # the first takes longer
-    watch = Stopwatch()
-    job.forward_backward()
-    seconds = watch.seconds
+    with packed_attention_in(*objective.trained_models()):
+        job.forward_backward()  # the first takes longer
+        watch = Stopwatch()
+        job.forward_backward()
+        seconds = watch.seconds
     # Adam's averages, which a first step does not have yet, are half of the state.
     peak = peak_memory(job.device) + state_bytes(model) // 2
     objective.zero_grad()
@@ -132,7 +134,7 @@ def train(
         log.say(f"continuing from {folder}")
     efficiency = flops_per_token / peak_flops if peak_flops and flops_per_token else None
     try:
-        with StopSignals() as signals:
+        with StopSignals() as signals, packed_attention_in(*objective.trained_models()):
             result = _Loop(job, heldout or {}, measure, log, signals, efficiency, until).go(folder)
         return _finish(result, job, export_dtype)
     finally:
