@@ -18,7 +18,6 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
-import torch
 from machine import describe
 
 from minitron import NemotronConfig
