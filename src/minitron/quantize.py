@@ -207,9 +207,9 @@ def _pack_bf12(w: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     code = exponent - base[:, None]
     zero = (bits & 0x7FFF) == 0
     escape = ((code < 1) | (code > WINDOW) | (exponent == 0) | (exponent == 255)) & ~zero
-    code = torch.where(escape | zero, 0, code).to(torch.uint8).view(N, -1, 2, 2, 16)
+    code = torch.where(escape | zero, 0, code).to(torch.uint8).view(N, -1, 2, 32)  # columns 0-31 in low nibbles
     rest = torch.where(escape, 0, rest).to(torch.uint8).view(N, -1, BLOCK)
-    nibbles = (code[:, :, :, 0] | (code[:, :, :, 1] << 4)).view(N, -1, 32)
+    nibbles = code[:, :, 0] | (code[:, :, 1] << 4)
     rows = torch.cat([rest, nibbles], dim=2).view(N, -1)
     where = escape.nonzero()
     listed = torch.stack([where[:, 1].int(), bits[escape]], dim=1)
@@ -231,8 +231,8 @@ def _unpack_bf12(matrix: Matrix, first: int, last: int) -> Tensor:
     assert matrix.extras is not None
     N = matrix.shape[0]
     blocks = matrix.data[first:last].view(last - first, -1, BYTES_PER_BLOCK["bf12"])
-    rest, nibbles = blocks[..., :BLOCK].int(), blocks[..., BLOCK:].int().view(last - first, -1, 2, 1, 16)
-    code = torch.cat([nibbles & 15, nibbles >> 4], dim=3).view(rest.shape)
+    rest, nibbles = blocks[..., :BLOCK].int(), blocks[..., BLOCK:].int()
+    code = torch.cat([nibbles & 15, nibbles >> 4], dim=2)
     base = (matrix.extras[first:last] >> 23) - 127 + SHIFT
     exponent = torch.where(code == 0, 0, code + base[:, None, None])
     bits = ((rest & 128) << 8 | exponent << 7 | rest & 127).view(last - first, -1)

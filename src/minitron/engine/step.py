@@ -27,6 +27,7 @@ from numba.np.numpy_support import as_dtype
 from ..ops import formats, gemv, lanes
 from ..ops.formats import FAST, row_items
 from ..ops.gemv import NONE, ROW_BLOCK, exp_of, matvec, narrowed, share
+from ..ops.lanes import LANES, larger, load_fp32, store
 from . import threads as threads_file
 from .threads import STOP, TASK, atomic_add, atomic_load, atomic_store, barrier, wait_while
 
@@ -315,10 +316,18 @@ def _step(thread, threads, sync, kinds, tokens, places, first, sizes, eps, layer
 
 
 @njit(**FAST)
-def _best(logits):  # type: ignore[no-untyped-def]
-    """The first place of the largest of logits (V,)."""
+def _best(logits, lanes):  # type: ignore[no-untyped-def]
+    """The first place of the largest of logits (V,); lanes (16,) fp32 is scratch."""
+    whole = logits.shape[0] // LANES * LANES
     top = logits[0]
-    for v in range(logits.shape[0]):
+    if whole > 0:
+        tops = load_fp32(logits, 0)  # type: ignore[call-arg]
+        for v in range(0, whole, LANES):
+            tops = larger(tops, load_fp32(logits, 4 * v))  # type: ignore[call-arg]
+        store(lanes, 0, tops)  # type: ignore[call-arg]
+        for i in range(LANES):
+            top = max(top, lanes[i])
+    for v in range(whole, logits.shape[0]):
         top = max(top, logits[v])
     for v in range(logits.shape[0]):
         if logits[v] == top:
@@ -339,7 +348,7 @@ def _work(thread, threads, sync, kinds, job, tokens, places, stops, sizes, eps, 
             return
         # Each thread looks for itself, so that nobody waits; the logits are next overwritten after a barrier.
         at[POSITIONS, 0] += inputs.shape[0]
-        token = _best(spaces[9][inputs.shape[0] - 1 - first])
+        token = _best(spaces[9][inputs.shape[0] - 1 - first], spaces[2][thread, 0])
         if layers.shape[0] == 0:  # a step without layers has no barrier before the logits are written
             barrier(sync, threads)
         inputs, first = inputs[:1], 0

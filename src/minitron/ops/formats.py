@@ -27,10 +27,14 @@ from .lanes import (
     float_of_bits,
     high_nibble,
     joined,
+    joined_high,
+    joined_low,
     load_bf16,
+    load_byte_halves,
     load_bytes,
     load_fp32,
     load_int8,
+    load_signed_byte_halves,
     load_signed_bytes,
     load_words,
     low_nibble,
@@ -46,6 +50,9 @@ Array = np.ndarray[Any, Any]
 
 # Sums may be reordered where loops are vectorized; NaN and infinity keep their meaning.
 FAST = {"fastmath": {"reassoc", "contract", "nsz"}, "nogil": True}
+
+INNER: Any = {**FAST, "forceinline": True}
+"""For what must become a part of its caller's loop: sixteen numbers returned by a call go through memory."""
 
 BLOCK = 64
 STAGED_BLOCK = 96
@@ -77,6 +84,26 @@ def row_dot(row: Array, staged: Array, columns: int) -> Any:
     return _only_compiled()
 
 
+def unpacked(row: Array, block: int) -> Any:
+    """64 weights of a row as four times sixteen numbers, in the order in which `stage` lays vectors out; not scaled."""
+    _only_compiled()
+
+
+def rest_dot(row: Array, staged: Array, columns: int) -> Any:
+    """The product of a plain row's columns behind its last whole block with a staged vector."""
+    _only_compiled()
+
+
+def four_dots(w0: Array, w1: Array, w2: Array, w3: Array, staged: Array, columns: int) -> Any:
+    """`row_dot` of four rows that follow each other, the same bits."""
+    _only_compiled()
+
+
+def widen(value: Any) -> Any:
+    """A weight of a plain format as fp32: bf16 bits are its upper half."""
+    _only_compiled()
+
+
 def block_add(row: Array, block: int, columns: int, scale: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
     """`a, b, c, d` (sixteen each) plus `scale` times the row's 64 columns of that block."""
     return _only_compiled()
@@ -102,6 +129,13 @@ def add_escapes(w: Array, extras: Array, row: int, scale: Any, out: Array) -> No
     _only_compiled()
 
 
+@overload(widen, inline="always")
+def _widen(value):  # type: ignore[no-untyped-def]
+    if value == types.uint16:
+        return lambda value: float_of_bits(np.uint32(value) << np.uint32(16))  # type: ignore[call-arg]
+    return lambda value: np.float32(value)
+
+
 @overload(row_items, inline="always")
 def _row_items(w, columns):  # type: ignore[no-untyped-def]
     if w.dtype in (_BF16, _FP32):
@@ -121,22 +155,29 @@ def _whole_blocks(w, columns):  # type: ignore[no-untyped-def]
 
 
 @njit(**FAST)
-def _stage_pairs(x, staged):  # type: ignore[no-untyped-def]
-    """Each 32 numbers as sixteen even and sixteen odd ones, for bf16 is read in pairs; the rest stays in order."""
-    whole = x.shape[0] // BLOCK * BLOCK
-    for first in range(0, whole, 32):
+def _stage_pairs(x, factor, whole, staged):  # type: ignore[no-untyped-def]
+    """Each 32 of the first `whole` numbers as sixteen even and sixteen odd ones, for bf16 is read in pairs.
+
+    Where `whole` is more than there are, zeros follow; where it is less, the rest stays in order.
+    """
+    K = x.shape[0]
+    full = min(K // 32 * 32, whole)
+    for first in range(0, full, 32):
         for i in range(16):
-            staged[first + i] = x[first + 2 * i]
-            staged[first + 16 + i] = x[first + 2 * i + 1]
-    for k in range(whole, x.shape[0]):
-        staged[k] = x[k]
+            staged[first + i] = x[first + 2 * i] * factor
+            staged[first + 16 + i] = x[first + 2 * i + 1] * factor
+    for k in range(full, whole):
+        place = k // 32 * 32 + k % 2 * 16 + k % 32 // 2
+        staged[place] = x[k] * factor if k < K else np.float32(0)
+    for k in range(whole, K):
+        staged[k] = x[k] * factor
 
 
 @njit(**FAST)
-def _stage_padded(x, factor, staged):  # type: ignore[no-untyped-def]
+def _stage_padded(x, staged):  # type: ignore[no-untyped-def]
     K = x.shape[0]
     for k in range(K):
-        staged[k] = x[k] * factor
+        staged[k] = x[k]
     for k in range(K, (K + BLOCK - 1) // BLOCK * BLOCK):
         staged[k] = np.float32(0)
 
@@ -155,67 +196,77 @@ def _stage_sums(x, staged):  # type: ignore[no-untyped-def]
 
 @overload(stage)
 def _stage(w, x, staged):  # type: ignore[no-untyped-def]
-    if w.dtype == _BF16:
-        return lambda w, x, staged: _stage_pairs(x, staged)
+    if w.dtype in (_BF16, _BF12):
+        factor = np.float32(_LARGE if w.dtype == _BF12 else 1)
+        return lambda w, x, staged: _stage_pairs(x, factor, BLOCK * whole_blocks(w, x.shape[0]), staged)
     if w.dtype == _INT4:
         return lambda w, x, staged: _stage_sums(x, staged)
-    factor = np.float32(_LARGE if w.dtype == _BF12 else 1)
-    return lambda w, x, staged: _stage_padded(x, factor, staged)
+    return lambda w, x, staged: _stage_padded(x, staged)
 
 
 # --- products ----------------------------------------------------------------------------------------------------
 
 
-def _dot_bf16(row, staged, columns):  # type: ignore[no-untyped-def]
+def _unpacked_bf16(row, block):  # type: ignore[no-untyped-def]
+    at = block * 128
+    first, second = load_words(row, at), load_words(row, at + 64)  # type: ignore[call-arg]
+    return even_bf16(first), odd_bf16(first), even_bf16(second), odd_bf16(second)  # type: ignore[call-arg]
+
+
+def _unpacked_fp32(row, block):  # type: ignore[no-untyped-def]
+    at = block * 256
+    a, b = load_fp32(row, at), load_fp32(row, at + 64)  # type: ignore[call-arg]
+    return a, b, load_fp32(row, at + 128), load_fp32(row, at + 192)  # type: ignore[call-arg]
+
+
+def _unpacked_bf12(row, block):  # type: ignore[no-untyped-def]
+    at = block * 96
+    codes = load_byte_halves(row, at + 64)  # type: ignore[call-arg]
+    first = joined_low(load_signed_byte_halves(row, at), codes)  # type: ignore[call-arg]
+    second = joined_high(load_signed_byte_halves(row, at + 32), codes)  # type: ignore[call-arg]
+    return even_bf16(first), odd_bf16(first), even_bf16(second), odd_bf16(second)  # type: ignore[call-arg]
+
+
+_UNPACKED = {_BF16: _unpacked_bf16, _FP32: _unpacked_fp32, _BF12: _unpacked_bf12}
+
+
+@overload(unpacked, jit_options=INNER)
+def _unpacked(row, block):  # type: ignore[no-untyped-def]
+    return _UNPACKED[row.dtype]
+
+
+def _dot_floats(row, staged, columns):  # type: ignore[no-untyped-def]
     a = spread(np.float32(0))  # type: ignore[call-arg]
     b, c, d = a, a, a
-    blocks = columns // BLOCK
-    for i in range(blocks):
-        w, x = i * 128, i * 256
-        pair = load_words(row, w)  # type: ignore[call-arg]
-        a = multiply_add(even_bf16(pair), load_fp32(staged, x), a)  # type: ignore[call-arg]
-        b = multiply_add(odd_bf16(pair), load_fp32(staged, x + 64), b)  # type: ignore[call-arg]
-        pair = load_words(row, w + 64)  # type: ignore[call-arg]
-        c = multiply_add(even_bf16(pair), load_fp32(staged, x + 128), c)  # type: ignore[call-arg]
-        d = multiply_add(odd_bf16(pair), load_fp32(staged, x + 192), d)  # type: ignore[call-arg]
-    rest = np.float32(0)
-    for k in range(blocks * BLOCK, columns):
-        rest += number_at(row, 2 * k) * staged[k]  # type: ignore[call-arg]
-    return plus(plus(plus(a, b), plus(c, d)), first_lane(rest))  # type: ignore[call-arg]
+    for i in range(whole_blocks(row, columns)):
+        a, b, c, d = block_dot(row, i, staged, a, b, c, d)
+    return plus(plus(plus(a, b), plus(c, d)), first_lane(rest_dot(row, staged, columns)))  # type: ignore[call-arg]
 
 
-def _dot_fp32(row, staged, columns):  # type: ignore[no-untyped-def]
-    a = spread(np.float32(0))  # type: ignore[call-arg]
-    b, c, d = a, a, a
-    blocks = columns // BLOCK
-    for i in range(blocks):
-        w = i * 256
-        a = multiply_add(load_fp32(row, w), load_fp32(staged, w), a)  # type: ignore[call-arg]
-        b = multiply_add(load_fp32(row, w + 64), load_fp32(staged, w + 64), b)  # type: ignore[call-arg]
-        c = multiply_add(load_fp32(row, w + 128), load_fp32(staged, w + 128), c)  # type: ignore[call-arg]
-        d = multiply_add(load_fp32(row, w + 192), load_fp32(staged, w + 192), d)  # type: ignore[call-arg]
-    rest = np.float32(0)
-    for k in range(blocks * BLOCK, columns):
-        rest += row[k] * staged[k]
-    return plus(plus(plus(a, b), plus(c, d)), first_lane(rest))  # type: ignore[call-arg]
+@njit(**INNER)
+def block_dot(row, block, staged, a, b, c, d):  # type: ignore[no-untyped-def]
+    """`a, b, c, d` plus the products of a row's block with a staged vector; formats of numbers only."""
+    p, q, r, s = unpacked(row, block)
+    x = block * 256
+    a = multiply_add(p, load_fp32(staged, x), a)  # type: ignore[call-arg]
+    b = multiply_add(q, load_fp32(staged, x + 64), b)  # type: ignore[call-arg]
+    c = multiply_add(r, load_fp32(staged, x + 128), c)  # type: ignore[call-arg]
+    d = multiply_add(s, load_fp32(staged, x + 192), d)  # type: ignore[call-arg]
+    return a, b, c, d
 
 
-def _dot_bf12(row, staged, columns):  # type: ignore[no-untyped-def]
-    a = spread(np.float32(0))  # type: ignore[call-arg]
-    b, c, d = a, a, a
-    for i in range((columns + BLOCK - 1) // BLOCK):
-        w, x = i * 96, i * 256
-        codes = load_bytes(row, w + 64)  # type: ignore[call-arg]
-        first = joined(load_signed_bytes(row, w), low_nibble(codes))  # type: ignore[call-arg]
-        second = joined(load_signed_bytes(row, w + 16), high_nibble(codes))  # type: ignore[call-arg]
-        a = multiply_add(first, load_fp32(staged, x), a)  # type: ignore[call-arg]
-        b = multiply_add(second, load_fp32(staged, x + 64), b)  # type: ignore[call-arg]
-        codes = load_bytes(row, w + 80)  # type: ignore[call-arg]
-        first = joined(load_signed_bytes(row, w + 32), low_nibble(codes))  # type: ignore[call-arg]
-        second = joined(load_signed_bytes(row, w + 48), high_nibble(codes))  # type: ignore[call-arg]
-        c = multiply_add(first, load_fp32(staged, x + 128), c)  # type: ignore[call-arg]
-        d = multiply_add(second, load_fp32(staged, x + 192), d)  # type: ignore[call-arg]
-    return plus(plus(a, b), plus(c, d))  # type: ignore[call-arg]
+@overload(rest_dot, jit_options=INNER)
+def _rest_dot(row, staged, columns):  # type: ignore[no-untyped-def]
+    if row.dtype not in (_BF16, _FP32):
+        return lambda row, staged, columns: np.float32(0)
+
+    def rest(row, staged, columns):  # type: ignore[no-untyped-def]
+        total = np.float32(0)
+        for k in range(columns // BLOCK * BLOCK, columns):
+            total += widen(row[k]) * staged[k]
+        return total
+
+    return rest
 
 
 def _dot_int8(row, staged, columns):  # type: ignore[no-untyped-def]
@@ -246,12 +297,54 @@ def _dot_int4(row, staged, columns):  # type: ignore[no-untyped-def]
     return sums
 
 
-_DOTS = {_BF16: _dot_bf16, _FP32: _dot_fp32, _BF12: _dot_bf12, _INT8: _dot_int8, _INT4: _dot_int4}
+_DOTS = {_BF16: _dot_floats, _FP32: _dot_floats, _BF12: _dot_floats, _INT8: _dot_int8, _INT4: _dot_int4}
 
 
-@overload(row_dot)
+@overload(row_dot, jit_options=INNER)
 def _row_dot(row, staged, columns):  # type: ignore[no-untyped-def]
     return _DOTS[row.dtype]
+
+
+SHORT_ROW = 1024
+"""Columns up to which four rows are read side by side. Longer ones come from memory, which is fastest in one stream."""
+
+
+@njit(**INNER)
+def _four_float_dots(w0, w1, w2, w3, staged, columns):  # type: ignore[no-untyped-def]
+    a0 = spread(np.float32(0))  # type: ignore[call-arg]
+    b0, c0, d0, a1, b1, c1, d1 = a0, a0, a0, a0, a0, a0, a0
+    a2, b2, c2, d2, a3, b3, c3, d3 = a0, a0, a0, a0, a0, a0, a0, a0
+    for i in range(whole_blocks(w0, columns)):
+        a0, b0, c0, d0 = block_dot(w0, i, staged, a0, b0, c0, d0)
+        a1, b1, c1, d1 = block_dot(w1, i, staged, a1, b1, c1, d1)
+        a2, b2, c2, d2 = block_dot(w2, i, staged, a2, b2, c2, d2)
+        a3, b3, c3, d3 = block_dot(w3, i, staged, a3, b3, c3, d3)
+    s0, s1 = plus(plus(a0, b0), plus(c0, d0)), plus(plus(a1, b1), plus(c1, d1))  # type: ignore[call-arg]
+    s2, s3 = plus(plus(a2, b2), plus(c2, d2)), plus(plus(a3, b3), plus(c3, d3))  # type: ignore[call-arg]
+    if columns % BLOCK == 0:
+        return s0, s1, s2, s3
+    r0, r1 = rest_dot(w0, staged, columns), rest_dot(w1, staged, columns)
+    r2, r3 = rest_dot(w2, staged, columns), rest_dot(w3, staged, columns)
+    return plus(s0, first_lane(r0)), plus(s1, first_lane(r1)), plus(s2, first_lane(r2)), plus(s3, first_lane(r3))  # type: ignore[call-arg]
+
+
+@njit(**INNER)
+def _four_single_dots(w0, w1, w2, w3, staged, columns):  # type: ignore[no-untyped-def]
+    s0, s1 = row_dot(w0, staged, columns), row_dot(w1, staged, columns)
+    return s0, s1, row_dot(w2, staged, columns), row_dot(w3, staged, columns)
+
+
+@overload(four_dots, jit_options=INNER)
+def _four_dots(w0, w1, w2, w3, staged, columns):  # type: ignore[no-untyped-def]
+    if w0.dtype not in _UNPACKED:
+        return lambda w0, w1, w2, w3, staged, columns: _four_single_dots(w0, w1, w2, w3, staged, columns)
+
+    def dots(w0, w1, w2, w3, staged, columns):  # type: ignore[no-untyped-def]
+        if columns <= SHORT_ROW:
+            return _four_float_dots(w0, w1, w2, w3, staged, columns)
+        return _four_single_dots(w0, w1, w2, w3, staged, columns)
+
+    return dots
 
 
 # --- sums of rows ------------------------------------------------------------------------------------------------
@@ -281,14 +374,13 @@ def _add_bf12(row, block, columns, scale, a, b, c, d):  # type: ignore[no-untype
     # Twice a multiplication, for the product of a stored number and the scale would be too small.
     w = block * 96
     s, up = spread(scale), spread(_LARGE)  # type: ignore[call-arg]
-    codes = load_bytes(row, w + 64)  # type: ignore[call-arg]
+    codes, more = load_bytes(row, w + 64), load_bytes(row, w + 80)  # type: ignore[call-arg]
     first = joined(load_signed_bytes(row, w), low_nibble(codes))  # type: ignore[call-arg]
-    second = joined(load_signed_bytes(row, w + 16), high_nibble(codes))  # type: ignore[call-arg]
+    second = joined(load_signed_bytes(row, w + 16), low_nibble(more))  # type: ignore[call-arg]
     a = multiply_add(product(first, up), s, a)  # type: ignore[call-arg]
     b = multiply_add(product(second, up), s, b)  # type: ignore[call-arg]
-    codes = load_bytes(row, w + 80)  # type: ignore[call-arg]
-    first = joined(load_signed_bytes(row, w + 32), low_nibble(codes))  # type: ignore[call-arg]
-    second = joined(load_signed_bytes(row, w + 48), high_nibble(codes))  # type: ignore[call-arg]
+    first = joined(load_signed_bytes(row, w + 32), high_nibble(codes))  # type: ignore[call-arg]
+    second = joined(load_signed_bytes(row, w + 48), high_nibble(more))  # type: ignore[call-arg]
     c = multiply_add(product(first, up), s, c)  # type: ignore[call-arg]
     d = multiply_add(product(second, up), s, d)  # type: ignore[call-arg]
     return a, b, c, d
@@ -321,7 +413,7 @@ def _add_int4(row, block, columns, scale, a, b, c, d):  # type: ignore[no-untype
 _ADDS = {_BF16: _add_bf16, _FP32: _add_fp32, _BF12: _add_bf12, _INT8: _add_int8, _INT4: _add_int4}
 
 
-@overload(block_add)
+@overload(block_add, jit_options=INNER)
 def _block_add(row, block, columns, scale, a, b, c, d):  # type: ignore[no-untyped-def]
     return _ADDS[row.dtype]
 

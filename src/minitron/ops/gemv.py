@@ -24,15 +24,19 @@ from .formats import (
     add_escapes,
     block_add,
     finish,
+    four_dots,
     row_dot,
     row_factor,
     stage,
     whole_blocks,
+    widen,
 )
 from .lanes import bits_of_float, float_of_bits, load_fp32, prefetch, store, store_totals, total
 
 ROW_BLOCK = 4
 """Rows whose sums run together; a thread's first row must be a multiple of it."""
+LONG_ROW = 2048
+"""Bytes of a row from which on rows that follow each other are added one by one."""
 NONE = np.zeros(0, np.int32)
 """The extras of a matrix that has none."""
 
@@ -78,18 +82,6 @@ def exp_of(x):  # type: ignore[no-untyped-def]
     return p * float_of_bits(np.uint32(np.int32(n) + np.int32(127)) << np.uint32(23))  # type: ignore[call-arg]
 
 
-def widen(value: Any) -> Any:
-    """A stored weight as fp32: bf16 bits are its upper half."""
-    raise NotImplementedError("only within compiled code")
-
-
-@overload(widen, inline="always")
-def _widen(value):  # type: ignore[no-untyped-def]
-    if value == types.uint16:
-        return lambda value: float_of_bits(np.uint32(value) << np.uint32(16))  # type: ignore[call-arg]
-    return lambda value: np.float32(value)
-
-
 @njit(**FAST)
 def bf16_of_float(value):  # type: ignore[no-untyped-def]
     """Bits of the nearest bf16 number, ties to even; NaN stays NaN."""
@@ -124,7 +116,6 @@ def matvec(w: Array, extras: Array, x: Array, staged: Array, out: Array, column:
         out: (M, >= column + N) float32.
         start: multiple of ROW_BLOCK.
     """
-    # One row after the other, for memory is fastest in one stream; the sums over lanes are taken four at a time.
     M, K = x.shape
     for m in range(M):
         stage(w, x[m], staged[m])
@@ -132,8 +123,7 @@ def matvec(w: Array, extras: Array, x: Array, staged: Array, out: Array, column:
     for r in range(start, whole, ROW_BLOCK):
         w0, w1, w2, w3 = w[r], w[r + 1], w[r + 2], w[r + 3]
         for m in range(M):
-            xm = staged[m]
-            s0, s1, s2, s3 = row_dot(w0, xm, K), row_dot(w1, xm, K), row_dot(w2, xm, K), row_dot(w3, xm, K)
+            s0, s1, s2, s3 = four_dots(w0, w1, w2, w3, staged[m], K)
             store_totals(out[m], 4 * (column + r), s0, s1, s2, s3)  # type: ignore[call-arg]
     for r in range(whole, stop):
         row = w[r]
@@ -222,8 +212,13 @@ def add_rows(w: Array, extras: Array, columns: int, scales: Array, rows: Array, 
         out: (>= columns,) float32; where w is packed, columns are rounded up to 64.
     """
     whole = n // 4 * 4
+    long = w.shape[1] * w.itemsize >= LONG_ROW
     for j in range(0, whole, 4):
         f0, f1, f2, f3 = rows[j], rows[j + 1], rows[j + 2], rows[j + 3]
+        if f3 - f0 == 3 and long:  # without a gap, memory is fastest in one stream
+            for f in range(f0, f0 + 4):
+                add_row(w, extras, columns, f, scales[f], out)
+            continue
         s0, s1 = scales[f0] * row_factor(w, extras, f0), scales[f1] * row_factor(w, extras, f1)
         s2, s3 = scales[f2] * row_factor(w, extras, f2), scales[f3] * row_factor(w, extras, f3)
         after = min(j + 4, n - 4)

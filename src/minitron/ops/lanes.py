@@ -17,11 +17,11 @@ from numba.extending import intrinsic, models, register_model
 LANES = 16
 
 _BYTE, _HALF, _WORD, _FLOAT = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.FloatType()
-_FLOATS, _WORDS = ir.VectorType(_FLOAT, LANES), ir.VectorType(_WORD, LANES)
+_FLOATS, _WORDS, _HALVES = ir.VectorType(_FLOAT, LANES), ir.VectorType(_WORD, LANES), ir.VectorType(_HALF, 2 * LANES)
 
 
 class LanesType(types.Type):
-    """Numba's type of sixteen fp32 numbers (or, between unpacking steps, of their bits)."""
+    """Numba's type of sixteen fp32 numbers, or of as many bits as sixteen or thirty-two integers."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name=name)
@@ -29,16 +29,17 @@ class LanesType(types.Type):
 
 floats = LanesType("lanes of fp32")
 words = LanesType("lanes of 32 bits")
+halves = LanesType("lanes of 16 bits")
 
 
 @register_model(LanesType)
 class _LanesModel(models.PrimitiveModel):
     def __init__(self, dmm: Any, fe_type: LanesType) -> None:
-        super().__init__(dmm, fe_type, _FLOATS if fe_type is floats else _WORDS)
+        super().__init__(dmm, fe_type, {floats: _FLOATS, words: _WORDS, halves: _HALVES}[fe_type])
 
 
-def _constant(value: int) -> ir.Constant:
-    return ir.Constant(_WORDS, [value] * LANES)
+def _constant(value: int, kind: Any = _WORDS) -> ir.Constant:
+    return ir.Constant(kind, [value] * kind.count)
 
 
 def _place(context: Any, builder: Any, kind: Any, array: Any, offset: Any, element: Any) -> Any:
@@ -56,13 +57,13 @@ def _shuffled(builder: Any, a: Any, b: Any, places: list[int]) -> Any:
     return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(_WORD, len(places)), places))
 
 
-def _loader(element: Any, result: Any, unpack: Any) -> Any:
-    """An intrinsic `f(array, offset)`: sixteen `element`s from a byte offset on, through `unpack(builder, vector)`."""
+def _loader(element: Any, result: Any, unpack: Any, count: int = LANES) -> Any:
+    """An intrinsic `f(array, offset)`: some `element`s from a byte offset on, through `unpack(builder, vector)`."""
 
     @intrinsic
     def load(typingctx, array, offset):  # type: ignore[no-untyped-def]
         def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-            kind = ir.VectorType(element, LANES)
+            kind = ir.VectorType(element, count)
             place = _place(context, builder, signature.args[0], args[0], args[1], kind)
             return unpack(builder, builder.load(place, align=1))
 
@@ -81,6 +82,8 @@ load_int8 = _loader(_BYTE, floats, lambda builder, value: builder.sitofp(builder
 load_words = _loader(_WORD, words, lambda builder, value: value)
 load_bytes = _loader(_BYTE, words, lambda builder, value: builder.zext(value, _WORDS))
 load_signed_bytes = _loader(_BYTE, words, lambda builder, value: builder.sext(value, _WORDS))
+load_byte_halves = _loader(_BYTE, halves, lambda builder, value: builder.zext(value, _HALVES), 2 * LANES)
+load_signed_byte_halves = _loader(_BYTE, halves, lambda builder, value: builder.sext(value, _HALVES), 2 * LANES)
 
 
 def _unary(kind: Any, result: Any, build: Any) -> Any:
@@ -134,6 +137,27 @@ def joined(typingctx, signed, exponent):  # type: ignore[no-untyped-def]
     return floats(words, words), codegen
 
 
+def _joiner(shift: int) -> Any:
+    """An intrinsic that makes bf16 numbers, in pairs, of sign and mantissa (sign-extended bytes) and nibbles."""
+
+    @intrinsic
+    def join(typingctx, signed, nibbles):  # type: ignore[no-untyped-def]
+        def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+            signed = builder.and_(args[0], _constant(0x807F, _HALVES))
+            exponent = builder.and_(builder.shl(args[1], _constant(shift, _HALVES)), _constant(0x780, _HALVES))
+            return builder.bitcast(builder.or_(signed, exponent), _WORDS)
+
+        return words(halves, halves), codegen
+
+    return join
+
+
+joined_low = _joiner(7)
+"""With exponent fields that are the low nibbles of bytes."""
+joined_high = _joiner(3)
+"""With exponent fields that are the high nibbles of bytes."""
+
+
 @intrinsic
 def spread(typingctx, value):  # type: ignore[no-untyped-def]
     """One fp32 number in all lanes."""
@@ -176,6 +200,16 @@ def total(typingctx, value):  # type: ignore[no-untyped-def]
 def plus(typingctx, a, b):  # type: ignore[no-untyped-def]
     """`a + b`."""
     return floats(floats, floats), lambda context, builder, signature, args: builder.fadd(*args)
+
+
+@intrinsic
+def larger(typingctx, a, b):  # type: ignore[no-untyped-def]
+    """Of each two numbers the larger one; `a` where one is NaN."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        return builder.select(builder.fcmp_ordered(">", args[1], args[0]), args[1], args[0])
+
+    return floats(floats, floats), codegen
 
 
 @intrinsic
