@@ -23,7 +23,6 @@ from .lanes import (
     as_floats,
     centred,
     even_bf16,
-    first_lane,
     float_of_bits,
     high_nibble,
     joined,
@@ -80,17 +79,12 @@ def stage(w: Array, x: Array, staged: Array) -> None:
 
 
 def row_dot(row: Array, staged: Array, columns: int) -> Any:
-    """Sixteen numbers whose sum is `row . x`, but for bf12's row factor and escapes."""
+    """Sixteen numbers whose sum is `row . x`, but for what `finish` adds."""
     return _only_compiled()
 
 
 def unpacked(row: Array, block: int) -> Any:
     """64 weights of a row as four times sixteen numbers, in the order in which `stage` lays vectors out; not scaled."""
-    _only_compiled()
-
-
-def rest_dot(row: Array, staged: Array, columns: int) -> Any:
-    """The product of a plain row's columns behind its last whole block with a staged vector."""
     _only_compiled()
 
 
@@ -115,7 +109,10 @@ def whole_blocks(w: Array, columns: int) -> int:
 
 
 def finish(w: Array, extras: Array, x: Array, out: Array, column: int, start: int, stop: int) -> None:
-    """bf12: turn sums of stored numbers in `out[:, column + start : column + stop]` into products with x (M, K)."""
+    """Make `out[:, column + start : column + stop]` products with x (M, K).
+
+    Plain formats: add columns behind the last whole block. bf12: multiply with the row factors and add escapes.
+    """
     _only_compiled()
 
 
@@ -240,7 +237,7 @@ def _dot_floats(row, staged, columns):  # type: ignore[no-untyped-def]
     b, c, d = a, a, a
     for i in range(whole_blocks(row, columns)):
         a, b, c, d = block_dot(row, i, staged, a, b, c, d)
-    return plus(plus(plus(a, b), plus(c, d)), first_lane(rest_dot(row, staged, columns)))  # type: ignore[call-arg]
+    return plus(plus(a, b), plus(c, d))  # type: ignore[call-arg]
 
 
 @njit(**INNER)
@@ -253,20 +250,6 @@ def block_dot(row, block, staged, a, b, c, d):  # type: ignore[no-untyped-def]
     c = multiply_add(r, load_fp32(staged, x + 128), c)  # type: ignore[call-arg]
     d = multiply_add(s, load_fp32(staged, x + 192), d)  # type: ignore[call-arg]
     return a, b, c, d
-
-
-@overload(rest_dot, jit_options=INNER)
-def _rest_dot(row, staged, columns):  # type: ignore[no-untyped-def]
-    if row.dtype not in (_BF16, _FP32):
-        return lambda row, staged, columns: np.float32(0)
-
-    def rest(row, staged, columns):  # type: ignore[no-untyped-def]
-        total = np.float32(0)
-        for k in range(columns // BLOCK * BLOCK, columns):
-            total += widen(row[k]) * staged[k]
-        return total
-
-    return rest
 
 
 def _dot_int8(row, staged, columns):  # type: ignore[no-untyped-def]
@@ -321,11 +304,7 @@ def _four_float_dots(w0, w1, w2, w3, staged, columns):  # type: ignore[no-untype
         a3, b3, c3, d3 = block_dot(w3, i, staged, a3, b3, c3, d3)
     s0, s1 = plus(plus(a0, b0), plus(c0, d0)), plus(plus(a1, b1), plus(c1, d1))  # type: ignore[call-arg]
     s2, s3 = plus(plus(a2, b2), plus(c2, d2)), plus(plus(a3, b3), plus(c3, d3))  # type: ignore[call-arg]
-    if columns % BLOCK == 0:
-        return s0, s1, s2, s3
-    r0, r1 = rest_dot(w0, staged, columns), rest_dot(w1, staged, columns)
-    r2, r3 = rest_dot(w2, staged, columns), rest_dot(w3, staged, columns)
-    return plus(s0, first_lane(r0)), plus(s1, first_lane(r1)), plus(s2, first_lane(r2)), plus(s3, first_lane(r3))  # type: ignore[call-arg]
+    return s0, s1, s2, s3
 
 
 @njit(**INNER)
@@ -434,8 +413,24 @@ def _finish_bf12(w, extras, x, out, column, start, stop):  # type: ignore[no-unt
             out[m, column + r] = value
 
 
+@njit(**FAST)
+def _finish_plain(w, x, out, column, start, stop):  # type: ignore[no-untyped-def]
+    K = x.shape[1]
+    whole = K // BLOCK * BLOCK
+    if whole == K:
+        return
+    for r in range(start, stop):
+        for m in range(x.shape[0]):
+            rest = np.float32(0)
+            for k in range(whole, K):
+                rest += widen(w[r, k]) * x[m, k]
+            out[m, column + r] += rest
+
+
 @overload(finish)
 def _finish(w, extras, x, out, column, start, stop):  # type: ignore[no-untyped-def]
+    if w.dtype in (_BF16, _FP32):
+        return lambda w, extras, x, out, column, start, stop: _finish_plain(w, x, out, column, start, stop)
     if w.dtype == _BF12:
         return lambda w, extras, x, out, column, start, stop: _finish_bf12(w, extras, x, out, column, start, stop)
     return lambda w, extras, x, out, column, start, stop: None

@@ -213,16 +213,6 @@ def larger(typingctx, a, b):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def first_lane(typingctx, value):  # type: ignore[no-untyped-def]
-    """One number in the first lane, zeros in the others."""
-
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        return builder.insert_element(ir.Constant(_FLOATS, [0.0] * LANES), args[0], _WORD(0))
-
-    return floats(types.float32), codegen
-
-
-@intrinsic
 def store_totals(typingctx, array, offset, a, b, c, d):  # type: ignore[no-untyped-def]
     """Write the sums over the lanes of four values, each the same bits as `total`, as four fp32 numbers."""
 
