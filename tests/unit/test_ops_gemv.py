@@ -14,6 +14,8 @@ from minitron.quantize import FORMATS, Matrix, pack
 
 gemv = pytest.importorskip("minitron.ops.gemv")
 formats = pytest.importorskip("minitron.ops.formats")
+numba = pytest.importorskip("numba")
+tiles = pytest.importorskip("minitron.ops.tiles")
 
 GUARD = np.float32(-12345.0)
 DTYPES = ("bf16", "fp32")
@@ -182,3 +184,60 @@ def test_shares_cover_everything_once(total: int, unit: int, threads: int) -> No
     for (_, end), (begin, _) in itertools.pairwise(shares):
         assert begin == end
         assert begin % unit == 0 or begin == total
+
+
+@numba.njit(nogil=True)
+def by_tiles(w, extras, x, staged, out, start, stop):  # type: ignore[no-untyped-def]
+    tiles.multiply(w, extras, x, staged, out, 0, start, stop)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(FORMATS),
+    st.integers(1, 8),
+    sizes,
+    st.sampled_from([64, 192, 1600, 3136, 100]),
+    st.integers(1, 3),
+    st.integers(0, 2**32 - 1),
+)
+def test_vectors_together_have_the_bits_of_each_alone(
+    format: str, M: int, N: int, K: int, threads: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    matrix, x = packed(rng, (N, K), format), rng.standard_normal((M, K)).astype(np.float32)
+    w, extras = arrays(matrix)
+    out, whole = guarded(M, N)
+    staged, whole_staged = guarded(*scratch(M, K).shape)
+    for thread in range(threads):
+        by_tiles(w, extras, x, staged, out, *gemv.share(N, gemv.ROW_BLOCK, thread, threads))
+    assert untouched(out, whole)
+    assert untouched(staged, whole_staged)
+    alone, _ = guarded(1, N)
+    for m in range(M):
+        gemv.matvec(w, extras, x[m : m + 1], scratch(1, K), alone, 0, 0, N)
+        assert (alone[0] == out[m]).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.sampled_from(FORMATS),
+    st.integers(1, 8),
+    st.integers(1, 600),
+    st.sampled_from([64, 128, 100]),
+    st.sampled_from([0.0, 0.5, 0.9, 1.0]),
+    st.integers(0, 2**32 - 1),
+)
+def test_neurons_of_several_vectors(format: str, M: int, F: int, D: int, zeros: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    matrix, h = packed(rng, (F, D), format), hidden(rng, M, F, zeros)
+    w, extras = arrays(matrix)
+    start, active, counts = int(rng.integers(F)), np.zeros((M, F), np.int32), np.zeros(M, np.int64)
+    width = -(-D // 64) * 64
+    expected = np.zeros((M, width), np.float32)
+    for m in range(M):
+        counts[m] = gemv.squared_relu_list(h[m], active[m], start, F)
+        gemv.add_rows(w, extras, D, h[m], active[m, start:], counts[m], expected[m])
+    out, whole = guarded(M, width)
+    tiles.add_rows_of(w, extras, D, h, active[:, start:], counts, start, F, out)
+    assert (out == expected).all()
+    assert untouched(out, whole)

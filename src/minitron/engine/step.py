@@ -24,7 +24,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic, overload
 from numba.np.numpy_support import as_dtype
 
-from ..ops import formats, gemv, lanes
+from ..ops import formats, gemv, lanes, tiles
 from ..ops.formats import FAST, row_items
 from ..ops.gemv import NONE, ROW_BLOCK, exp_of, matvec, narrowed, share
 from ..ops.lanes import LANES, larger, load_fp32, store
@@ -87,9 +87,9 @@ def _extras_at(address, rows):  # type: ignore[no-untyped-def]
 
 @njit(**FAST)
 def _multiply(kind, address, extras, rows, x, staged, out, column, start, stop):  # type: ignore[no-untyped-def]
-    """`matvec` with the (rows, K) matrix at an address."""
+    """`tiles.multiply` with the (rows, K) matrix at an address."""
     w = _matrix_at(kind, address, rows, x.shape[1])
-    matvec(w, _extras_at(extras, rows), x, staged, out, column, start, stop)
+    tiles.multiply(w, _extras_at(extras, rows), x, staged, out, column, start, stop)
 
 
 @njit(**FAST)
@@ -267,16 +267,16 @@ def _mlp(thread, threads, sync, kinds, sizes, eps, layer, spaces, M):  # type: i
     down, extras = _matrix_at(kinds[0], layer[DOWN], F, D), _extras_at(layer[DOWN + EXTRAS], F)
     runs = (F + run - 1) // run
     first, last = share(runs, 1, thread, threads)
-    counted = 0
+    counted, listed = 0, np.empty(M, np.int64)
     for r in range(first, last):
         start, stop = r * run, min((r + 1) * run, F)
         _multiply(kinds[0], layer[UP], layer[UP + EXTRAS], F, normed, staged, h, 0, start, stop)
         _add_bias(layer[UP_BIAS], h, start, stop)
         for m in range(M):
-            n = gemv.squared_relu_list(h[m], active[m], start, stop)
+            listed[m] = gemv.squared_relu_list(h[m], active[m], start, stop)
             partial[r, m, :] = np.float32(0)
-            gemv.add_rows(down, extras, D, h[m], active[m, start:stop], n, partial[r, m])
-            counted += n
+            counted += listed[m]
+        tiles.add_rows_of(down, extras, D, h, active[:, start:stop], listed, start, stop, partial[r])
     barrier(sync, threads)
     _add_bias(layer[DOWN_BIAS], x, 0, D)
     for m in range(M):
@@ -366,7 +366,7 @@ def _work(thread, threads, sync, kinds, job, tokens, places, stops, sizes, eps, 
 
 def _sources_digest() -> int:
     """Changes with every source line of the compiled code."""
-    files = (__file__, formats.__file__, gemv.__file__, lanes.__file__, threads_file.__file__)
+    files = (__file__, formats.__file__, gemv.__file__, lanes.__file__, tiles.__file__, threads_file.__file__)
     return zlib.crc32(b"".join(Path(file).read_bytes() for file in files))
 
 

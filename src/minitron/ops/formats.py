@@ -201,6 +201,12 @@ def _stage(w, x, staged):  # type: ignore[no-untyped-def]
     return lambda w, x, staged: _stage_padded(x, staged)
 
 
+@njit(fastmath={"contract", "nsz"}, nogil=True, forceinline=True)
+def sum_of_four(a, b, c, d):  # type: ignore[no-untyped-def]
+    """Four times sixteen sums as sixteen; in this order everywhere, for it is a part of a product's bits."""
+    return plus(plus(a, b), plus(c, d))  # type: ignore[call-arg]
+
+
 # --- products ----------------------------------------------------------------------------------------------------
 
 
@@ -237,7 +243,7 @@ def _dot_floats(row, staged, columns):  # type: ignore[no-untyped-def]
     b, c, d = a, a, a
     for i in range(whole_blocks(row, columns)):
         a, b, c, d = block_dot(row, i, staged, a, b, c, d)
-    return plus(plus(a, b), plus(c, d))  # type: ignore[call-arg]
+    return sum_of_four(a, b, c, d)
 
 
 @njit(**INNER)
@@ -302,9 +308,8 @@ def _four_float_dots(w0, w1, w2, w3, staged, columns):  # type: ignore[no-untype
         a1, b1, c1, d1 = block_dot(w1, i, staged, a1, b1, c1, d1)
         a2, b2, c2, d2 = block_dot(w2, i, staged, a2, b2, c2, d2)
         a3, b3, c3, d3 = block_dot(w3, i, staged, a3, b3, c3, d3)
-    s0, s1 = plus(plus(a0, b0), plus(c0, d0)), plus(plus(a1, b1), plus(c1, d1))  # type: ignore[call-arg]
-    s2, s3 = plus(plus(a2, b2), plus(c2, d2)), plus(plus(a3, b3), plus(c3, d3))  # type: ignore[call-arg]
-    return s0, s1, s2, s3
+    s0, s1 = sum_of_four(a0, b0, c0, d0), sum_of_four(a1, b1, c1, d1)
+    return s0, s1, sum_of_four(a2, b2, c2, d2), sum_of_four(a3, b3, c3, d3)
 
 
 @njit(**INNER)

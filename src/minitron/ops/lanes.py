@@ -278,16 +278,25 @@ def number_at(typingctx, array, offset):  # type: ignore[no-untyped-def]
     return types.float32(array, types.intp), codegen
 
 
-@intrinsic
-def prefetch(typingctx, array, offset):  # type: ignore[no-untyped-def]
-    """Ask for the cache line at a byte offset. Rows of active neurons lie where no hardware expects them."""
+def _prefetcher(locality: int) -> Any:
+    """An intrinsic `f(array, offset)`: ask for the cache line at a byte offset."""
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        place = _place(context, builder, signature.args[0], args[0], args[1], _BYTE)
-        flag = ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [place.type, flag, flag, flag])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        builder.call(function, [place, flag(0), flag(3), flag(1)])  # read, keep in all levels, data
-        return context.get_dummy_value()
+    @intrinsic
+    def ask(typingctx, array, offset):  # type: ignore[no-untyped-def]
+        def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+            place = _place(context, builder, signature.args[0], args[0], args[1], _BYTE)
+            flag = ir.IntType(32)
+            kind = ir.FunctionType(ir.VoidType(), [place.type, flag, flag, flag])
+            function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+            builder.call(function, [place, flag(0), flag(locality), flag(1)])  # read, nearest level, data
+            return context.get_dummy_value()
 
-    return types.void(array, types.intp), codegen
+        return types.void(array, types.intp), codegen
+
+    return ask
+
+
+prefetch = _prefetcher(3)
+"""Into all levels of the cache. Rows of active neurons lie where no hardware expects them."""
+prefetch_far = _prefetcher(2)
+"""Into the second level, for what is needed later."""
