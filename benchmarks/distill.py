@@ -3,6 +3,7 @@
     python benchmarks/distill.py loss                time and memory of loss + gradients, and of others, 256 tokens
     python benchmarks/distill.py memory              the same of ours alone for 4,096 tokens
     python benchmarks/distill.py step                a distillation step against a loop with full logits
+    python benchmarks/distill.py cache               a step by a hidden-state cache against one by the teacher
     python benchmarks/distill.py sparse --data DIR   held-out KL after training on sampled, top-k and whole targets
     python benchmarks/distill.py loss --smoke        small shapes, seconds; the numbers mean nothing
 
@@ -13,26 +14,32 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from machine import describe
 from model_speed import peak_resident
 from torch.nn import functional as F
 
 from minitron import NemotronConfig, NemotronForCausalLM, bundled_model
-from minitron.data import BlockStream, PackedBlocks, Source, collate, split_documents, tokenize
+from minitron.data import BlockStream, PackedBlocks, Source, TokenCache, collate, split_documents, tokenize
+from minitron.distill.job import Job
 from minitron.distill.losses import DistillLoss, DistillOptions
+from minitron.distill.machine import autocast, keep_freed_memory
+from minitron.distill.objective import Objective
 from minitron.distill.schedule import TrainConfig
 from minitron.distill.targets import OnlineTeacher
 from minitron.distill.teacher_cache import make_codec, open_targets, plan_cache, write_cache
 from minitron.distill.train import train
 from minitron.ops.kl import linear_divergence
 from minitron.ops.loss import linear_cross_entropy
+from minitron.ops.packed_attention import packed_attention_in
 from minitron.tokenizer import load_tokenizer
 
 HEADS = {"vocab": 256000, "hidden": 3072, "teacher": 6144}
@@ -119,24 +126,96 @@ def step_case(task: dict) -> dict:
     }
 
 
+# --- a cache against the teacher ---------------------------------------------------------------------------------
+
+
+def random_stream(vocab: int, tokens: int, sequence: int) -> BlockStream:
+    random = np.random.default_rng(0)
+    lengths = random.integers(50, 500, tokens // 275 + 1)
+    ids = random.integers(3, vocab, lengths.sum()).astype(np.uint32)
+    cache = TokenCache(ids, np.concatenate([[0], np.cumsum(lengths)]), lengths, "random")
+    return BlockStream([(PackedBlocks(cache, sequence), 1.0)], 0)
+
+
+def cache_case(task: dict) -> dict:
+    """Seconds per step with the teacher and with its cache in turns, and what writing the cache took and takes."""
+    torch.manual_seed(0)
+    keep_freed_memory()
+    if task["pair"] == "bundled":
+        teacher = NemotronForCausalLM.from_pretrained(bundled_model(), dtype=torch.bfloat16)
+        half = {**teacher.config.to_dict(), "num_hidden_layers": 3, "hidden_size": 224, "intermediate_size": 704}
+        config = NemotronConfig(**half)
+    else:
+        shared = {"vocab_size": task["vocab"], "num_key_value_heads": 2}
+        teacher = NemotronForCausalLM(NemotronConfig(**TEACHER, **shared)).bfloat16()
+        config = NemotronConfig(**STUDENT, **shared)
+    teacher.requires_grad_(False)
+    sequence, batch = task["sequence"], task["batch"]
+    stream = random_stream(config.vocab_size, batch * sequence, sequence)
+    settings = TrainConfig(steps=1000, batch=batch, sequence=sequence)
+    with tempfile.TemporaryDirectory() as work:
+        folder = Path(work) / "cache"
+        plan = plan_cache(stream, teacher, make_codec("hidden", teacher), "")
+        start = time.perf_counter()
+        with autocast(torch.device("cpu"), settings.dtype):
+            write_cache(folder, plan, stream, teacher)
+        written = time.perf_counter() - start
+        size = sum(path.stat().st_size for path in folder.glob("part-*"))
+        jobs = []
+        for targets in (OnlineTeacher(teacher), open_targets(folder, stream)):
+            objective = Objective(NemotronForCausalLM(config), DistillLoss(targets, DistillOptions(), config))
+            jobs.append(Job(objective, stream, settings, Path(work)))
+        with packed_attention_in(*(job.model for job in jobs)):
+            times = [[_seconds_of(job.step) for job in jobs] for _ in range(task["rounds"] + 1)][1:]
+    online, cached = (statistics.median(column) for column in zip(*times, strict=True))
+    tokens = batch * sequence
+    written_per_step = written * tokens / (len(plan.places) * sequence)
+    saved = online - cached
+    return {
+        "pair": task["pair"],
+        "tokens": tokens,
+        "online_s": online,
+        "cached_s": cached,
+        "speedup": statistics.median(a / b for a, b in times),
+        "writing_s_per_step": written_per_step,
+        "bytes_per_token": size / (len(plan.places) * sequence),
+        # A cache that is written in one pass has paid for itself after so many passes over the text.
+        "passes_until_it_pays": written_per_step / saved if saved > 0 else None,
+    }
+
+
+def _seconds_of(work) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
 # --- sparse targets ----------------------------------------------------------------------------------------------
 
 
-def sparse(data: str, smoke: bool, steps: int) -> list[dict]:
+def sparse(data: str, smoke: bool, steps: int, seed: int) -> list[dict]:
     """One student per kind of target, from the same weights on the same blocks; held-out KL to the teacher."""
     folder = Path(bundled_model())
     teacher = NemotronForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     shape = {**teacher.config.to_dict(), "num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 256}
     shape |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "tie_word_embeddings": False}
     settings = TrainConfig(
-        steps=steps, batch=8, sequence=128, lr=3e-3, warmup=steps // 10, save_every=0, eval_every=0, dtype="float32"
+        steps=steps,
+        batch=8,
+        sequence=128,
+        lr=3e-3,
+        warmup=steps // 10,
+        save_every=0,
+        eval_every=0,
+        seed=seed,
+        dtype="float32",
     )
     rows = []
     with tempfile.TemporaryDirectory() as work:
         out = Path(work)
         tokens = tokenize(Source(data), load_tokenizer(folder), out / "tokens")  # type: ignore[arg-type]
         kept, held = split_documents(tokens, 0.1, 0, data)
-        stream = BlockStream([(PackedBlocks(tokens, 128, kept), 1.0)], 0)
+        stream = BlockStream([(PackedBlocks(tokens, 128, kept), 1.0)], seed)
         heldout = PackedBlocks(tokens, 128, held)
         blocks = min(len(stream), steps * 8)
         for name, kind, more in (
@@ -150,10 +229,11 @@ def sparse(data: str, smoke: bool, steps: int) -> list[dict]:
                 if kind == "topk":  # as many tokens as fit into the bytes of the samples
                     more = {"k": max(1, int((rows[-1]["bytes_per_token"] - 5) / 5))}
                 codec = make_codec(kind, teacher, **more)
-                write_cache(out / kind, plan_cache(stream, teacher, codec, "", blocks=blocks), stream, teacher)
+                plan = plan_cache(stream, teacher, codec, "", blocks=blocks, seed=seed)
+                write_cache(out / kind, plan, stream, teacher)
                 size = sum(p.stat().st_size for p in (out / kind).glob("part-*")) / (blocks * 128)
                 targets = open_targets(out / kind, stream)
-            torch.manual_seed(0)
+            torch.manual_seed(seed)
             student = NemotronForCausalLM(NemotronConfig(**shape))
             start = time.perf_counter()
             loss = DistillLoss(targets, DistillOptions(), student.config)
@@ -164,7 +244,7 @@ def sparse(data: str, smoke: bool, steps: int) -> list[dict]:
                 student.eval()
                 several = [heldout.pieces(i) for i in range(min(len(heldout), 8 if smoke else 256))]
                 _, numbers = measure(student, collate(several, 128))
-            rows.append({"targets": name, **more, "bytes_per_token": size, "seconds": seconds, **numbers})
+            rows.append({"targets": name, "seed": seed, **more, "bytes_per_token": size, "seconds": seconds, **numbers})
             print(json.dumps(rows[-1]), flush=True)
     return rows
 
@@ -172,9 +252,12 @@ def sparse(data: str, smoke: bool, steps: int) -> list[dict]:
 # --- the command -------------------------------------------------------------------------------------------------
 
 
+CASES = {"loss": loss_case, "memory": loss_case, "step": step_case, "cache": cache_case}
+
+
 def in_own_process(kind: str, task: dict, smoke: bool) -> dict:
     if smoke:  # starting processes is most of the time, and the numbers mean nothing
-        return (step_case if kind == "step" else loss_case)(task)
+        return CASES[kind](task)
     command = [sys.executable, __file__, kind, "--case", json.dumps(task)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -186,18 +269,21 @@ def in_own_process(kind: str, task: dict, smoke: bool) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["loss", "memory", "step", "sparse"])
+    parser.add_argument("what", choices=["loss", "memory", "step", "cache", "sparse"])
     parser.add_argument("--smoke", action="store_true")
     parser.add_argument("--data", help="text for `sparse`")
     parser.add_argument("--steps", type=int, default=400, help="training steps of `sparse`")
+    parser.add_argument("--seeds", type=int, default=1, help="runs of `sparse`, each of all targets")
+    parser.add_argument("--vocab", type=int, help="another vocabulary for `loss`")
     parser.add_argument("--out", type=Path, help="write the result as JSON")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.case:
-        print(json.dumps((step_case if args.what == "step" else loss_case)(json.loads(args.case))))
+        print(json.dumps(CASES[args.what](json.loads(args.case))))
         return
     result: dict = {"machine": describe("cpu", args.smoke)}
-    heads = SMOKE_HEADS if args.smoke else HEADS
+    heads = dict(SMOKE_HEADS if args.smoke else HEADS)
+    heads["vocab"] = args.vocab or heads["vocab"]
     if args.what in ("loss", "memory"):
         few, many = (16, 64) if args.smoke else (256, 4096)
         tasks = [(name, few, 2) for name in LOSSES] if args.what == "loss" else [("minitron kl", many, 1)]
@@ -212,8 +298,15 @@ def main() -> None:
         result["rows"] = [
             in_own_process("step", {"loss": name, **task}, args.smoke) for name in ("minitron", "full logits")
         ]
+    elif args.what == "cache":
+        size = {"sequence": 32, "batch": 2, "rounds": 1} if args.smoke else {"sequence": 512, "batch": 2, "rounds": 5}
+        result["rows"] = [
+            in_own_process("cache", {"pair": pair, "vocab": heads["vocab"], **size, **more}, args.smoke)
+            for pair, more in (("bundled", {} if args.smoke else {"batch": 8}), ("100M", {}))
+        ]
     else:
-        result["rows"] = sparse(args.data, args.smoke, args.steps)
+        result["steps"] = args.steps
+        result["rows"] = [row for seed in range(args.seeds) for row in sparse(args.data, args.smoke, args.steps, seed)]
     if args.out:
         args.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 

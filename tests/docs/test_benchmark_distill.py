@@ -12,7 +12,7 @@ import pytest
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "distill.py"
 
 
-@pytest.mark.parametrize("what", ["loss", "memory", "step", "sparse"])
+@pytest.mark.parametrize("what", ["loss", "memory", "step", "cache", "sparse"])
 def test_it_runs(what: str, tmp_path: Path) -> None:
     out, text = tmp_path / "out.json", tmp_path / "text.jsonl"
     text.write_text("".join(json.dumps({"text": f"Tom had {i} dogs. They ran and ran."}) + "\n" for i in range(200)))

@@ -176,12 +176,44 @@ def test_bf16_errors_are_not_above_those_of_the_textbook_loss(scale: float) -> N
             assert a <= 1.02 * b + 1e-6
 
 
+@pytest.mark.parametrize("rows_kept", [30, 50, 59])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("temperature", "ce_weight"), [(1.0, 0.0), (2.0, 0.7)])
+def test_columns_whose_gradient_is_not_kept_are_computed_again(
+    monkeypatch: pytest.MonkeyPatch, kind: str, temperature: float, ce_weight: float, rows_kept: int
+) -> None:
+    """The same numbers as when all are kept, up to where the sum would be rounded in between (fewer than 45 rows)."""
+    tensors = draw(60, 8, 40, 0.2, 1.0, 0)
+    narrow = [x.bfloat16().requires_grad_(i < 2) for i, x in enumerate(tensors[:4])]
+    more: Any = {"kind": kind, "temperature": temperature, "ce_weight": ce_weight, "rows_per_chunk": 7}
+    sparse = torch.randint(0, 40, (60, 3)), torch.rand(60, 3), torch.rand(60)
+
+    def outcomes() -> list[Tensor]:
+        found = []
+        for loss in (
+            linear_divergence(*narrow, tensors[4], **more).loss,
+            linear_sparse_divergence(*narrow[:2], *sparse, tensors[4], ce_weight=ce_weight, rows_per_chunk=7).loss,
+            linear_cross_entropy(*narrow[:2], tensors[4], rows_per_chunk=7),
+        ):
+            found += [loss.detach(), *torch.autograd.grad(loss, narrow[:2])]
+        return found
+
+    kept = outcomes()
+    scored = int((tensors[4] != -100).sum())
+    monkeypatch.setattr("minitron.ops.head_gradient._KEPT_VALUES", 40 * rows_kept * scored // 60)
+    monkeypatch.setattr("minitron.ops.head_gradient._PIECE", 9)
+    monkeypatch.setattr("minitron.ops.head_gradient._PRODUCT", 4)
+    for found, expected in zip(outcomes(), kept, strict=True):
+        rtol, atol = (2e-2, 1e-3) if rows_kept < 45 else (0.0, 0.0)
+        torch.testing.assert_close(found.float(), expected.float(), rtol=rtol, atol=atol)
+
+
 def test_a_head_gradient_that_fills_what_is_kept_is_still_summed(monkeypatch: pytest.MonkeyPatch) -> None:
     tensors = draw(60, 8, 40, 0.2, 1.0, 0)
     narrow = [x.bfloat16().requires_grad_(i == 1) for i, x in enumerate(tensors[:4])]
     once = torch.autograd.grad(linear_divergence(*narrow, tensors[4]).loss, narrow[1])[0]
-    monkeypatch.setattr("minitron.ops.head_loss._KEPT_VALUES", 40 * 13)
-    monkeypatch.setattr("minitron.ops.head_loss._SLICE", 16)
+    monkeypatch.setattr("minitron.ops.head_gradient._KEPT_VALUES", 40 * 13)
+    monkeypatch.setattr("minitron.ops.head_gradient._PIECE", 16)
     often = torch.autograd.grad(linear_divergence(*narrow, tensors[4]).loss, narrow[1])[0]
     torch.testing.assert_close(often.float(), once.float(), rtol=2e-2, atol=1e-3)
 

@@ -114,8 +114,13 @@ def train(
         else:
             made = fresh_config(encoder, sequence, file=config, preset=preset, shape=given)
         require_memory(made, settings, place, world, trained=None if tune == "full" else 0)
-        net: Any = new_model(made, seed) if model is None else choose_trained(saved_model(model), tune, lora_rank)
-        net.to(place)
+        net: Any
+        if model is None:
+            net = new_model(made, seed).to(place)  # type: ignore[arg-type]
+        else:
+            # Adapters are drawn beside weights that are there.
+            net = saved_model(model, place, None if tune == "lora" else world)
+            net = choose_trained(net, tune, lora_rank)
         _run(net, texts, settings, out, encoder, world, place, peak_tflops, as_json)
 
 

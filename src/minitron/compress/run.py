@@ -71,7 +71,7 @@ class Context:
 
     def load(self, folder: Path) -> Any:
         """A checkpoint in fp32 on the device of the run."""
-        return saved_model(folder).to(self.device)  # type: ignore[arg-type]
+        return saved_model(folder, self.device)
 
     def calibration(self) -> Batch:
         """The first blocks of the training data, in its order."""

@@ -15,6 +15,8 @@ from ..config import NemotronConfig
 from ..data import BlockStream, Encoder, PackedBlocks, Source, split_documents, tokenize
 from ..model import NemotronForCausalLM
 from .schedule import TrainConfig
+from .unloaded import unloaded_model
+from .world import World
 
 # The parts of a shape that have no sensible default.
 _NEEDED = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads")
@@ -100,7 +102,19 @@ def new_model(config: NemotronConfig, seed: int) -> NemotronForCausalLM:
     return NemotronForCausalLM(config).float()
 
 
-def saved_model(folder: Path) -> NemotronForCausalLM:
-    """The model of a checkpoint folder, in fp32; a damaged or incomplete one is refused."""
+def saved_model(
+    folder: Path,
+    device: torch.device | str = "cpu",
+    world: World | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> NemotronForCausalLM:
+    """The model of a checkpoint folder on a device; a damaged or incomplete one is refused.
+
+    In a world of many processes its weights are read when it is sharded, by `parallel.prepare`, if that can be.
+    """
     check_checkpoint(folder)
-    return NemotronForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = unloaded_model(folder, dtype) if world is not None and world.mesh is not None else None
+    if model is not None:
+        return model
+    loaded: Any = NemotronForCausalLM.from_pretrained(folder, dtype=dtype)
+    return loaded.to(device)

@@ -13,7 +13,6 @@ from torch import nn
 from ..checkpoint.fingerprint import fingerprint
 from ..checkpoint.hf import check_checkpoint, read_config
 from ..config import NemotronConfig
-from ..model import NemotronForCausalLM
 from ..tokenizer import load_tokenizer
 from .correction import CorrectedTeacher
 from .inputs import Texts, open_texts, saved_model
@@ -102,8 +101,11 @@ def open_distillation(
         path = teacher
         identity["teacher"] = world.first_does(lambda: fingerprint(path))
         wide = correct_teacher or not uses_bfloat16(device, config.dtype)
-        loaded: Any = NemotronForCausalLM.from_pretrained(teacher, dtype=torch.float32 if wide else torch.bfloat16)
-        guide = loaded.to(device).requires_grad_(correct_teacher)
+        # Beside a cache it is no part of the step, so nothing shards it.
+        guide = saved_model(
+            teacher, device, world if teacher_cache is None else None, torch.float32 if wide else torch.bfloat16
+        )
+        guide.requires_grad_(correct_teacher)
     targets: TeacherTargets
     if teacher_cache is not None:
         targets = open_targets(teacher_cache, texts.stream, identity.get("teacher"))
@@ -111,7 +113,7 @@ def open_distillation(
     else:
         assert guide is not None
         targets = CorrectedTeacher(guide) if correct_teacher else OnlineTeacher(guide)
-    model = saved_model(student).to(device)  # type: ignore[arg-type]
+    model = saved_model(student, device, world)
     return Distillation(model, targets, guide, texts, tokenizer, {"checkpoints": identity}, _dtype_of(ours))
 
 

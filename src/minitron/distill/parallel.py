@@ -1,7 +1,7 @@
 """What is done to a model before its first step, in the one order that works.
 
 Tensor parallelism splits matrices; recomputation wraps parts of a layer; compilation sees a layer with both; sharding
-comes last and gathers what a layer needs just before it runs.
+comes last and gathers what a layer needs just before it runs. Then weights are read, where they were not yet.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from ..model import NemotronMLP, NemotronPreTrainedModel
 from .objective import Objective
 from .runs import TrainError
 from .schedule import TrainConfig
+from .unloaded import load_weights
 from .world import World
 
 _STYLES = {"colwise": ColwiseParallel, "rowwise": RowwiseParallel}
@@ -69,6 +70,13 @@ def prepare(objective: Objective, config: TrainConfig, world: World) -> None:
                 layer._minitron_compiled = True  # type: ignore[assignment]
     if world.mesh is not None:
         _shard(objective, world)
+        for each in (*objective.trained_models(), _guide(objective)):
+            load_weights(each, torch.device(world.mesh.device_type))
+
+
+def _guide(objective: Objective) -> nn.Module | None:
+    """A teacher that only answers."""
+    return getattr(getattr(objective.loss, "targets", None), "model", None)
 
 
 def _layers(model: nn.Module) -> list[nn.Module]:
@@ -141,7 +149,7 @@ def _shard(objective: Objective, world: World) -> None:
         # A loss is a part of a sum over all sequences, so gradients are added up and not averaged.
         module.set_gradient_divide_factor(1.0)  # type: ignore[attr-defined]
         module.set_force_sum_reduction_for_comms(True)  # type: ignore[attr-defined]  # gloo has nothing else
-    guide = getattr(getattr(loss, "targets", None), "model", None)
+    guide = _guide(objective)
     if guide is not None:
         # The teacher is no part of the objective. Its layers gather themselves; embedding and head, which the loss
         # reads, stay whole in every process.

@@ -89,7 +89,9 @@ def make_loss(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         loss = DistillLoss(targets, options, student.config)  # type: ignore[arg-type]
-    loss.to(next(student.parameters()).device)
+    place = next(student.parameters()).device
+    if place.type != "meta":  # else sharding moves it
+        loss.to(place)
     return CorrectingLoss(loss, corrected_lr) if isinstance(targets, CorrectedTeacher) else loss
 
 

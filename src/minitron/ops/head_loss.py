@@ -14,24 +14,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.distributed import ReduceOp, all_reduce
 
 from .autocast import autocast_dtype, without_autocast
+from .head_gradient import HeadGradient
+from .vocabulary import Recording, Replay, Vocabulary
 
 IGNORE_INDEX = -100
 # Logits of one chunk: 128 MiB.
 _CHUNK_BYTES = 1 << 27
 # fp32 values that a few tensors of this size keep in the processor's cache while one operation follows another.
 _CACHED_VALUES = 1 << 20
-# 16-bit gradients of logits that are kept for one product: 2 GiB of them.
-_KEPT_VALUES = 1 << 30
 _SLICE = 16000
-_FEWEST_ROWS = 8
 
 FORWARD_KL, REVERSE_KL, JSD = "forward_kl", "reverse_kl", "jsd"
 KINDS = (FORWARD_KL, REVERSE_KL, JSD)
@@ -45,62 +43,6 @@ class Shard:
     """Name of the process group (`group.group_name`) among whose processes the vocabulary is split."""
     start: int
     """Id of the first head row here."""
-
-
-@dataclass(frozen=True)
-class Vocabulary:
-    """Reductions over the vocabulary of some rows, whether it is here as a whole or split among processes."""
-
-    group: str
-    start: int
-
-    def reduce(self, values: Tensor, op: ReduceOp.RedOpType = ReduceOp.SUM) -> Tensor:
-        """Of all processes, in place."""
-        if self.group:
-            all_reduce(values, op, group=_process_group(self.group))
-        return values
-
-    def log_normalizer(self, logits: Tensor) -> Tensor:
-        """(R, V) to (R, 1)."""
-        if not self.group:
-            return torch.logsumexp(logits, dim=-1, keepdim=True)
-        highest = self.reduce(logits.amax(dim=-1, keepdim=True), ReduceOp.MAX)
-        return self.reduce((logits - highest).exp_().sum(dim=-1, keepdim=True)).log_().add_(highest)
-
-    def top(self, logits: Tensor) -> Tensor:
-        """(R, V) to the id (R,) of the largest; the lowest such id where the vocabulary is split."""
-        value, index = logits.max(dim=-1)
-        index = index + self.start
-        if not self.group:
-            return index
-        highest = self.reduce(value.clone(), ReduceOp.MAX)
-        return self.reduce(torch.where(value == highest, index, torch.iinfo(index.dtype).max), ReduceOp.MIN)
-
-    def pick(self, values: Tensor, ids: Tensor) -> Tensor:
-        """Values (R, V) at ids (R, K) of the whole vocabulary."""
-        if not self.group:
-            return values.gather(1, ids)
-        here, inside = self.local(ids, values.shape[1])
-        return self.reduce(values.gather(1, here).mul_(inside))
-
-    def add_at(self, values: Tensor, ids: Tensor, addends: Tensor) -> None:
-        """Add to values (R, V) at ids (R, K) of the whole vocabulary, in place."""
-        if self.group:
-            ids, inside = self.local(ids, values.shape[1])
-            addends = addends * inside
-        values.scatter_add_(1, ids, addends)
-
-    def local(self, ids: Tensor, size: int) -> tuple[Tensor, Tensor]:
-        """Ids as columns here, and whether each is here."""
-        here = ids - self.start
-        inside = (here >= 0) & (here < size)
-        return here.clamp_(0, size - 1), inside
-
-
-def _process_group(name: str):
-    from torch._C._distributed_c10d import _resolve_process_group  # what torch's own collectives do with a name
-
-    return _resolve_process_group(name)  # type: ignore[arg-type]
 
 
 # --- the losses of some rows: each overwrites the logits with the gradient, and returns the loss of each row ------
@@ -207,59 +149,54 @@ class _Loss:
 # --- the operator ------------------------------------------------------------------------------------------------
 
 
-class _HeadGradient:
-    """The gradient of the head, (V, D), summed over chunks of rows without rounding in between.
+@dataclass(frozen=True)
+class _Inputs:
+    """What the operator is given, without the settings."""
 
-    In fp32 and above each chunk is added at once. In 16 bits the gradients of the logits are kept, as the textbook
-    loss keeps them, until they fill 2 GiB, and one product per slice of the vocabulary sums over all of them in fp32;
-    what is kept is given back slice by slice, so that it and the result together take the room of the larger one.
-    """
+    hidden: Tensor
+    weight: Tensor
+    labels: Tensor
+    teacher_hidden: Tensor | None
+    teacher_weight: Tensor | None
+    ids: Tensor | None
+    shares: Tensor | None
+    top: Tensor | None
 
-    def __init__(self, weight: Tensor, rows: int) -> None:
-        self.sum = torch.empty_like(weight)
-        self.exact = torch.promote_types(weight.dtype, torch.float32) == weight.dtype
-        self.most = max(1, _KEPT_VALUES // weight.shape[0])
-        self.limit = min(rows, self.most)
-        self.columns = range(0, weight.shape[0], _SLICE)
-        self.first, self.used = True, 0
-        self.blocks: list[Tensor] = []
-        self.hidden: list[Tensor] = []
+    @property
+    def wide(self) -> torch.dtype:
+        """Of sums and of the logits while they become gradients."""
+        return torch.promote_types(self.weight.dtype, torch.float32)
 
-    def next_rows(self, most: int) -> int:
-        """Rows of the next chunk, at most `most`: near the limit it lives in the room that is not filled yet."""
-        if self.exact:
-            return most
-        return min(most, max(_FEWEST_ROWS, (self.most - self.used) // 4), self.limit - self.used)
+    def differentiate(
+        self, at: Tensor, loss_of: Callable[[slice], _Loss], in_cache: bool, columns: slice = slice(None)
+    ) -> tuple[Tensor, Tensor]:
+        """Gradients of the logits (R, columns) of the rows `at` (R,), and the sums of `_Loss`.
 
-    def add(self, gradient: Tensor, hidden: Tensor, scale: float) -> None:
-        """Add `scale` times (R, V) transposed times (R, D)."""
-        if self.exact:
-            self._multiply(slice(None), gradient, hidden, scale)
-            self.first = False
-            return
-        if not self.blocks:
-            self.blocks = [gradient.new_empty(self.limit, gradient[:, c : c + _SLICE].shape[1]) for c in self.columns]
-        rows = slice(self.used, self.used + len(gradient))
-        for column, block in zip(self.columns, self.blocks, strict=True):
-            block[rows] = gradient[:, column : column + _SLICE]
-        self.hidden.append(hidden)
-        self.used += len(gradient)
-        if self.used == self.limit:
-            self.flush(scale)
-
-    def flush(self, scale: float) -> Tensor:
-        """Take in what is kept; the sum so far."""
-        if self.used:
-            hidden = torch.cat(self.hidden)
-            for i, column in enumerate(self.columns):
-                self._multiply(slice(column, column + _SLICE), self.blocks[i][: self.used], hidden, scale)
-                self.blocks[i] = self.blocks[i][:0].clone()  # the memory goes back
-            self.blocks, self.hidden, self.used, self.first = [], [], 0, False
-        return self.sum.zero_() if self.first else self.sum
-
-    def _multiply(self, columns: slice, gradient: Tensor, hidden: Tensor, scale: float) -> None:
-        beta = 0 if self.first else 1  # 0 also where the memory holds NaN
-        self.sum[columns].addmm_(gradient.t(), hidden, beta=beta, alpha=scale)
+        Args:
+            at: numbers of rows.
+            loss_of: the loss of a part of them.
+            in_cache: whether parts should fit into a processor's cache.
+            columns: the tokens that count.
+        """
+        head = self.weight[columns]
+        logits = self.hidden[at] @ head.t()
+        teacher = None
+        if self.teacher_hidden is not None and self.teacher_weight is not None:
+            teacher = self.teacher_hidden[at] @ self.teacher_weight[columns].t()
+        sums = torch.zeros(3, dtype=self.wide, device=logits.device)
+        rows_at_once = max(1, _CACHED_VALUES // len(head)) if in_cache else max(1, len(at))
+        for first in range(0, len(at), rows_at_once):
+            part = slice(first, first + rows_at_once)
+            some = at[part]
+            s = logits[part].to(self.wide)
+            t = None if teacher is None else teacher[part].to(self.wide)
+            sparse = None
+            if self.ids is not None and self.shares is not None:
+                sparse = _Sparse(self.ids[some], self.shares[some], None if self.top is None else self.top[some])
+            sums += loss_of(part)(s, self.labels[some], t, sparse)
+            if logits.dtype != self.wide:
+                logits[part] = s
+        return logits, sums
 
 
 @torch.library.custom_op("minitron::head_loss", mutates_args=())
@@ -283,44 +220,53 @@ def _head_loss(
     start: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(loss, sums, gradient of hidden, gradient of weight); `sums` are divergence, cross-entropy, agreements."""
-    wide = torch.promote_types(weight.dtype, torch.float32)
-    loss = _Loss(Vocabulary(group, start), kind, temperature, ce_weight, need_hidden or need_weight)
-    sums = torch.zeros(3, dtype=wide, device=hidden.device)
+    given = _Inputs(hidden, weight, labels, teacher_hidden, teacher_weight, ids, shares, top)
+    need = need_hidden or need_weight
+    loss = _Loss(Vocabulary(group, start), kind, temperature, ce_weight, need)
+    sums = torch.zeros(3, dtype=given.wide, device=hidden.device)
     kept = (labels != IGNORE_INDEX).nonzero().squeeze(1)
     grad_hidden = torch.zeros_like(hidden) if need_hidden else hidden.new_empty(0)
-    of_head = _HeadGradient(weight, len(kept)) if need_weight else None
+    of_head = HeadGradient(weight, len(kept), can_repeat=not group) if need_weight else None
     scale = 1 / max(1.0, num_items.item())
-    rows_at_once = rows_per_chunk if group or hidden.device.type != "cpu" else _rows_in_cache(weight)
+    in_cache = not group and hidden.device.type == "cpu"
+    notes: list[list[Tensor]] = []
+
+    def again(rows: Tensor, columns: slice) -> Tensor:
+        """Gradients of the logits (R, columns) of the rows of `notes`."""
+        of_all = [torch.cat(parts) for parts in zip(*notes, strict=True)]
+
+        def replay(part: slice) -> _Loss:
+            return replace(loss, rows=Replay(start=columns.start, notes=[values[part] for values in of_all]))
+
+        logits, _ = given.differentiate(rows, replay, in_cache, columns)
+        return logits
+
+    def record(part: slice) -> _Loss:
+        recording = Recording()
+        notes.append(recording.notes)
+        return replace(loss, rows=recording)
+
+    noting = record if of_head is not None and of_head.repeats else lambda part: loss
     done = 0
     while done < len(kept):
         at = kept[done : done + (rows_per_chunk if of_head is None else of_head.next_rows(rows_per_chunk))]
         done += len(at)
-        h = hidden[at]
-        logits = h @ weight.t()
-        teacher = None if teacher_hidden is None else teacher_hidden[at] @ teacher_weight.t()  # type: ignore[union-attr]
-        for first in range(0, len(at), rows_at_once):
-            part = slice(first, first + rows_at_once)
-            some = at[part]
-            s = logits[part].to(wide)
-            t = None if teacher is None else teacher[part].to(wide)
-            sparse = None
-            if ids is not None and shares is not None:
-                sparse = _Sparse(ids[some], shares[some], None if top is None else top[some])
-            sums += loss(s, labels[some], t, sparse)
-            if logits.dtype != wide:
-                logits[part] = s
-        del teacher
+        logits, more = given.differentiate(at, noting, in_cache)
+        sums += more
         if need_hidden:
             # The factor goes into the product, before its one rounding; on 16-bit logits it would bias every gradient.
-            grad_hidden[at] = loss.rows.reduce(torch.addmm(h, logits, weight, beta=0, alpha=scale))
+            product = torch.addmm(hidden[at], logits, weight, beta=0, alpha=scale)
+            grad_hidden[at] = loss.rows.reduce(product)
         if of_head is not None:
-            of_head.add(logits, h, scale)
-    grad_weight = of_head.flush(scale) if of_head is not None else weight.new_empty(0)
+            of_head.add(logits, hidden, at, scale)
+            del logits
+            if of_head.is_full:
+                of_head.flush(hidden, scale, again)
+                notes.clear()
+    if of_head is not None:
+        of_head.flush(hidden, scale, again)
+    grad_weight = of_head.sum if of_head is not None else weight.new_empty(0)
     return (sums[0] + ce_weight * sums[1]) * scale, sums, grad_hidden, grad_weight
-
-
-def _rows_in_cache(weight: Tensor) -> int:
-    return max(1, _CACHED_VALUES // weight.shape[0])
 
 
 @_head_loss.register_fake

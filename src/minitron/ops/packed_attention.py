@@ -31,6 +31,7 @@ _KEPT_BYTES = 1 << 27
 _HIDDEN = -1e30
 
 
+@torch.compiler.disable  # a compiled layer calls it as it is: the compiler's own attention is no faster than torch's
 def packed_attention(
     module: nn.Module,
     query: Tensor,
@@ -66,8 +67,9 @@ def packed_attention(
 
 @contextmanager
 def packed_attention_in(*models: nn.Module) -> Iterator[None]:
-    """Let transformers models that use torch's attention use this one, as an attention function of that name."""
-    changed: list[Any] = [m for m in models if getattr(m.config, "_attn_implementation", None) == "sdpa"]
+    """Let transformers models on a CPU that use torch's attention use this one, as an attention function."""
+    on_cpu: list[Any] = [m for m in models if next(m.parameters()).device.type == "cpu"]
+    changed = [m for m in on_cpu if getattr(m.config, "_attn_implementation", None) == "sdpa"]
     ALL_ATTENTION_FUNCTIONS.register(NAME, packed_attention)
     ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, sdpa_mask)
     try:
@@ -88,7 +90,7 @@ def kept_bytes(batch: int, heads: int, tokens: int) -> int:
 def serves(query: Tensor, key: Tensor, mask: Tensor) -> bool:
     """Whether this attention is for these tensors: training, on a CPU, causal, of a length where it is faster."""
     B, N, T, _ = query.shape
-    if query.device.type != "cpu" or key.shape[2] != T or not kept_bytes(B, N, T) or torch.compiler.is_compiling():
+    if query.device.type != "cpu" or key.shape[2] != T or not kept_bytes(B, N, T):
         return False
     if not (torch.is_grad_enabled() and query.requires_grad):
         return False
