@@ -23,8 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from machine import describe
-from model_speed import peak_resident
+from machine import describe, peak_resident
 from torch.nn import functional as F
 
 from minitron import NemotronConfig, NemotronForCausalLM, bundled_model

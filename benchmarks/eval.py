@@ -29,8 +29,7 @@ import torch
 import transformers
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-from machine import describe
-from model_speed import peak_resident
+from machine import describe, peak_resident
 from transformers.models.nemotron import modeling_nemotron as upstream
 
 import minitron

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import platform
+import resource
+import sys
 import time
+from pathlib import Path
 
 import torch
 
@@ -18,6 +21,15 @@ def seconds(work, repeats: int = 5) -> float:
             torch.cuda.synchronize()
         best = min(best, time.perf_counter() - start)
     return best
+
+
+def peak_resident() -> int:
+    """Bytes. Linux counts the memory of the process that forked this one in `ru_maxrss`, but not in VmHWM."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def describe(device: str = "cpu", smoke: bool = False) -> dict:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from machine import describe
+from machine import describe, peak_resident
 from transformers.models.nemotron import modeling_nemotron as upstream
 
 import minitron
@@ -113,15 +112,6 @@ def peak_memory(which: str, shape: dict, tokens: int, dtype: str) -> dict:
     task = json.dumps({"which": which, "shape": shape, "tokens": tokens, "dtype": dtype})
     out = subprocess.run([sys.executable, __file__, "--memory-of", task], capture_output=True, text=True, check=True)
     return json.loads(out.stdout.splitlines()[-1])
-
-
-def peak_resident() -> int:
-    """Bytes. Linux counts the memory of the process that forked this one in `ru_maxrss`, but not in VmHWM."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def memory_of(task: dict) -> None:

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from convert import SMOKE, make_source
-from machine import describe
+from machine import describe, peak_resident
 
 from minitron.config import NemotronConfig
 from minitron.data import Batch
@@ -85,20 +85,14 @@ def peak_of(folder: Path, count: int, tokens: int) -> dict[str, float]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def peak_bytes() -> int:
-    """Peak resident memory of this process. Not getrusage: its figure starts at that of the parent."""
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return 1024 * int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
-
-
 def score(folder: Path, count: int, tokens: int) -> None:
     """What that process does."""
-    libraries = peak_bytes()
+    libraries = peak_resident()
     begin = time.perf_counter()
     found = collect_statistics(folder, random_blocks(count, tokens, StreamedModel(folder).config.vocab_size))
     found.scores()
     seconds = time.perf_counter() - begin
-    print(json.dumps({"seconds": seconds, "peak_bytes": peak_bytes(), "of_which_libraries": libraries}))
+    print(json.dumps({"seconds": seconds, "peak_bytes": peak_resident(), "of_which_libraries": libraries}))
 
 
 def main() -> int:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -25,7 +24,7 @@ from typing import Any
 
 import torch
 from convert import SMOKE, copy, make_source
-from machine import describe
+from machine import describe, peak_resident
 
 from minitron.checkpoint.fingerprint import fingerprint
 from minitron.config import NemotronConfig
@@ -57,13 +56,12 @@ def child(source: str, out: str, plan: str) -> None:
     loaded = PrunePlan.load(plan)
     seconds_plan = time.perf_counter() - begin
     report = prune_checkpoint(Path(source), Path(out), loaded, check_source=False)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(
         json.dumps(
             {
                 "seconds": report.seconds,
                 "seconds_reading_plan": round(seconds_plan, 3),
-                "peak_memory": peak,
+                "peak_memory": peak_resident(),
                 "bytes_written": report.bytes_after,
                 "parameters": report.parameters_after,
             }

@@ -5,21 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import nn
 
 from ..config import NemotronConfig
-from ..data import BlockStream, PackedBlocks
+from ..data import BlockStream
 from .correction import CorrectedTeacher, CorrectingLoss
 from .losses import DistillLoss, DistillOptions
 from .objective import LossFunction, next_token_loss
 from .runs import TrainError
 from .schedule import TrainConfig
 from .targets import OnlineTeacher, TeacherTargets
-from .train import Result, train
-from .world import World
+from .train import Result, Surroundings, train
 
 # Texts whose ids must be the same: spaces, case, digits, marks, accents, other scripts, code.
 _PROBE = "The  cat's 3rd na\u00efve caf\u00e9, \u4f60\u597d \u041c\u0438\u0440 1234567\n\tdef f(x): return x**2"
@@ -105,14 +104,8 @@ def distill(
     options: DistillOptions | None = None,
     teacher: nn.Module | None = None,
     corrected_lr: float = 0.2,
-    heldout: Mapping[str, PackedBlocks] | None = None,
     identity: Mapping[str, Any] | None = None,
-    tokenizer: Any = None,
-    quiet: bool = False,
-    world: World | None = None,
-    export_dtype: torch.dtype | None = None,
-    peak_flops: float | None = None,
-    until: int | None = None,
+    **surroundings: Unpack[Surroundings],
 ) -> Result:
     """Distil, or continue the run in `run`.
 
@@ -125,8 +118,9 @@ def distill(
             cross-entropy is measured.
         corrected_lr: learning rate of a `CorrectedTeacher` as a share of the student's.
         identity: what tells this teacher from another one, for instance `{"teacher": fingerprint}`.
+        **surroundings: as of `train`.
 
-    The others are those of `train`. The result's `heldout` has `kl`, in nats per token, and `top1` beside
+    The result's `heldout` has `kl`, in nats per token, and `top1` beside
     `nats_per_token` and `bits_per_byte`.
 
     Raises:
@@ -146,15 +140,9 @@ def distill(
         stream,
         config,
         run,
-        heldout=heldout,
         loss=make_loss(targets, options, student, corrected_lr, config.seed),
         measure=measure,
         identity=about,
-        tokenizer=tokenizer,
-        quiet=quiet,
-        world=world,
-        export_dtype=export_dtype,
-        peak_flops=peak_flops,
         flops_per_token=flops_per_token(shape, config.sequence, running, corrected),
-        until=until,
+        **surroundings,
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import nn
@@ -30,6 +30,18 @@ from .stopping import StopSignals
 from .world import World
 
 __all__ = ["RUN_FILE", "LossFunction", "Result", "TrainError", "estimate", "heldout_loss", "next_token_loss", "train"]
+
+
+class Surroundings(TypedDict, total=False):
+    """Arguments of `train` that are the same for every loss, for functions that hand them on."""
+
+    heldout: Mapping[str, PackedBlocks] | None
+    tokenizer: Any
+    quiet: bool
+    world: World | None
+    export_dtype: torch.dtype | None
+    peak_flops: float | None
+    until: int | None
 
 
 @dataclass(frozen=True)
