@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import sys
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 
 from minitron import NemotronConfig, NemotronForCausalLM
-from minitron.data import Batch
+from minitron.data import Batch, collate
 from minitron.distill.correction import CorrectedTeacher, CorrectingLoss, choose_trained
 from minitron.distill.losses import DistillLoss, DistillOptions
 from minitron.distill.memory import activation_bytes, needed, require_fit
@@ -26,6 +27,7 @@ from minitron.distill.schedule import TrainConfig
 from minitron.distill.targets import OnlineTeacher
 from minitron.distill.train import train
 from minitron.distill.world import World
+from minitron.ops.packed_attention import packed_attention_in
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "fault"))
 from small_distillation import small_teacher
@@ -130,6 +132,34 @@ def test_recomputation_gives_the_same_gradients_bit_for_bit_and_keeps_less(recom
     assert saved == neurons if recompute == "mlp" else saved > 2 * neurons
     prepare(Objective(frugal, next_token_loss), small_config(1), World())  # and back again
     assert kept_bytes(frugal, batch) == kept_bytes(plain, batch)
+
+
+def test_compiled_layers_give_the_same_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Captured as graphs, packed attention between them; code for a processor takes too long to make here."""
+    monkeypatch.setattr(nn.Module, "compile", lambda self: setattr(self, "_compiled_call_impl", captured(self)))
+    graphs: list[torch.fx.GraphModule] = []
+
+    def captured(module: nn.Module):
+        def note(graph: torch.fx.GraphModule, _: object):
+            graphs.append(graph)
+            return graph
+
+        return torch.compile(module._call_impl, backend=note)
+
+    torch.manual_seed(0)
+    shape = NemotronConfig(60, 32, 64, 2, 4, num_key_value_heads=2, max_position_embeddings=128)
+    plain = NemotronForCausalLM(shape).train()
+    compiled = copy.deepcopy(plain)
+    prepare(Objective(compiled, next_token_loss), small_config(1, compile=True), World())
+    batch = collate([[torch.randint(0, 60, (n,)).numpy() for n in (70, 58)]], 128)
+    with packed_attention_in(plain, compiled):
+        expected, found = next_token_loss(plain, batch)[0], next_token_loss(compiled, batch)[0]
+        expected.backward()
+        found.backward()
+    assert len(graphs) >= 2
+    torch.testing.assert_close(found, expected)
+    for (name, left), right in zip(plain.named_parameters(), compiled.parameters(), strict=True):
+        torch.testing.assert_close(right.grad, left.grad, rtol=1e-4, atol=1e-6, msg=name)
 
 
 @pytest.mark.parametrize("recompute", ["none", "mlp", "layers"])
