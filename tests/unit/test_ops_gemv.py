@@ -10,6 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from minitron import NemotronConfig
+from minitron.config import PRESETS
 from minitron.quantize import FORMATS, Matrix, pack
 
 gemv = pytest.importorskip("minitron.ops.gemv")
@@ -19,6 +21,15 @@ tiles = pytest.importorskip("minitron.ops.tiles")
 
 GUARD = np.float32(-12345.0)
 DTYPES = ("bf16", "fp32")
+
+
+def widths_of(preset: str) -> set[int]:
+    """Columns of a published model's matrices."""
+    config = NemotronConfig.preset(preset)
+    return {config.hidden_size, config.num_attention_heads * config.head_dim, config.head_dim}  # type: ignore[operator]
+
+
+WIDTHS = sorted({width for name in PRESETS for width in widths_of(name)})
 
 
 def weights(rng: np.random.Generator, shape: tuple[int, int], dtype: str) -> np.ndarray:
@@ -43,6 +54,15 @@ def arrays(matrix: Matrix) -> tuple[np.ndarray, np.ndarray]:
 
 def exact(matrix: Matrix) -> np.ndarray:
     return matrix.dense(torch.float64).numpy()
+
+
+def allowed(matrix: Matrix, x: np.ndarray) -> np.ndarray:
+    """Errors (M, N) of fp32 sums, and for int8 and int4 of vectors rounded to 16 bits, half a step each."""
+    size = np.abs(exact(matrix))
+    bound = 3e-6 * (np.abs(x) @ size.T) + 1e-6
+    if matrix.format in ("int8", "int4"):
+        bound += np.abs(x).max(axis=1)[:, None] / 32767 * 0.5001 * size.sum(axis=1)
+    return bound
 
 
 def scratch(M: int, K: int) -> np.ndarray:
@@ -82,13 +102,56 @@ def test_matvec(format: str, M: int, N: int, K: int, threads: int, seed: int) ->
     staged, whole_staged = guarded(*scratch(M, K).shape)
     for thread in range(threads):
         gemv.matvec(w, extras, x, staged, out, 0, *gemv.share(N, gemv.ROW_BLOCK, thread, threads))
-    bound = 3e-6 * (np.abs(x) @ np.abs(exact(matrix)).T) + 1e-6
-    assert (np.abs(out - x.astype(np.float64) @ exact(matrix).T) <= bound).all()
+    assert (np.abs(out - x.astype(np.float64) @ exact(matrix).T) <= allowed(matrix, x)).all()
     assert untouched(out, whole)
     assert untouched(staged, whole_staged)
     alone, _ = guarded(1, N)
     gemv.matvec(w, extras, x[-1:], scratch(1, K), alone, 0, 0, N)
     assert (alone[0] == out[-1]).all(), "a vector's result depends on its company or on the threads"
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("K", WIDTHS)
+def test_row_widths_of_the_presets(format: str, K: int) -> None:
+    rng = np.random.default_rng(K)
+    matrix, x = packed(rng, (7, K), format), rng.standard_normal((2, K)).astype(np.float32)
+    out, whole = guarded(2, 7)
+    gemv.matvec(*arrays(matrix), x, scratch(2, K), out, 0, 0, 7)
+    assert (np.abs(out - x.astype(np.float64) @ exact(matrix).T) <= allowed(matrix, x)).all()
+    assert untouched(out, whole)
+    scales, rows = np.abs(x[0, :7]), np.array([0, 1, 2, 3, 5, 6], np.int32)  # four without a gap, and two
+    out, whole = guarded(1, K)
+    gemv.add_rows(*arrays(matrix), K, scales, rows, 6, out[0])
+    size = scales[rows].astype(np.float64)
+    assert (np.abs(out[0] - size @ exact(matrix)[rows]) <= 3e-6 * (size @ np.abs(exact(matrix)[rows])) + 1e-6).all()
+    assert untouched(out, whole)
+
+
+@pytest.mark.parametrize("format", ["int8", "int4"])
+@pytest.mark.parametrize("K", [1, 64, 129, 3072])
+def test_vectors_of_integers_lose_nothing(format: str, K: int) -> None:
+    rng = np.random.default_rng(K)
+    x = rng.integers(-32767, 32768, (1, K)).astype(np.float32)
+    x[0, -1] = 32767  # so that a step is 1
+    whole = rng.integers(-8, 8, (4, K)) if format == "int4" else rng.integers(-127, 128, (4, K))
+    whole[:, ::32] = -8 if format == "int4" else 127  # so that a weight's step is 1
+    matrix = pack(torch.from_numpy(whole).float(), format)  # type: ignore[arg-type]
+    assert (exact(matrix) == whole).all()
+    out, _ = guarded(1, 4)
+    gemv.matvec(*arrays(matrix), x, scratch(1, K), out, 0, 0, 4)
+    expected = x.astype(np.float64) @ whole.T
+    assert (np.abs(out - expected) <= 1e-6 * (np.abs(x) @ np.abs(whole).T)).all()
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_bad_number_in_a_vector_is_not_hidden(format: str, bad: float) -> None:
+    rng = np.random.default_rng(0)
+    matrix, x = packed(rng, (5, 70), format), np.ones((1, 70), np.float32)
+    x[0, 68] = bad
+    out, _ = guarded(1, 5)
+    gemv.matvec(*arrays(matrix), x, scratch(1, 70), out, 0, 0, 5)
+    assert not np.isfinite(out[:, (exact(matrix)[:, 68] != 0)]).any()
 
 
 @settings(max_examples=100, deadline=None)

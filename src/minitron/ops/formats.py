@@ -28,40 +28,61 @@ from .lanes import (
     joined,
     joined_high,
     joined_low,
+    larger,
     load_bf16,
     load_byte_halves,
     load_bytes,
+    load_four_scales,
     load_fp32,
+    load_half_row,
+    load_halves,
     load_int8,
     load_signed_byte_halves,
     load_signed_bytes,
+    load_two_scales,
     load_words,
     low_nibble,
     multiply_add,
+    nibble_0,
+    nibble_1,
+    nibble_2,
+    nibble_3,
+    no_words,
     number_at,
     odd_bf16,
+    pair_dot,
     plus,
     product,
     spread,
+    store,
+    store_code_offsets,
+    store_rounded,
+    store_rounded_apart,
+    total,
 )
 
 Array = np.ndarray[Any, Any]
 
 # Sums may be reordered where loops are vectorized; NaN and infinity keep their meaning.
-FAST = {"fastmath": {"reassoc", "contract", "nsz"}, "nogil": True}
-
-INNER: Any = {**FAST, "forceinline": True}
+FAST: Any = {"fastmath": {"reassoc", "contract", "nsz"}, "nogil": True}
+LEAF: Any = {**FAST, "_nrt": False}
+"""For what makes no array. Numba counts the references to each row otherwise, which costs more than a short row."""
+INNER: Any = {**LEAF, "forceinline": True}
 """For what must become a part of its caller's loop: sixteen numbers returned by a call go through memory."""
 
 BLOCK = 64
 STAGED_BLOCK = 96
-"""Numbers that a staged block takes at most: int4 adds two times sixteen sums."""
+"""Numbers that a staged block takes at most."""
+HEADER = 64
+"""Bytes before the integers of a vector staged for int8 or int4."""
 
 KINDS = {"bf16": np.uint16, "fp32": np.float32, "bf12": np.int16, "int8": np.int8, "int4": np.uint8}
 """dtype of the arrays in which kernels see a format."""
 
 _BF16, _FP32, _BF12, _INT8, _INT4 = types.uint16, types.float32, types.int16, types.int8, types.uint8
-_SMALL, _LARGE = np.float32(2.0**-64), np.float32(2.0**64)
+_LARGE = np.float32(2.0**64)
+MOST = np.float32(32767)
+"""Largest integer of a vector staged for int8 or int4: products of 64 columns stay below 2^24 and are exact."""
 
 
 def _only_compiled(*_: Any) -> Any:
@@ -151,7 +172,7 @@ def _whole_blocks(w, columns):  # type: ignore[no-untyped-def]
 # --- vectors -----------------------------------------------------------------------------------------------------
 
 
-@njit(**FAST)
+@njit(**LEAF)
 def _stage_pairs(x, factor, whole, staged):  # type: ignore[no-untyped-def]
     """Each 32 of the first `whole` numbers as sixteen even and sixteen odd ones, for bf16 is read in pairs.
 
@@ -170,7 +191,7 @@ def _stage_pairs(x, factor, whole, staged):  # type: ignore[no-untyped-def]
         staged[k] = x[k] * factor
 
 
-@njit(**FAST)
+@njit(**LEAF)
 def _stage_padded(x, staged):  # type: ignore[no-untyped-def]
     K = x.shape[0]
     for k in range(K):
@@ -179,16 +200,60 @@ def _stage_padded(x, staged):  # type: ignore[no-untyped-def]
         staged[k] = np.float32(0)
 
 
-@njit(**FAST)
-def _stage_sums(x, staged):  # type: ignore[no-untyped-def]
-    """Each 32 numbers followed by sixteen times -8 of a pair's sum: codes are stored plus 8."""
-    K = x.shape[0]
-    for g in range((K + BLOCK - 1) // BLOCK * 2):
-        for i in range(16):
-            k, at = 32 * g + i, 48 * g + i
-            low = x[k] if k < K else np.float32(0)
-            high = x[k + 16] if k + 16 < K else np.float32(0)
-            staged[at], staged[at + 16], staged[at + 32] = low, high, np.float32(-8) * (low + high)
+@njit(**INNER)
+def _sixteen(x, first, staged):  # type: ignore[no-untyped-def]
+    """x[first : first + 16], zeros behind its end; `staged` is scratch."""
+    if first + 16 <= x.shape[0]:
+        return load_fp32(x, 4 * first)  # type: ignore[call-arg]
+    for i in range(16):
+        staged[i] = x[first + i] if first + i < x.shape[0] else np.float32(0)
+    return load_fp32(staged, 0)  # type: ignore[call-arg]
+
+
+@njit(**LEAF)
+def _steps(x: Array, staged: Array) -> Any:
+    """The step of a vector's 16-bit integers and its inverse; the step is NaN where a number is infinite or NaN."""
+    tops, bad = spread(np.float32(0)), spread(np.float32(0))  # type: ignore[call-arg]
+    zero, minus = spread(np.float32(0)), spread(np.float32(-1))  # type: ignore[call-arg]
+    for first in range(0, x.shape[0], 16):
+        value = _sixteen(x, first, staged)
+        tops = larger(larger(tops, value), product(value, minus))  # type: ignore[call-arg]
+        bad = multiply_add(value, zero, bad)  # type: ignore[call-arg]
+    store(staged, 0, tops)  # type: ignore[call-arg]
+    top = np.float32(0)
+    for i in range(16):
+        top = max(top, staged[i])
+    inverse = MOST / top if top > np.float32(0) else np.float32(0)
+    return top / MOST + total(bad), inverse  # type: ignore[call-arg]
+
+
+@njit(**LEAF)
+def _stage_int8(x, staged):  # type: ignore[no-untyped-def]
+    """A header with the step in its first number, then 16-bit integers in order."""
+    step, inverse = _steps(x, staged)
+    factor = spread(inverse)  # type: ignore[call-arg]
+    for first in range(0, (x.shape[0] + BLOCK - 1) // BLOCK * BLOCK, 16):
+        store_rounded(staged, HEADER + 2 * first, product(_sixteen(x, first, staged), factor))  # type: ignore[call-arg]
+    staged[0] = step
+
+
+@njit(**LEAF)
+def _stage_int4(x, staged):  # type: ignore[no-untyped-def]
+    """A header as for int8; then of each 128 the integers of a row's four nibbles, 32 each, and -8 times their sums."""
+    step, inverse = _steps(x, staged)
+    factor = spread(inverse)  # type: ignore[call-arg]
+    for block in range((x.shape[0] + 127) // 128):
+        at = HEADER + 320 * block
+        for group in range(4):
+            first, place = 128 * block + 32 * group, at + 16 * group
+            low = product(_sixteen(x, first, staged), factor)  # type: ignore[call-arg]
+            store_rounded_apart(staged, place, place + 128, low)  # type: ignore[call-arg]
+            high = product(_sixteen(x, first + 16, staged), factor)  # type: ignore[call-arg]
+            store_rounded_apart(staged, place + 64, place + 192, high)  # type: ignore[call-arg]
+        a, b = load_halves(staged, at), load_halves(staged, at + 64)  # type: ignore[call-arg]
+        c, d = load_halves(staged, at + 128), load_halves(staged, at + 192)  # type: ignore[call-arg]
+        store_code_offsets(staged, at + 256, a, b, c, d)  # type: ignore[call-arg]
+    staged[0] = step
 
 
 @overload(stage)
@@ -196,8 +261,10 @@ def _stage(w, x, staged):  # type: ignore[no-untyped-def]
     if w.dtype in (_BF16, _BF12):
         factor = np.float32(_LARGE if w.dtype == _BF12 else 1)
         return lambda w, x, staged: _stage_pairs(x, factor, BLOCK * whole_blocks(w, x.shape[0]), staged)
+    if w.dtype == _INT8:
+        return lambda w, x, staged: _stage_int8(x, staged)
     if w.dtype == _INT4:
-        return lambda w, x, staged: _stage_sums(x, staged)
+        return lambda w, x, staged: _stage_int4(x, staged)
     return lambda w, x, staged: _stage_padded(x, staged)
 
 
@@ -262,28 +329,35 @@ def _dot_int8(row, staged, columns):  # type: ignore[no-untyped-def]
     sums = spread(np.float32(0))  # type: ignore[call-arg]
     blocks = (columns + BLOCK - 1) // BLOCK
     for i in range(blocks):
-        w, x = i * 64, i * 256
-        part = product(load_int8(row, w), load_fp32(staged, x))  # type: ignore[call-arg]
-        part = multiply_add(load_int8(row, w + 16), load_fp32(staged, x + 64), part)  # type: ignore[call-arg]
-        part = multiply_add(load_int8(row, w + 32), load_fp32(staged, x + 128), part)  # type: ignore[call-arg]
-        part = multiply_add(load_int8(row, w + 48), load_fp32(staged, x + 192), part)  # type: ignore[call-arg]
+        w, x = i * 64, HEADER + i * 128
+        part = pair_dot(no_words(), load_signed_byte_halves(row, w), load_halves(staged, x))  # type: ignore[call-arg]
+        part = pair_dot(part, load_signed_byte_halves(row, w + 32), load_halves(staged, x + 64))  # type: ignore[call-arg]
         scale = spread(number_at(row, blocks * 64 + 2 * i))  # type: ignore[call-arg]
-        sums = multiply_add(part, scale, sums)  # type: ignore[call-arg]
-    return sums
+        sums = multiply_add(as_floats(part), scale, sums)  # type: ignore[call-arg]
+    return product(sums, spread(staged[0]))  # type: ignore[call-arg]
+
+
+@njit(**INNER)
+def _nibble_dot(codes, staged, x):  # type: ignore[no-untyped-def]
+    """Of up to 128 columns' codes and a block of a staged vector: sums of products, exact."""
+    part = load_words(staged, x + 256)  # type: ignore[call-arg]
+    part = pair_dot(part, nibble_0(codes), load_halves(staged, x))  # type: ignore[call-arg]
+    part = pair_dot(part, nibble_1(codes), load_halves(staged, x + 64))  # type: ignore[call-arg]
+    part = pair_dot(part, nibble_2(codes), load_halves(staged, x + 128))  # type: ignore[call-arg]
+    return as_floats(pair_dot(part, nibble_3(codes), load_halves(staged, x + 192)))  # type: ignore[call-arg]
 
 
 def _dot_int4(row, staged, columns):  # type: ignore[no-untyped-def]
     sums = spread(np.float32(0))  # type: ignore[call-arg]
-    groups = (columns + BLOCK - 1) // BLOCK * 2
-    for g in range(groups):
-        x = g * 192
-        codes = load_bytes(row, g * 16)  # type: ignore[call-arg]
-        part = load_fp32(staged, x + 128)  # type: ignore[call-arg]
-        part = multiply_add(as_floats(low_nibble(codes)), load_fp32(staged, x), part)  # type: ignore[call-arg]
-        part = multiply_add(as_floats(high_nibble(codes)), load_fp32(staged, x + 64), part)  # type: ignore[call-arg]
-        scale = spread(number_at(row, groups * 16 + 2 * g))  # type: ignore[call-arg]
-        sums = multiply_add(part, scale, sums)  # type: ignore[call-arg]
-    return sums
+    blocks = (columns + BLOCK - 1) // BLOCK
+    pairs = blocks // 2
+    for i in range(pairs):
+        part = _nibble_dot(load_halves(row, i * 64), staged, HEADER + i * 320)  # type: ignore[call-arg]
+        sums = multiply_add(part, load_four_scales(row, blocks * 32 + 8 * i), sums)  # type: ignore[call-arg]
+    for i in range(pairs, pairs + blocks % 2):  # not an `if`, behind which Numba counts references to `row`
+        part = _nibble_dot(load_half_row(row, i * 64), staged, HEADER + i * 320)  # type: ignore[call-arg]
+        sums = multiply_add(part, load_two_scales(row, blocks * 32 + 8 * i), sums)  # type: ignore[call-arg]
+    return product(sums, spread(staged[0]))  # type: ignore[call-arg]
 
 
 _DOTS = {_BF16: _dot_floats, _FP32: _dot_floats, _BF12: _dot_floats, _INT8: _dot_int8, _INT4: _dot_int4}
@@ -405,7 +479,7 @@ def _block_add(row, block, columns, scale, a, b, c, d):  # type: ignore[no-untyp
 # --- what is not in the row --------------------------------------------------------------------------------------
 
 
-@njit(**FAST)
+@njit(**LEAF)
 def _finish_bf12(w, extras, x, out, column, start, stop):  # type: ignore[no-untyped-def]
     N = w.shape[0]
     for r in range(start, stop):
@@ -418,7 +492,7 @@ def _finish_bf12(w, extras, x, out, column, start, stop):  # type: ignore[no-unt
             out[m, column + r] = value
 
 
-@njit(**FAST)
+@njit(**LEAF)
 def _finish_plain(w, x, out, column, start, stop):  # type: ignore[no-untyped-def]
     K = x.shape[1]
     whole = K // BLOCK * BLOCK
@@ -448,7 +522,7 @@ def _row_factor(w, extras, row):  # type: ignore[no-untyped-def]
     return lambda w, extras, row: np.float32(1)
 
 
-@njit(**FAST)
+@njit(**LEAF)
 def _add_escapes_bf12(w, extras, row, scale, out):  # type: ignore[no-untyped-def]
     N = w.shape[0]
     for e in range(extras[N + row], extras[N + row + 1]):

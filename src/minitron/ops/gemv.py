@@ -19,7 +19,7 @@ from numba.extending import overload
 
 from .formats import (
     BLOCK,
-    FAST,
+    LEAF,
     Array,
     add_escapes,
     block_add,
@@ -82,7 +82,7 @@ def exp_of(x):  # type: ignore[no-untyped-def]
     return p * float_of_bits(np.uint32(np.int32(n) + np.int32(127)) << np.uint32(23))  # type: ignore[call-arg]
 
 
-@njit(**FAST)
+@njit(**LEAF)
 def bf16_of_float(value):  # type: ignore[no-untyped-def]
     """Bits of the nearest bf16 number, ties to even; NaN stays NaN."""
     bits = bits_of_float(value)  # type: ignore[call-arg]
@@ -106,7 +106,7 @@ def _narrowed(array, value):  # type: ignore[no-untyped-def]
 # --- kernels -----------------------------------------------------------------------------------------------------
 
 
-@njit(**FAST)
+@njit(**LEAF)
 def matvec(w: Array, extras: Array, x: Array, staged: Array, out: Array, column: int, start: int, stop: int) -> None:
     """`out[m, column + r] = w[r] . x[m]` for rows start <= r < stop.
 
@@ -132,7 +132,7 @@ def matvec(w: Array, extras: Array, x: Array, staged: Array, out: Array, column:
     finish(w, extras, x, out, column, start, stop)
 
 
-@njit(**FAST)
+@njit(**LEAF)
 def squared_relu_list(h: Array, active: Array, start: int, stop: int) -> int:
     """Square the positive values of h[start:stop] in place, zero the others, and list those that are not zero.
 
@@ -155,7 +155,7 @@ def squared_relu_list(h: Array, active: Array, start: int, stop: int) -> int:
     return n
 
 
-@njit(**FAST)
+@njit(**LEAF)
 def _add_four(w, columns, f0, f1, f2, f3, s0, s1, s2, s3, after, out):  # type: ignore[no-untyped-def]
     """Add four rows, times numbers, to `out`; `after` are the four rows that come next."""
     w0, w1, w2, w3 = w[f0], w[f1], w[f2], w[f3]
@@ -183,7 +183,7 @@ def _add_four(w, columns, f0, f1, f2, f3, s0, s1, s2, s3, after, out):  # type: 
         out[k] += (s0 * widen(w0[k]) + s1 * widen(w1[k])) + (s2 * widen(w2[k]) + s3 * widen(w3[k]))
 
 
-@njit(**FAST)
+@njit(**LEAF)
 def add_row(w: Array, extras: Array, columns: int, row: int, scale: Any, out: Array) -> None:
     """`out += scale * w[row]` but for bf12's escapes, see `add_rows`."""
     scale *= row_factor(w, extras, row)
@@ -202,7 +202,7 @@ def add_row(w: Array, extras: Array, columns: int, row: int, scale: Any, out: Ar
         out[k] += scale * widen(values[k])
 
 
-@njit(**FAST)
+@njit(**LEAF)
 def add_rows(w: Array, extras: Array, columns: int, scales: Array, rows: Array, n: int, out: Array) -> None:
     """`out += sum(scales[rows[j]] * w[rows[j]] for j < n)`.
 
@@ -229,7 +229,7 @@ def add_rows(w: Array, extras: Array, columns: int, scales: Array, rows: Array, 
         add_escapes(w, extras, rows[j], scales[rows[j]], out)
 
 
-@njit(**FAST)
+@njit(**LEAF)
 def add_all_rows(w: Array, scales: Array, out: Array) -> None:
     """`out += scales @ w`, reading every row: w (S, H), scales (S,) float32, out (H,) float32."""
     whole = w.shape[0] // 4 * 4
@@ -244,7 +244,7 @@ def add_all_rows(w: Array, scales: Array, out: Array) -> None:
             out[c] += s * widen(row[c])
 
 
-@njit(**FAST)
+@njit(**LEAF)
 def share(total: int, unit: int, thread: int, threads: int) -> tuple[int, int]:
     """First and last + 1 of the `total` items of a thread; bounds are multiples of `unit`, but for `total` itself."""
     units = (total + unit - 1) // unit

@@ -82,8 +82,29 @@ load_int8 = _loader(_BYTE, floats, lambda builder, value: builder.sitofp(builder
 load_words = _loader(_WORD, words, lambda builder, value: value)
 load_bytes = _loader(_BYTE, words, lambda builder, value: builder.zext(value, _WORDS))
 load_signed_bytes = _loader(_BYTE, words, lambda builder, value: builder.sext(value, _WORDS))
+load_halves = _loader(_HALF, halves, lambda builder, value: value, 2 * LANES)
 load_byte_halves = _loader(_BYTE, halves, lambda builder, value: builder.zext(value, _HALVES), 2 * LANES)
 load_signed_byte_halves = _loader(_BYTE, halves, lambda builder, value: builder.sext(value, _HALVES), 2 * LANES)
+
+
+def _bf16_scales(builder: Any, value: Any, count: int) -> Any:
+    """`count` bf16 numbers, each in LANES / 4 lanes; zeros in the lanes that are left."""
+    wide = ir.VectorType(_WORD, count)
+    numbers = builder.shl(builder.zext(value, wide), _constant(16, wide))
+    spread_out = _shuffled(builder, numbers, ir.Constant(wide, [0] * count), [min(i // 4, count) for i in range(LANES)])
+    return builder.bitcast(spread_out, _FLOATS)
+
+
+def _zero_filled(builder: Any, value: Any) -> Any:
+    return _shuffled(builder, value, ir.Constant(value.type, [0] * LANES), [*range(2 * LANES)])
+
+
+load_half_row = _loader(_HALF, halves, _zero_filled)
+"""Sixteen 16-bit integers, and sixteen zeros."""
+load_four_scales = _loader(_HALF, floats, lambda builder, value: _bf16_scales(builder, value, 4), 4)
+"""Four bf16 numbers, each in four lanes."""
+load_two_scales = _loader(_HALF, floats, lambda builder, value: _bf16_scales(builder, value, 2), 2)
+"""Two bf16 numbers, each in four lanes; zeros in the others."""
 
 
 def _unary(kind: Any, result: Any, build: Any) -> Any:
@@ -122,6 +143,15 @@ low_nibble = _unary(words, words, _low_nibble)
 high_nibble = _unary(words, words, _high_nibble)
 centred = _unary(words, words, _centred)
 """Numbers 0 to 15 as -8 to 7."""
+def _nibble(place: int) -> Any:
+    def build(builder: Any, value: Any) -> Any:
+        return builder.and_(builder.lshr(value, _constant(4 * place, _HALVES)), _constant(15, _HALVES))
+
+    return _unary(halves, halves, build)
+
+
+nibble_0, nibble_1, nibble_2, nibble_3 = (_nibble(place) for place in range(4))
+"""Of 16-bit integers the lowest four bits, ..., the highest."""
 as_floats = _unary(words, floats, lambda builder, value: builder.sitofp(value, _FLOATS))
 
 
@@ -156,6 +186,79 @@ joined_low = _joiner(7)
 """With exponent fields that are the low nibbles of bytes."""
 joined_high = _joiner(3)
 """With exponent fields that are the high nibbles of bytes."""
+
+
+@intrinsic
+def no_words(typingctx):  # type: ignore[no-untyped-def]
+    """Sixteen zeros."""
+    return words(), lambda context, builder, signature, args: _constant(0)
+
+
+@intrinsic
+def pair_dot(typingctx, sums, a, b):  # type: ignore[no-untyped-def]
+    """`sums` plus the products of 16-bit integers, each two neighbours' in a lane; exact within 32 bits.
+
+    One instruction with VNNI, two with AVX-512 or AVX2, all of which LLVM finds by itself.
+    """
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        wide = ir.VectorType(_WORD, 2 * LANES)
+        products = builder.mul(builder.sext(args[1], wide), builder.sext(args[2], wide))
+        even, odd = ([*range(start, 2 * LANES, 2)] for start in (0, 1))
+        pairs = builder.add(_shuffled(builder, products, products, even), _shuffled(builder, products, products, odd))
+        return builder.add(args[0], pairs)
+
+    return words(words, halves, halves), codegen
+
+
+def _rounded(builder: Any, value: Any) -> Any:
+    """fp32 numbers below 2^15 as the nearest 16-bit integers, ties to even: the low bits after 1.5 * 2^23 is added."""
+    moved = builder.fadd(value, ir.Constant(_FLOATS, [12582912.0] * LANES))
+    return builder.trunc(builder.bitcast(moved, _WORDS), ir.VectorType(_HALF, LANES))
+
+
+@intrinsic
+def store_rounded(typingctx, array, offset, value):  # type: ignore[no-untyped-def]
+    """Write numbers, rounded to 16-bit integers, at a byte offset."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        value = _rounded(builder, args[2])
+        builder.store(value, _place(context, builder, signature.args[0], args[0], args[1], value.type), align=1)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, floats), codegen
+
+
+@intrinsic
+def store_rounded_apart(typingctx, array, offset, other, value):  # type: ignore[no-untyped-def]
+    """As `store_rounded`, the first of each pair at `offset` and the second at `other`."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        value = _rounded(builder, args[3])
+        for place, first in ((args[1], 0), (args[2], 1)):
+            part = _shuffled(builder, value, value, [*range(first, LANES, 2)])
+            builder.store(part, _place(context, builder, signature.args[0], args[0], place, part.type), align=1)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, types.intp, floats), codegen
+
+
+@intrinsic
+def store_code_offsets(typingctx, array, offset, a, b, c, d):  # type: ignore[no-untyped-def]
+    """Write -8 times the sums over the pairs of four times 32 integers, a lane's together, at a byte offset."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        wide = ir.VectorType(_WORD, 2 * LANES)
+        value = _constant(0)
+        for part in args[2:]:
+            numbers = builder.sext(part, wide)
+            for start in (0, 1):
+                value = builder.sub(value, _shuffled(builder, numbers, numbers, [*range(start, 2 * LANES, 2)]))
+        value = builder.mul(value, _constant(8))
+        builder.store(value, _place(context, builder, signature.args[0], args[0], args[1], _WORDS), align=1)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, halves, halves, halves, halves), codegen
 
 
 @intrinsic
