@@ -143,6 +143,8 @@ low_nibble = _unary(words, words, _low_nibble)
 high_nibble = _unary(words, words, _high_nibble)
 centred = _unary(words, words, _centred)
 """Numbers 0 to 15 as -8 to 7."""
+
+
 def _nibble(place: int) -> Any:
     def build(builder: Any, value: Any) -> Any:
         return builder.and_(builder.lshr(value, _constant(4 * place, _HALVES)), _constant(15, _HALVES))
