@@ -20,6 +20,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from . import pages
+
 Format = Literal["bf16", "fp32", "bf12", "int8", "int4"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 PLAIN = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp16": torch.float16, "fp64": torch.float64}
@@ -99,7 +101,7 @@ def pack_blocks(blocks: Iterable[Tensor], shape: tuple[int, int], format: str) -
     """
     if format in PLAIN:
         return Matrix(format, shape, _plain(blocks, shape, PLAIN[format]))
-    data = torch.empty((shape[0], row_bytes(format, shape[1])), dtype=torch.uint8)
+    data = pages.empty((shape[0], row_bytes(format, shape[1])), torch.uint8)
     extras: list[tuple[Tensor, Tensor, Tensor]] = []
     first = 0
     step = max(1, WEIGHTS_AT_ONCE // shape[1])
@@ -127,7 +129,7 @@ def _plain(blocks: Iterable[Tensor], shape: tuple[int, int], dtype: torch.dtype)
     for block in blocks:
         if len(block) == shape[0]:
             return block.to(dtype).contiguous()
-        out = torch.empty(shape, dtype=dtype) if out is None else out
+        out = pages.empty(shape, dtype) if out is None else out
         out[first : first + len(block)] = block
         first += len(block)
     return torch.empty(shape, dtype=dtype) if out is None else out

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .. import pages
 from ..checkpoint.hf import open_hf
 from ..checkpoint.tensors import LazyTensor
 from ..config import NemotronConfig
@@ -132,7 +133,7 @@ def from_model(model: NemotronForCausalLM, format: Format | None = None) -> Engi
     return _pack(
         model.config,
         lambda name: tensors.get(name),
-        lambda matrix: pack(matrix.T.contiguous(), chosen),  # type: ignore[arg-type]
+        lambda matrix: pack(pages.empty((matrix.shape[1], matrix.shape[0]), matrix.dtype).copy_(matrix.T), chosen),  # type: ignore[arg-type]
         lambda matrix: pack(matrix, chosen),  # type: ignore[arg-type]
     )
 
@@ -160,7 +161,7 @@ def from_checkpoint(folder: Path, format: Format | None = None) -> EngineWeights
         return pack_blocks(lazy.blocks(), (lazy.shape[0], lazy.shape[1]), chosen)
 
     def transposed(lazy: LazyTensor) -> Matrix:
-        out = torch.empty(lazy.shape[::-1], dtype=PLAIN.get(chosen, lazy.dtype))
+        out = pages.empty((lazy.shape[1], lazy.shape[0]), PLAIN.get(chosen, lazy.dtype))
         start = 0
         for block in lazy.blocks():
             out[:, start : start + len(block)] = block.T

@@ -1,0 +1,42 @@
+"""Memory in large pages is torch's own, with the advice that the kernel shows in /proc."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from minitron import pages
+
+
+def flags_of(address: int) -> list[str]:
+    """What the kernel notes about the mapping at an address."""
+    inside = False
+    for line in Path("/proc/self/smaps").read_text(encoding="ascii").splitlines():
+        first = line.split()[0]
+        if "-" in first and not first.endswith(":"):
+            begin, end = (int(part, 16) for part in first.split("-"))
+            inside = begin <= address < end
+        elif inside and first == "VmFlags:":
+            return line.split()[1:]
+    return []
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (3, 7), (3000, 1001)])
+def test_it_is_an_ordinary_tensor(shape: tuple[int, int]) -> None:
+    out = pages.empty(shape, torch.bfloat16)
+    assert out.shape == shape
+    assert out.dtype == torch.bfloat16
+    assert out.is_contiguous()
+    out.fill_(3)
+    assert bool((out == 3).all())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="large pages are asked for on Linux only")
+def test_the_kernel_is_asked() -> None:
+    if not Path("/sys/kernel/mm/transparent_hugepage/enabled").exists():
+        pytest.skip("this kernel has no large pages")
+    out = pages.empty((4, pages.PAGE), torch.uint8)
+    assert "hg" in flags_of(out.data_ptr() + 2 * pages.PAGE)
