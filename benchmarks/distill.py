@@ -1,6 +1,7 @@
 """The losses of distillation at a vocabulary of 256,000: memory and speed; and what sparse caches are worth.
 
-    python benchmarks/distill.py loss                time and memory of loss + gradients, and of others, 256 tokens
+    python benchmarks/distill.py loss                memory of loss + gradients, and of others, 256 tokens
+    python benchmarks/distill.py speed --vocab 64000 seconds of the same in turns, with a smaller vocabulary
     python benchmarks/distill.py memory              the same of ours alone for 4,096 tokens
     python benchmarks/distill.py step                a distillation step against a loop with full logits
     python benchmarks/distill.py cache               a step by a hidden-state cache against one by the teacher
@@ -67,7 +68,7 @@ LOSSES = {
 }
 
 
-def loss_case(task: dict) -> dict:
+def loss_inputs(task: dict) -> tuple:
     torch.manual_seed(0)
     rows, vocab = task["rows"], task["vocab"]
 
@@ -80,21 +81,38 @@ def loss_case(task: dict) -> dict:
     heads = noise(vocab, task["hidden"]).requires_grad_(), noise(vocab, task["teacher"])
     hidden = [torch.randn(rows, width).bfloat16() for width in (task["hidden"], task["teacher"])]
     hidden[0].requires_grad_()
-    labels = torch.randint(0, vocab, (rows,))
-    inputs = (hidden[0], heads[0], hidden[1], heads[1], labels)
+    return hidden[0], heads[0], hidden[1], heads[1], torch.randint(0, vocab, (rows,))
+
+
+def _seconds_of_loss(name: str, inputs: tuple) -> float:
+    inputs[0].grad = inputs[1].grad = None
+    return _seconds_of(lambda: LOSSES[name](*inputs).backward())
+
+
+def loss_case(task: dict) -> dict:
+    inputs = loss_inputs(task)
     # Libraries load parts of themselves at the first use.
-    small = [x.detach()[:64].requires_grad_(i < 2) for i, x in enumerate((hidden[0], heads[0], hidden[1], heads[1]))]
-    LOSSES[task["loss"]](*small, labels[:64] % 64).backward()
+    small = [x.detach()[:64].requires_grad_(i < 2) for i, x in enumerate(inputs[:4])]
+    LOSSES[task["loss"]](*small, inputs[4][:64] % 64).backward()
     del small
     reset_peak()
-    before, times = peak_resident(), []
-    for _ in range(task["rounds"]):
-        hidden[0].grad = heads[0].grad = None
-        start = time.perf_counter()
-        loss = LOSSES[task["loss"]](*inputs)
-        loss.backward()
-        times.append(time.perf_counter() - start)
-    return {"loss": task["loss"], "rows": rows, "seconds": min(times), "bytes": peak_resident() - before}
+    before = peak_resident()
+    seconds = _seconds_of_loss(task["loss"], inputs)
+    return {"loss": task["loss"], "rows": task["rows"], "seconds": seconds, "bytes": peak_resident() - before}
+
+
+def speed_case(task: dict) -> dict:
+    """Losses in turns, in one process: how often as fast ours is, as the median of the rounds' own ratios."""
+    inputs = loss_inputs(task)
+    times = [{name: _seconds_of_loss(name, inputs) for name in LOSSES} for _ in range(task["rounds"] + 1)][1:]
+    result: dict = {"rows": task["rows"], "seconds": {n: statistics.median(t[n] for t in times) for n in LOSSES}}
+    for name in LOSSES:
+        ours = "minitron kl" if name.endswith("kl") else "minitron ce"
+        if name != ours:
+            ratios = [t[name] / t[ours] for t in times]
+            spread = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+            result[f"speedup over {name} (quartiles)"] = spread
+    return result
 
 
 # --- a whole step ------------------------------------------------------------------------------------------------
@@ -257,7 +275,7 @@ def sparse(data: str, smoke: bool, steps: int, seed: int) -> list[dict]:
 # --- the command -------------------------------------------------------------------------------------------------
 
 
-CASES = {"loss": loss_case, "memory": loss_case, "step": step_case, "cache": cache_case}
+CASES = {"loss": loss_case, "speed": speed_case, "memory": loss_case, "step": step_case, "cache": cache_case}
 
 
 def in_own_process(kind: str, task: dict, smoke: bool) -> dict:
@@ -274,12 +292,12 @@ def in_own_process(kind: str, task: dict, smoke: bool) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["loss", "memory", "step", "cache", "sparse"])
+    parser.add_argument("what", choices=["loss", "speed", "memory", "step", "cache", "sparse"])
     parser.add_argument("--smoke", action="store_true")
     parser.add_argument("--data", help="text for `sparse`")
     parser.add_argument("--steps", type=int, default=400, help="training steps of `sparse`")
     parser.add_argument("--seeds", type=int, default=1, help="runs of `sparse`, each of all targets")
-    parser.add_argument("--vocab", type=int, help="another vocabulary for `loss`")
+    parser.add_argument("--vocab", type=int, help="another vocabulary than 256,000")
     parser.add_argument("--out", type=Path, help="write the result as JSON")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -291,12 +309,15 @@ def main() -> None:
     heads["vocab"] = args.vocab or heads["vocab"]
     if args.what in ("loss", "memory"):
         few, many = (16, 64) if args.smoke else (256, 4096)
-        tasks = [(name, few, 2) for name in LOSSES] if args.what == "loss" else [("minitron kl", many, 1)]
+        tasks = [(name, few) for name in LOSSES] if args.what == "loss" else [("minitron kl", many)]
         result["weights"], result["shape"] = "random", heads
         result["rows"] = [
-            in_own_process("loss", {"loss": name, "rows": rows, "rounds": rounds, **heads}, args.smoke)
-            for name, rows, rounds in tasks
+            in_own_process("loss", {"loss": name, "rows": rows, **heads}, args.smoke) for name, rows in tasks
         ]
+    elif args.what == "speed":
+        result["weights"], result["shape"] = "random", heads
+        task = {"rows": 16 if args.smoke else 256, "rounds": 1 if args.smoke else 5, **heads}
+        result["rows"] = [in_own_process("speed", task, args.smoke)]
     elif args.what == "step":
         task = {"vocab": heads["vocab"], "rows": 32 if args.smoke else 1024, "rounds": 2}
         result["weights"], result["shape"] = "random", {"student": STUDENT, "teacher": TEACHER, "vocab": task["vocab"]}
