@@ -22,7 +22,7 @@ from torch import Tensor
 
 from .autocast import autocast_dtype, without_autocast
 from .head_gradient import HeadGradient
-from .vocabulary import Recording, Replay, Vocabulary
+from .vocabulary import MOST_REDUCTIONS, Recording, Replay, Vocabulary
 
 IGNORE_INDEX = -100
 # Logits of one chunk: 128 MiB.
@@ -229,24 +229,23 @@ def _head_loss(
     of_head = HeadGradient(weight, len(kept), can_repeat=not group) if need_weight else None
     scale = 1 / max(1.0, num_items.item())
     in_cache = not group and hidden.device.type == "cpu"
-    notes: list[list[Tensor]] = []
+    repeats = of_head is not None and of_head.repeats
+    notes = sums.new_empty(MOST_REDUCTIONS, of_head.limit if of_head is not None and repeats else 0)
 
     def again(rows: Tensor, columns: slice) -> Tensor:
         """Gradients of the logits (R, columns) of the rows of `notes`."""
-        of_all = [torch.cat(parts) for parts in zip(*notes, strict=True)]
 
         def replay(part: slice) -> _Loss:
-            return replace(loss, rows=Replay(start=columns.start, notes=[values[part] for values in of_all]))
+            return replace(loss, rows=Replay(start=columns.start, notes=iter(notes[:, : len(rows)][:, part])))
 
         logits, _ = given.differentiate(rows, replay, in_cache, columns)
         return logits
 
     def record(part: slice) -> _Loss:
-        recording = Recording()
-        notes.append(recording.notes)
-        return replace(loss, rows=recording)
+        used = of_head.used if of_head is not None else 0
+        return replace(loss, rows=Recording(notes=iter(notes[:, used : used + len(at)][:, part])))
 
-    noting = record if of_head is not None and of_head.repeats else lambda part: loss
+    noting = record if repeats else lambda part: loss
     done = 0
     while done < len(kept):
         at = kept[done : done + (rows_per_chunk if of_head is None else of_head.next_rows(rows_per_chunk))]
@@ -262,7 +261,6 @@ def _head_loss(
             del logits
             if of_head.is_full:
                 of_head.flush(hidden, scale, again)
-                notes.clear()
     if of_head is not None:
         of_head.flush(hidden, scale, again)
     grad_weight = of_head.sum if of_head is not None else weight.new_empty(0)

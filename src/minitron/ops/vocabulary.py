@@ -5,6 +5,7 @@ Letters of shapes: R rows, V vocabulary (of this process, where it is split), K 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -68,17 +69,22 @@ def _process_group(name: str):
     return _resolve_process_group(name)  # type: ignore[arg-type]
 
 
+MOST_REDUCTIONS = 5
+"""Reductions over the vocabulary in one loss, at most."""
+
+
 @dataclass(frozen=True)
 class Recording(Vocabulary):
     """A whole vocabulary; what is reduced over it, a number per row each time, is noted."""
 
     group: str = ""
     start: int = 0
-    notes: list[Tensor] = field(default_factory=list)
+    notes: Iterator[Tensor] = field(default_factory=lambda: iter(()))
+    """(R,) for each reduction, to write into: small tensors that stay would break up the memory between large ones."""
 
     def reduce(self, values: Tensor, op: ReduceOp.RedOpType = ReduceOp.SUM) -> Tensor:
         """The values, noted."""
-        self.notes.append(values)
+        next(self.notes).copy_(values.reshape(-1))
         return values
 
     def log_normalizer(self, logits: Tensor) -> Tensor:
@@ -95,15 +101,15 @@ class Replay(Vocabulary):
 
     group: str = ""
     start: int = 0
-    notes: list[Tensor] = field(default_factory=list)
+    notes: Iterator[Tensor] = field(default_factory=lambda: iter(()))
 
     def reduce(self, values: Tensor, op: ReduceOp.RedOpType = ReduceOp.SUM) -> Tensor:
         """What was noted."""
-        return self.notes.pop(0)
+        return next(self.notes).view_as(values)
 
     def log_normalizer(self, logits: Tensor) -> Tensor:
         """What was noted."""
-        return self.notes.pop(0)
+        return next(self.notes)[:, None]
 
     def top(self, logits: Tensor) -> Tensor:
         """(R,) zeros."""
