@@ -20,6 +20,7 @@ from ..ops.formats import KINDS, STAGED_BLOCK
 from ..quantize import BLOCK, FORMATS, Matrix
 from . import step as compiled
 from .loop import MOST_STOPS
+from .prompt import PromptReader
 from .reference import ReferenceEngine
 from .threads import SYNC_SIZE
 from .weights import EngineWeights, Norm, format_of
@@ -50,6 +51,7 @@ class CpuEngine:
         self.threads = threads or torch.get_num_threads()
         self._reader = ReferenceEngine(weights, capacity, slots)
         self.kv = self._reader.kv
+        self._prompts = PromptReader(weights, self.kv, self._reader.rotary, self.threads)
         self._job = np.zeros(4, np.int64)
         self._places = np.zeros((2, MAX_TOKENS), np.int64)
         self._tokens = np.zeros(max(MAX_TOKENS, capacity), np.int64)
@@ -105,7 +107,7 @@ class CpuEngine:
         """Append tokens to a sequence."""
         if len(tokens) > MAX_TOKENS:
             self.close()  # torch's threads want the cores
-            self._reader.read(tokens, slot)
+            self._prompts.read(tokens, slot)
         elif tokens:
             self._run(tokens, [slot] * len(tokens), first_logits=len(tokens))
 
