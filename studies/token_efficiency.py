@@ -1,174 +1,145 @@
 """How many tokens does a model of half the size need: pruned and distilled, or trained from nothing?
 
-Arms, all of one shape (the bundled model with its MLP cut from 1024 to 320 neurons, half of its parameters without
-embeddings): random weights with cross-entropy (the usual way) or with distillation, the teacher pruned at random with
-distillation, pruned by importance with cross-entropy, and pruned by importance with distillation (the paper's way).
-The learning rate of each is the best of a small grid at the first seed. Each length is a run of its own with its own
-decay, so that points of a curve can be compared.
+Arms, all of the shape that `recipes/bundled.yaml` finds: random weights with cross-entropy (the usual way) or with
+distillation, the teacher pruned at random with distillation, pruned by importance and refitted with cross-entropy, and
+the same with distillation (the package's way; the paper's, without the refit, stands beside it). The learning rate of
+each is the best at the first seed among powers of two, found by going downhill at a short length. Each length is a run
+of its own with its own cosine.
 
     python studies/token_efficiency.py TEXTS
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from itertools import pairwise, product
 from typing import Any
 
 import arms
-import torch
 from arms import Arm, Bench
-from torch import nn
 
-from minitron.checkpoint.fingerprint import fingerprint
-from minitron.distill.inputs import saved_model
-from minitron.distill.losses import DistillLoss, DistillOptions
-from minitron.distill.targets import OnlineTeacher
-from minitron.prune.architecture import Architecture
-from minitron.prune.choose import make_plan
-from minitron.prune.importance import compute_importance
-from minitron.prune.scores import Scores
-from minitron.prune.surgery import prune_checkpoint
+from minitron.compress.costs import training_flops
 
 NAME = "token_efficiency"
-KEEP = "ffn=320"
-GRID = {"scratch": (2e-3, 4e-3), "pruned": (1e-3, 2e-3)}
-GRID_TOKENS = 250_000
-SHORT = (60_000, 125_000, 250_000, 500_000)
-LONG = (500_000, 1_000_000, 2_000_000)
-"""Lengths of the arm from random weights with cross-entropy, to find where it reaches the others."""
+SCRATCH, OURS, PAPER = "random weights, CE", "pruned, refitted, KD", "pruned, KD"
 WAYS = {
-    "random weights, CE": ("scratch", "ce"),
-    "random weights, KD": ("scratch", "kd"),
-    "pruned at random, KD": ("random", "kd"),
-    "pruned by importance, CE": ("importance", "ce"),
-    "pruned by importance, KD": ("importance", "kd"),
+    SCRATCH: ("scratch", "ce"),
+    "random weights, KD": ("scratch", "kl"),
+    "pruned at random, KD": ("random", "kl"),
+    "pruned, refitted, CE": (arms.BEST, "ce"),
+    PAPER: ("l2-mean", "kl"),
+    OURS: (arms.BEST, "kl"),
 }
-CALIBRATION_BLOCKS = 256
+GRID_START, GRID_STEPS = 2e-3, 48
+STEPS = {
+    SCRATCH: (48, 240),
+    "random weights, KD": (48,),
+    "pruned at random, KD": (48,),
+    "pruned, refitted, CE": (48,),
+    PAPER: (24, 48),
+    OURS: (12, 24, 48),
+}
+TEACHER_TOKENS = 27_200_000
+"""What the bundled model was trained on, as its card says."""
+LONG_GRID_STEPS = 240
+"""Length at which the learning rate of the arm from random weights is looked at once more."""
 
 
-class Study(Bench):
-    """The arms of this study."""
-
-    def start(self, kind: str, seed: int) -> nn.Module:
-        """The initial model of an arm."""
-        shape = Architecture.parse(KEEP, self.teacher_config)
-        if kind == "scratch":
-            return arms.random_start(shape.config(self.teacher_config))(seed)
-        out = self.runs / f"start-{kind}-{seed}"
-        if not out.is_dir():
-            scores = self.scores(seed)
-            if kind == "random":
-                random = torch.Generator().manual_seed(seed)
-                neurons = [torch.rand(len(x), generator=random, dtype=torch.float64) for x in scores.neurons]
-                scores = Scores(scores.heads, scores.groups, neurons, scores.channels, scores.layers)
-            mark = fingerprint(self.teacher_folder)
-            prune_checkpoint(self.teacher_folder, out, make_plan(self.teacher_config, scores, shape, source=mark))
-        return saved_model(out)
-
-    def scores(self, seed: int) -> Scores:
-        """Importance measured on the first blocks of the training text in the order of a seed."""
-        path = self.runs / f"importance-{seed}.safetensors"
-        if not path.is_file():
-            config = self.config(Arm("calibration", "", "", 1e-3, SHORT[0], seed))
-            blocks = 4 if self.quick else CALIBRATION_BLOCKS
-            batch = self.open(config).stream.batches(0, blocks, blocks)[0]
-            compute_importance(self.teacher_folder, batch).save(path)
-        return Scores.load(path)
-
-    def arm(self, way: str, lr: float, tokens: int, seed: int) -> dict[str, Any]:
-        """One run, or what it gave before."""
-        kind, loss = WAYS[way]
-        config = Architecture.parse(KEEP, self.teacher_config).config(self.teacher_config)
-        context = self.sequence // 2
-        flops = 3 * config.flops_per_token(context)
-        made: Callable[..., Any] | None = None
-        if loss == "kd":
-            flops += self.teacher_config.flops_per_token(context)
-            made = DistillLoss(OnlineTeacher(self.teacher), DistillOptions(), config)
-        arm = Arm(f"{kind}-{loss}", kind, loss, lr, tokens, seed)
-        return self.run(arm, lambda seed: self.start(kind, seed), made, float(flops))
-
-    def rates(self) -> dict[str, float]:
-        """The best learning rate of each way."""
-        best = {}
-        for way, (kind, _) in WAYS.items():
-            grid = GRID["scratch" if kind == "scratch" else "pruned"][: 1 if self.quick else None]
-            losses = {lr: final(self.arm(way, lr, GRID_TOKENS, 0)) for lr in grid}
-            best[way] = min(losses, key=losses.__getitem__)
-        return best
+def family(bench: Bench, tokens: int) -> dict[str, float]:
+    """FLOPs of teacher and half, both trained from nothing on as many tokens as the teacher was, over those of the
+    teacher and a half that is pruned and distilled on some tokens (the page's 1.8x is this ratio for three sizes)."""
+    config = arms.SHAPE.config(bench.teacher_config)
+    teacher, half = (training_flops(c, None, TEACHER_TOKENS, bench.sequence) for c in (bench.teacher_config, config))
+    made = bench.flops(Arm(arms.BEST, "kl", GRID_START, 0, 0), tokens)
+    return {"teacher": teacher, "half_from_nothing": half, "half_made": made,
+            "ratio": (teacher + half) / (teacher + made)}  # fmt: skip
 
 
-def final(result: dict[str, Any]) -> float:
-    """Held-out loss at the end of a run."""
-    return result["curve"][-1][arms.HELDOUT[0].removesuffix(".jsonl")]
+def tuned(
+    bench: Bench, start: str, loss: str, steps: int, lr: float, factors: tuple[float, ...] = (2.0, 0.5)
+) -> tuple[float, dict[str, float]]:
+    """The best learning rate among `lr` times powers of the factors, and the losses that say so."""
+
+    def at(rate: float) -> float:
+        if f"{rate:g}" not in found:
+            found[f"{rate:g}"] = arms.final(bench.run(Arm(start, loss, rate, steps, 0)))
+        return found[f"{rate:g}"]
+
+    found: dict[str, float] = {}
+    for factor in factors:
+        while not bench.quick and at(lr * factor) < at(lr):
+            lr *= factor
+    return lr, dict(sorted(found.items(), key=lambda pair: float(pair[0])))
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Command line."""
-    options = arms.arguments(__doc__)
-    study = Study(options.texts, options.runs / NAME, options.quick)
-    short, long = (SHORT[:1], LONG[:1]) if options.quick else (SHORT, LONG)
-    rates = study.rates()
-    rows: dict[str, dict[int, list[float]]] = {way: {} for way in WAYS}
-    flops: dict[str, float] = {}
-    for seed in range(options.seeds):
-        for way in WAYS:
-            lengths = sorted({*short, *long}) if way == "random weights, CE" else short
-            for tokens in lengths:
-                result = study.arm(way, rates[way], tokens, seed)
-                rows[way].setdefault(tokens, []).append(final(result))
-                flops[way] = result["curve"][-1]["flops"] / result["curve"][-1]["tokens"]
-    table = {
-        way: [{"tokens": n, "flops": n * flops[way], "mean": m, "spread": s, "seeds": len(v)}
-              for n, v in sorted(found.items()) for m, s in [arms.mean_and_error(v)]]
-        for way, found in rows.items()
+    options = arms.parser(__doc__).parse_args(argv)
+    bench = Bench(options.texts, options.runs, options.quick)
+    best, grids = {}, {}
+    for way, (start, loss) in WAYS.items():
+        best[way], grids[way] = tuned(bench, start, loss, GRID_STEPS, GRID_START)
+    long_grid = tuned(bench, "scratch", "ce", LONG_GRID_STEPS, best[SCRATCH], (0.5,))  # longer runs want lower ones
+    longer, grids[f"{SCRATCH}, long"] = long_grid
+    losses: dict[str, dict[int, list[float]]] = {way: {} for way in WAYS}
+    flops: dict[str, dict[int, float]] = {way: {} for way in WAYS}
+    for way in reversed(WAYS):  # the longest runs come last
+        start, loss = WAYS[way]
+        for steps, seed in product(bench.few(STEPS[way]), range(options.seeds)):
+            lr = longer if way == SCRATCH and steps >= LONG_GRID_STEPS else best[way]
+            arm, tokens = Arm(start, loss, lr, steps, seed), steps * bench.tokens_per_step
+            losses[way].setdefault(tokens, []).append(arms.final(bench.run(arm)))
+            flops[way][tokens] = bench.flops(arm, tokens)
+    curves = {
+        way: [{"tokens": n, "flops": flops[way][n], **arms.mean_and_spread(v)} for n, v in sorted(found.items())]
+        for way, found in losses.items()
+    }
+    facts = {
+        "shape": arms.SHAPE.as_dict(), "learning_rates": best, "grid": grids, "long_learning_rate": longer,
+        "curves": curves,
+        "family": {tokens: family(bench, tokens) for tokens in losses[OURS]},
+        "factors": {way: factors(losses, flops, way) for way in (PAPER, OURS)},
     }  # fmt: skip
-    facts = {"quick": options.quick, "keep": KEEP, "rates": rates, "curves": table, "factors": factors(rows, flops)}
-    arms.write_result(options.out, NAME, facts)
-    draw(table, options.plots)
+    arms.write_result(options, bench, NAME, facts)
+    arms.draw(
+        options.plots / f"{NAME}.png", curves,
+        {"tokens": "tokens", "flops": "FLOPs, calibration and teacher included"},
+    )  # fmt: skip
+    print(arms.table({way: {f"{p['tokens'] // 1000}k": p for p in points} for way, points in curves.items()}))
 
 
-def factors(rows: dict[str, dict[int, list[float]]], flops: dict[str, float]) -> list[dict[str, Any]]:
-    """For each length of the paper's way: tokens and FLOPs that training from nothing needs for the same loss.
+def factors(
+    losses: dict[str, dict[int, list[float]]], flops: dict[str, dict[int, float]], fast: str
+) -> list[dict[str, Any]]:
+    """For each length of a way: tokens and FLOPs that training from nothing needs for the same loss, over its own.
 
-    Lower bounds where the longest run from nothing does not get there.
+    Lower bounds (`reached` is false) where the longest run from nothing does not get there.
     """
-    slow, fast = "random weights, CE", "pruned by importance, KD"
     found = []
-    for tokens, losses in sorted(rows[fast].items()):
+    for tokens, values in sorted(losses[fast].items()):
         each = []
-        for seed, loss in enumerate(losses):
-            curve = [(n, values[seed]) for n, values in sorted(rows[slow].items()) if seed < len(values)]
-            needed = arms.tokens_to_reach(curve, loss)
-            each.append({"tokens": needed or curve[-1][0], "reached": needed is not None})
-        ratios = [row["tokens"] / tokens for row in each]
+        for seed, loss in enumerate(values):
+            curve = [(n, x[seed]) for n, x in sorted(losses[SCRATCH].items())]
+            each.append(tokens_to_reach(curve, loss))
+        needed = [n or max(losses[SCRATCH]) for n in each]
+        per_token = max(flops[SCRATCH].values()) / max(flops[SCRATCH])
         found.append({
-            "tokens": tokens, "ratio_least": min(ratios), "ratio_most": max(ratios),
-            "flops_ratio_least": min(ratios) * flops[slow] / flops[fast],
-            "reached": all(row["reached"] for row in each),
+            "tokens": tokens, "least": min(needed) / tokens, "most": max(needed) / tokens, "reached": None not in each,
+            "flops_least": min(needed) * per_token / flops[fast][tokens],
+            "flops_most": max(needed) * per_token / flops[fast][tokens],
         })  # fmt: skip
     return found
 
 
-def draw(table: dict[str, list[dict[str, Any]]], folder: Any) -> None:
-    """Loss against tokens and against FLOPs, with the spread over seeds."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4.2), sharey=True, layout="constrained")
-    for way, points in table.items():
-        for axis, key in zip(axes, ("tokens", "flops"), strict=True):
-            x, y, e = ([p[k] for p in points] for k in (key, "mean", "spread"))
-            axis.errorbar(x, y, yerr=e, marker="o", capsize=3, label=way)
-            axis.set_xscale("log")
-            axis.grid(alpha=0.3)
-    axes[0].set(xlabel="tokens", ylabel="held-out loss, nats per token")
-    axes[1].set(xlabel="FLOPs, the teacher's forward passes included")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
-    folder.mkdir(parents=True, exist_ok=True)
-    figure.savefig(folder / f"{NAME}.png", dpi=110)
+def tokens_to_reach(curve: list[tuple[int, float]], loss: float) -> float | None:
+    """Where a falling curve of (tokens, loss) reaches `loss`, on straight lines in log tokens; None if it does not."""
+    if curve[0][1] <= loss:
+        return curve[0][0]
+    for (t0, l0), (t1, l1) in pairwise(curve):
+        if l0 >= loss >= l1 and l0 > l1:
+            share = (l0 - loss) / (l0 - l1)
+            return math.exp(math.log(t0) + share * (math.log(t1) - math.log(t0)))
+    return None
 
 
 if __name__ == "__main__":

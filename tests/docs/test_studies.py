@@ -3,26 +3,74 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
+STUDIES = ("token_efficiency", "candidates", "importance", "compensation", "losses", "steps")
+# One process for all: most of the time of a study this small is spent on imports.
+PROGRAM = """
+import importlib, sys
+sys.path.insert(0, sys.argv[1])
+for name in sys.argv[2].split(","):
+    importlib.import_module(name).main(sys.argv[3:])
+"""
 
 
-@pytest.mark.slow
-def test_token_efficiency(tmp_path: Path) -> None:
-    texts = tmp_path / "texts"
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that all of them were run in."""
+    folder = tmp_path_factory.mktemp("studies")
+    texts = folder / "texts"
     texts.mkdir()
     lines = (ROOT / "examples" / "black_beauty.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     (texts / "easy.jsonl").write_text("".join(lines[8:]), encoding="utf-8")
     (texts / "heldout_simple.jsonl").write_text("".join(lines[:8]), encoding="utf-8")
-    command = [sys.executable, str(ROOT / "studies" / "token_efficiency.py"), str(texts), "--quick", "--seeds", "1"]
-    folders = [f"--{name}={tmp_path / name}" for name in ("runs", "out", "plots")]
-    subprocess.run([*command, *folders], check=True, capture_output=True)
-    result = json.loads((tmp_path / "out" / "token_efficiency.json").read_text())
-    assert result["quick"] is True
-    assert len(result["curves"]) == 5
-    assert (tmp_path / "plots" / "token_efficiency.png").stat().st_size > 0
+    options = ["--quick", "--seeds", "1", *(f"--{name}={folder / name}" for name in ("runs", "out", "plots"))]
+    command = [sys.executable, "-c", PROGRAM, str(ROOT / "studies"), ",".join(STUDIES), str(texts), *options]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+def read(results: Path, name: str) -> dict[str, Any]:
+    return json.loads((results / "out" / f"{name}.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_study_leaves_numbers_and_a_plot(results: Path, name: str) -> None:
+    found = read(results, name)
+    assert found["quick"] is True
+    assert found["teacher"]["loss"] > 0
+    assert (results / "plots" / f"{name}.png").stat().st_size > 0
+
+
+@pytest.mark.slow
+def test_token_efficiency_compares_all_ways(results: Path) -> None:
+    found = read(results, "token_efficiency")
+    assert len(found["curves"]) == 6
+    assert all(points[0]["flops"] > 0 for points in found["curves"].values())
+    assert {"least", "most", "reached"} <= found["factors"]["pruned, refitted, KD"][0].keys()
+
+
+@pytest.mark.slow
+def test_the_ranking_chooses_one_of_the_candidates(results: Path) -> None:
+    found = read(results, "candidates")
+    assert found["chosen"][0]["chosen"] in found["shapes"]
+    assert found["stability"][-1]["spearman"]["mean"] == pytest.approx(1)
+    assert found["stability"][-1]["regret"]["mean"] == 0
+
+
+@pytest.mark.slow
+def test_equal_arms_are_trained_once(results: Path) -> None:
+    runs = [path.name for path in (results / "runs").iterdir() if (path / "result.json").is_file()]
+    losses, steps = read(results, "losses"), read(results, "steps")
+    assert "3L-224d-4h-2g-704f-l2-mean+refit-kl-lr0.002-48-seed0" in runs
+    assert losses["losses"]["kl"]["less the KL's"]["mean"] == 0
+    assert steps["rows"]["one step"]["held-out loss"]["values"]

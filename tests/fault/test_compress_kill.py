@@ -40,7 +40,7 @@ def start(values: str, run: Path) -> subprocess.Popen[str]:
 
 @pytest.mark.slow
 def test_killed_at_random_moments_it_ends_with_the_same_model(tmp_path: Path) -> None:
-    values = json.dumps(small_recipe(tmp_path))
+    values = json.dumps(small_recipe(tmp_path, calibration={"blocks": 4, "refit": True}))
     began = time.monotonic()
     whole = start(values, tmp_path / "whole")
     output = whole.communicate()[0]

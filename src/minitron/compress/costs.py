@@ -44,6 +44,11 @@ def training_flops(student: NemotronConfig, teacher: NemotronConfig | None, toke
     return tokens * (own + (teacher.flops_per_token(context) if teacher is not None else 0))
 
 
+def refit_flops(source: NemotronConfig, student: NemotronConfig, tokens: float, sequence: int) -> float:
+    """Of `prune.compensation`: one pass of the source, and two of the student (to fit, and to go on)."""
+    return tokens * (source.flops_per_token(sequence // 2) + 2 * student.flops_per_token(sequence // 2))
+
+
 def ranking_flops(
     shapes: Sequence[NemotronConfig], teacher: NemotronConfig, spans: Sequence[float], sequence: int
 ) -> float:
@@ -108,6 +113,11 @@ def plan_costs(
             tried = min(recipe.ranking.most, len(found))
             if tried > 1:
                 costs.append(_ranking(recipe, name, list(found[:tried]), teacher))
+        if recipe.calibration.refit:
+            flops = refit_flops(source, student, calibrated, sequence)
+            # In float64: Gram matrices of fitted and held-out blocks, the system and its factor.
+            memory = one_layer + 4 * 8.0 * student.intermediate_size**2
+            costs.append(StageCost(f"{name}/prune", calibrated, flops, memory, 2.0 * student.num_parameters()))
         memory = BYTES_TRAINED * student.num_parameters() + weights
         flops = training_flops(student, teacher, distill_tokens, sequence)
         disk = BYTES_TRAINED * student.num_parameters() * recipe.train.keep

@@ -31,6 +31,7 @@ from .stages import StoppedError
 RUNGS_FILE = "rungs.json"
 ROUND_BYTES = 2_000_000_000
 """Of the teacher's hidden states on disk at one time."""
+_VALUE_BYTES = 4  # fp32
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ class Standing:
     losses: dict[str, dict[int, float]]
     """Name -> step -> held-out loss in nats per token; step 0 is before retraining."""
     teacher_blocks: int
-    """Blocks that the teacher read. Separate runs would have read `student_blocks`."""
+    """Blocks that the teacher read, what a killed process was at left out. Separate runs would have read
+    `student_blocks`."""
     student_blocks: int
     """Blocks that the candidates were trained on, together."""
 
@@ -116,6 +118,7 @@ def rank(
     rungs: Sequence[float],
     folder: Path,
     *,
+    hidden_size: int,
     options: DistillOptions | None = None,
     identity: Mapping[str, Any] | None = None,
     round_bytes: int = ROUND_BYTES,
@@ -130,6 +133,7 @@ def rank(
         heldout: texts that decide; the mean of their losses in nats per token.
         rungs: shares of the length, rising.
         folder: for the run folders; what is there is continued.
+        hidden_size: the teacher's, from which the length of a round follows.
         options: the loss; without hidden states of layers between.
         identity: what tells the teacher, for the run folders.
         round_bytes: most that the teacher's answers may take on disk.
@@ -147,7 +151,8 @@ def rank(
     alive = list(race.contenders)
     at = 0
     for stop in stops:
-        for start, end in _rounds(at, stop, config, stream.block, round_bytes):
+        length = max(1, round_bytes // (config.batch * stream.block * hidden_size * _VALUE_BYTES))
+        for start, end in _rounds(at, stop, length):
             race.advance(alive, start, end, measured=end == stop)
         at = stop
         alive = race.best(alive, stop)
@@ -196,32 +201,39 @@ class _Race:
 
     def advance(self, names: Sequence[str], start: int, stop: int, *, measured: bool) -> None:
         """Train candidates from step `start` to `stop`, all by the same answers of the teacher."""
-        shared: SharedTargets | None = None
-        for name in names:
-            steps = list_steps(self.folder / name)
-            if (steps and steps[-1][0] >= stop and not measured) or str(stop) in self.losses[name]:
-                continue
-            if shared is None:
-                self._teacher = self._teacher or self.make_teacher()
-                path = self.folder / "targets.bin"
-                shared = SharedTargets(self._teacher, path, (stop - start) * self.config.batch)
-            model = self.contenders[name].load()
-            loss = DistillLoss(shared, self.options, model.config)  # type: ignore[arg-type]
-            run = self.folder / name
-            result = train(
-                model, self.stream, self.config, run, loss=loss, identity=self.identity, quiet=True, until=stop
-            )
-            if result.step < stop:
-                raise StoppedError(result.stopped_by or "a signal")
-            self._facts["students"][f"{name} {stop}"] = (stop - start) * self.config.batch
-            if measured:
-                self.losses[name][str(stop)] = self._loss(model)
-            self._save()
-        if shared is not None:
-            before = self._facts["teacher"].get(str(stop), 0)
-            self._facts["teacher"][str(stop)] = max(before, shared.computed)
-            self._save()
-            shared.close()
+        todo = [name for name in names if not self._is_past(name, stop, measured)]
+        if not todo:
+            return
+        self._teacher = self._teacher or self.make_teacher()
+        shared = SharedTargets(self._teacher, self.folder / "targets.bin", (stop - start) * self.config.batch)
+        before = self._facts["teacher"].get(str(stop), 0)
+        try:
+            for name in todo:
+                model = self._train(name, stop, shared)
+                self._facts["students"][f"{name} {stop}"] = (stop - start) * self.config.batch
+                if measured:
+                    self.losses[name][str(stop)] = self._loss(model)
+                self._note_teacher(stop, before + shared.computed)
+        finally:
+            self._note_teacher(stop, before + shared.computed)
+        shared.close()
+
+    def _is_past(self, name: str, stop: int, measured: bool) -> bool:
+        steps = list_steps(self.folder / name)
+        return str(stop) in self.losses[name] or (bool(steps) and steps[-1][0] >= stop and not measured)
+
+    def _train(self, name: str, stop: int, shared: SharedTargets) -> nn.Module:
+        model = self.contenders[name].load()
+        loss = DistillLoss(shared, self.options, model.config)  # type: ignore[arg-type]
+        run = self.folder / name
+        result = train(model, self.stream, self.config, run, loss=loss, identity=self.identity, quiet=True, until=stop)
+        if result.step < stop:
+            raise StoppedError(result.stopped_by or "a signal")
+        return model
+
+    def _note_teacher(self, stop: int, blocks: int) -> None:
+        self._facts["teacher"][str(stop)] = blocks
+        self._save()
 
     def best(self, names: Sequence[str], stop: int) -> list[str]:
         """Names by their loss at a step, the lowest first."""
@@ -252,7 +264,6 @@ class _Race:
         work.replace(self._file)
 
 
-def _rounds(start: int, stop: int, config: TrainConfig, block: int, most_bytes: int) -> list[tuple[int, int]]:
-    """(first step, last step + 1) of rounds between two stops. The width of the teacher is taken as 8192."""
-    length = max(1, most_bytes // (config.batch * block * 4 * 8192))
+def _rounds(start: int, stop: int, length: int) -> list[tuple[int, int]]:
+    """(first step, last step + 1) of rounds of so many steps between two stops."""
     return [(at, min(at + length, stop)) for at in range(start, stop, length)]

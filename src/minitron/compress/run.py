@@ -29,9 +29,9 @@ from ..loading import pick_device, resolve
 from ..prune.choose import make_plan
 from ..prune.importance import check_language, compute_importance
 from ..prune.scores import Scores
-from ..prune.surgery import prune_checkpoint
 from ..tokenizer import load_tokenizer
 from .costs import training_flops
+from .cutting import cut_out, refit_costs
 from .recipe import Recipe, RecipeError
 from .select import choose, selection_inputs
 from .stages import RunError, Stages, StoppedError
@@ -232,8 +232,9 @@ def prune_target(context: Context, index: int, source: Path, scores: Scores) -> 
     def work(folder: Path) -> dict[str, Any]:
         plan = make_plan(config, scores, shape, source=mark)
         plan.save(folder / "plan.json")
-        prune_checkpoint(source, out, plan, overwrite=True, check_source=False)
-        return {"plan": plan.hash, "shape": shape.as_dict(), "model": fingerprint(out)}
+        cut_out(context, source, plan, out)
+        facts = {"plan": plan.hash, "shape": shape.as_dict(), "model": fingerprint(out)}
+        return {**facts, **refit_costs(context, source, shape)}
 
     inputs = {"source": mark, "shape": shape.as_dict(), **selection_inputs(context, index)}
     context.stages.run(f"{name}/prune", inputs, work)

@@ -17,8 +17,8 @@ from ..prune.choose import make_plan
 from ..prune.rank import rank_candidates, zero_shot
 from ..prune.scores import Scores
 from ..prune.search import Budget, Candidate, Machine, enumerate_architectures, thin_out
-from ..prune.surgery import prune_checkpoint
-from .costs import training_flops
+from .costs import refit_flops, training_flops
+from .cutting import cut_out
 from .ranking import Contender, rank
 
 if TYPE_CHECKING:
@@ -33,7 +33,8 @@ def short_name(shape: Architecture) -> str:
 def selection_inputs(context: Context, index: int) -> dict[str, Any]:
     """What the choice of a shape depends on, for JSON."""
     target, ranking = context.recipe.targets[index], asdict(context.recipe.ranking)
-    return {"budget": list(target.budget), "ranking": ranking, "seed": context.recipe.train.seed}
+    chosen_by = {"budget": list(target.budget), "ranking": ranking, "seed": context.recipe.train.seed}
+    return {**chosen_by, "refit": context.recipe.calibration.refit}
 
 
 def within_budget(context: Context, index: int, config: NemotronConfig) -> list[Candidate]:
@@ -116,8 +117,7 @@ def _retrain(
 
         def load() -> Any:
             if not out.is_dir():
-                plan = make_plan(config, scores, shapes[label], source=mark)
-                prune_checkpoint(source, out, plan, check_source=False)
+                cut_out(context, source, make_plan(config, scores, shapes[label], source=mark), out)
             return context.load(out)
 
         return Contender(label, load)
@@ -128,7 +128,8 @@ def _retrain(
 
         standing = rank(
             [contender(folder, label) for label in shapes], teacher, context.texts.stream, context.texts.heldout,
-            settings, recipe.ranking.rungs, folder, identity={"teacher": teacher_mark},
+            settings, recipe.ranking.rungs, folder, hidden_size=read_config(context.teacher).hidden_size,
+            identity={"teacher": teacher_mark},
             say=lambda text: context.say(f"{name}/rank: {text}"),
         )  # fmt: skip
         for label in shapes:
@@ -141,6 +142,9 @@ def _retrain(
             training_flops(shapes[label].config(config), None, steps * per_step, settings.sequence)
             for label, steps in last.items()
         )
+        if recipe.calibration.refit:
+            tokens = recipe.calibration.blocks * settings.sequence
+            flops += sum(refit_flops(config, s.config(config), tokens, settings.sequence) for s in tried)
         flops += standing.teacher_blocks * settings.sequence * teacher_config.flops_per_token(settings.sequence // 2)
         return {
             "chosen": shapes[standing.order[0]].as_dict(),

@@ -18,6 +18,7 @@ from minitron.cli import app
 from minitron.compress.recipe import recipe_from
 from minitron.compress.run import Compressed, compress
 from minitron.compress.stages import RunError
+from minitron.prune.plan import PrunePlan
 from minitron.report.facts import Report
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -88,6 +89,7 @@ def test_several_sizes_are_pruned_from_one_another_with_a_corrected_teacher(base
     values = small_recipe(
         base,
         targets=[{"keep": "ffn=48", "name": "large"}, {"keep": "ffn=32,heads=2", "name": "small"}],
+        calibration={"blocks": 4, "refit": True},
         correction={"kind": "norms", "tokens": 256},
     )
     made = compress(recipe_from(values), tmp_path / "run", quiet=True, say=lambda _: None)
@@ -95,6 +97,9 @@ def test_several_sizes_are_pruned_from_one_another_with_a_corrected_teacher(base
     assert sizes == [48, 32]
     plan = json.loads((tmp_path / "run" / "small" / "prune" / "plan.json").read_text())
     assert plan["source"] == fingerprint(made.models["large"])
+    refits = json.loads((tmp_path / "run" / "small" / "prune" / "model" / "compensation.json").read_text())
+    assert refits["plan"] == PrunePlan.load(tmp_path / "run" / "small" / "prune" / "plan.json").hash
+    assert any(row["accepted"] for row in refits["refits"])
 
 
 # --- command line ------------------------------------------------------------------------------------------------
@@ -107,11 +112,11 @@ def invoke(*arguments: object) -> tuple[int, str]:
 
 def test_dry_run_prints_every_stage_and_computes_none(base: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.json"
-    recipe.write_text(json.dumps(small_recipe(base)))
+    recipe.write_text(json.dumps(small_recipe(base, calibration={"blocks": 4, "refit": True})))
     code, text = invoke("--recipe", recipe, tmp_path / "run", "--dry-run", "--json")
     assert code == 0, text
     rows = {row["name"]: row for row in json.loads(text)["stages"]}
-    assert list(rows) == ["small/importance", "small/score", "small/rank", "small/distill"]
+    assert list(rows) == ["small/importance", "small/score", "small/rank", "small/prune", "small/distill"]
     assert all(row["flops"] > 0 and row["hours"] > 0 for row in rows.values())
     assert not (tmp_path / "run" / "small").exists()
 

@@ -57,7 +57,7 @@ def race(folder: Path, teacher: nn.Module | Teacher, **options: int) -> Standing
     contenders = [Contender(name, lambda seed=seed: student(seed)) for seed, name in enumerate(NAMES)]
     stream = small_stream()
     held = {"text": stream.sources[0]}
-    return rank(contenders, lambda: teacher, stream, held, CONFIG, [0.5], folder, **options)  # type: ignore[arg-type, return-value]
+    return rank(contenders, lambda: teacher, stream, held, CONFIG, [0.5], folder, hidden_size=16, **options)  # type: ignore[arg-type, return-value]
 
 
 def alone(seed: int, run: Path, until: int | None = None) -> NemotronForCausalLM:
@@ -111,11 +111,13 @@ def test_small_rounds_change_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("blocks", [3, 10, 17, 25])
 def test_an_interrupted_ranking_goes_on_to_the_same_end(tmp_path: Path, blocks: int) -> None:
     whole = race(tmp_path / "whole", Teacher())
+    before, after = Teacher(blocks), Teacher()
     with pytest.raises(RuntimeError, match="power cut"):
-        race(tmp_path / "cut", Teacher(blocks), round_bytes=1)
-    again = race(tmp_path / "cut", Teacher(), round_bytes=1)
+        race(tmp_path / "cut", before, round_bytes=1)
+    again = race(tmp_path / "cut", after, round_bytes=1)
     assert again.order == whole.order
     assert again.losses == whole.losses
+    assert again.teacher_blocks == before.blocks - CONFIG.at_once() + after.blocks  # the last batch was not answered
     assert weights(tmp_path / "cut" / again.order[0]) == weights(tmp_path / "whole" / whole.order[0])
 
 
@@ -134,4 +136,4 @@ def test_shared_targets_are_the_teachers(tmp_path: Path) -> None:
 def test_a_ranking_by_the_clock_is_refused(tmp_path: Path) -> None:
     config = TrainConfig(hours=1.0)
     with pytest.raises(ValueError, match="not hours"):
-        rank([], Teacher, small_stream(), {}, config, [0.5], tmp_path)  # type: ignore[arg-type]
+        rank([], Teacher, small_stream(), {}, config, [0.5], tmp_path, hidden_size=16)  # type: ignore[arg-type]
