@@ -17,12 +17,12 @@ from torch import Tensor
 _KEPT_VALUES = 980_000_000
 # The largest share of the vocabulary whose gradients are computed twice.
 _MOST_TWICE = 0.25
-# Columns whose kept gradients are one piece of memory. The C library gives pieces above 32 MiB back to the system one
-# by one; a piece of 4,096 rows is just above that.
-_PIECE = 4200
+# Kept gradients in one piece of memory. The C library gives pieces above 32 MiB back to the system one by one; this is
+# just above that.
+_PIECE = 4096 * 4200
 _PIECE_BYTES = 1 << 25
-# Columns of one product: the library that multiplies makes copies of its operands.
-_PRODUCT = 1050
+# Of those in one product: the library that multiplies makes copies of its operands.
+_PRODUCT = 4096 * 1050
 _FEWEST_ROWS = 16
 
 Again = Callable[[Tensor, slice], Tensor]
@@ -47,6 +47,7 @@ class HeadGradient:
             self.width = max(size - int(size * _MOST_TWICE), _KEPT_VALUES // rows)
         self.most = max(1, _KEPT_VALUES // self.width)
         self.limit = min(rows, self.most)
+        self.piece, self.product = (max(1, count // max(1, self.limit)) for count in (_PIECE, _PRODUCT))
         self.first, self.used = True, 0
         self.pieces: list[Tensor] = []
         self.rows: list[Tensor] = []
@@ -76,7 +77,7 @@ class HeadGradient:
             self._multiply(slice(None), gradient, hidden[at], scale)
             self.first = False
             return
-        parts = gradient[:, : self.width].split(_PIECE, dim=1)
+        parts = gradient[:, : self.width].split(self.piece, dim=1)
         if not self.pieces:
             self.pieces = [gradient.new_empty(self.limit, part.shape[1]) for part in parts]
         for part, piece in zip(parts, self.pieces, strict=True):
@@ -91,18 +92,18 @@ class HeadGradient:
             # Without ignored rows it is all of them, in their order: no copy.
             some = hidden if self.used == len(hidden) else hidden[rows]
             for i in range(len(self.pieces)):
-                self._in_products(i * _PIECE, self.pieces[i][: self.used], some, scale)
+                self._in_products(i * self.piece, self.pieces[i][: self.used], some, scale)
                 self.pieces[i] = self.pieces[i][:0].clone()  # the memory goes back
             self.pieces = []
-            for first in range(self.width, len(self.sum), _PIECE):
-                columns = slice(first, min(first + _PIECE, len(self.sum)))
+            for first in range(self.width, len(self.sum), self.piece):
+                columns = slice(first, min(first + self.piece, len(self.sum)))
                 self._in_products(first, again(rows, columns), some, scale)
             self.rows, self.used, self.first = [], 0, False
         if self.first:
             self.sum.zero_()
 
     def _in_products(self, column: int, gradient: Tensor, hidden: Tensor, scale: float) -> None:
-        for part in gradient.split(_PRODUCT, dim=1):
+        for part in gradient.split(self.product, dim=1):
             self._multiply(slice(column, column + part.shape[1]), part, hidden, scale)
             column += part.shape[1]
 
