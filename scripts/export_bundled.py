@@ -1,8 +1,10 @@
-"""Turn a checkpoint of a run into the bundled model: bf16 weights, tokenizer, and a card with measured numbers.
+"""Turn a finished run of training or distillation into a bundled model: bf16 weights, tokenizer, card with numbers.
 
-    python scripts/export_bundled.py RUN/step-N TEXT_FOLDER OUT_FOLDER
+    python scripts/export_bundled.py RUN TEXT_FOLDER OUT_FOLDER
+    python scripts/export_bundled.py COMPRESSION/half/distill/run TEXT_FOLDER OUT_FOLDER --card bundled_half_card.md
 
-TEXT_FOLDER is the output of `bundled_text.py`; its held-out files are measured with the exported bf16 weights.
+TEXT_FOLDER is the output of `bundled_text.py`; its held-out files are measured with the exported bf16 weights. The card
+has the losses as text and, for programs, as a model index.
 """
 
 from __future__ import annotations
@@ -15,12 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
+from huggingface_hub import EvalResult
+from huggingface_hub.repocard_data import eval_results_to_model_index
 from torch import Tensor
 from transformers import GenerationConfig
 
-from minitron import NemotronForCausalLM
-from minitron.checkpoint.resume import STATE_FILE
+from minitron import NemotronForCausalLM, bundled_model
+from minitron.assets import stated_losses
+from minitron.checkpoint.resume import STATE_FILE, newest_whole
 from minitron.data import PackedBlocks, Source, collate, tokenize
+from minitron.distill.export import MODEL_FOLDER
 from minitron.distill.train import RUN_FILE, heldout_loss
 from minitron.tokenizer import load_tokenizer
 
@@ -78,18 +85,41 @@ def plain_tokenizer_config(path: Path) -> None:
     path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
-def card(facts: dict[str, Any]) -> str:
-    """The model card."""
-    template = (Path(__file__).with_name("bundled_card.md")).read_text(encoding="utf-8")
+def card(name: str, facts: dict[str, Any]) -> str:
+    """The model card after the template of that name beside this file."""
+    template = (Path(__file__).with_name(name)).read_text(encoding="utf-8")
     for name, value in facts.items():
         template = template.replace("{{" + name + "}}", str(value))
     return template
 
 
-def facts_of(checkpoint: Path, model: NemotronForCausalLM, scores: dict[str, dict[str, float]]) -> dict[str, Any]:
+def model_index(name: str, scores: dict[str, dict[str, float]]) -> str:
+    """The losses in the form that `huggingface_hub.ModelCard` reads."""
+    results = [
+        EvalResult("text-generation", dataset, HELDOUT[dataset], measure, round(values[measure], 4))
+        for dataset, values in scores.items()
+        for measure in ("nats_per_token", "bits_per_byte")
+    ]
+    return yaml.safe_dump({"model-index": eval_results_to_model_index(name, results)}, sort_keys=False).strip()
+
+
+def comparison(scores: dict[str, dict[str, float]]) -> str:
+    """How far above the bundled model's losses, as its card states them, these are."""
+    parent = stated_losses(bundled_model())
+    parts = [
+        f"{values['nats_per_token'] / parent[HELDOUT[name]] - 1:.1%} on {HELDOUT[name].lower()}"
+        for name, values in scores.items()
+    ]
+    return f"Above its parent, in nats per token: {', '.join(parts)}."
+
+
+def facts_of(folder: Path, model: NemotronForCausalLM, scores: dict[str, dict[str, float]]) -> dict[str, Any]:
     """What the run folder and the config say."""
-    run = json.loads((checkpoint.parent / RUN_FILE).read_text(encoding="utf-8"))["train"]
-    state = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))["state"]
+    run = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))["train"]
+    newest, _ = newest_whole(folder)
+    if newest is None:
+        raise SystemExit(f"{folder}: no checkpoint step-N in it; expected the folder of a finished run")
+    state = json.loads((newest / STATE_FILE).read_text(encoding="utf-8"))["state"]
     rows = [
         f"| {HELDOUT[name]} | {values['nats_per_token']:.3f} | {values['bits_per_byte']:.3f} |"
         for name, values in scores.items()
@@ -104,18 +134,21 @@ def facts_of(checkpoint: Path, model: NemotronForCausalLM, scores: dict[str, dic
         "tokens": f"{state['blocks'] * run['sequence'] / 1e6:.1f} million",
         "hours": f"{state['seconds'] / 3600:.2f}",
         "scores": "\n".join(rows),
+        "index": model_index(f"minitron-bundled-{c.num_parameters() / 1e6:.1f}m", scores),
     }
 
 
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("run", type=Path)
     parser.add_argument("texts", type=Path)
     parser.add_argument("out", type=Path)
+    parser.add_argument("--card", default="bundled_card.md", help="template of the card, beside this script")
     args = parser.parse_args()
-    tokenizer: Any = load_tokenizer(args.checkpoint)
-    model = NemotronForCausalLM.from_pretrained(args.checkpoint, dtype=torch.bfloat16).eval()
+    source = args.run / MODEL_FOLDER
+    tokenizer: Any = load_tokenizer(source)
+    model = NemotronForCausalLM.from_pretrained(source, dtype=torch.bfloat16).eval()
     ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": 0}
     model.generation_config = GenerationConfig(do_sample=True, temperature=0.7, top_p=0.9, **ids)
     scores, zeros = {}, []
@@ -125,7 +158,8 @@ def main() -> None:
             blocks = PackedBlocks(tokens, model.config.max_position_embeddings)
             scores[name] = heldout_loss(model, blocks, 8)
             zeros = zeros or zero_fractions(model, blocks)
-    facts = facts_of(args.checkpoint, model, scores)
+    facts = facts_of(args.run, model, scores)
+    facts["comparison"] = comparison(scores)
     facts["zeros"] = "\n".join(f"| {layer} | {100 * share:.1f} % |" for layer, share in enumerate(zeros))
     samples = [write_sample(model, tokenizer, prompt) for prompt in PROMPTS]
     facts["samples"] = "\n\n".join("> " + text.replace("\n", "\n> ") for text in samples)
@@ -138,8 +172,9 @@ def main() -> None:
     plain_tokenizer_config(args.out / "tokenizer_config.json")
     for path in args.out.iterdir():
         path.chmod(0o644)
-    (args.out / "README.md").write_text(card(facts), encoding="utf-8")
-    print(card(facts))
+    text = card(args.card, facts)
+    (args.out / "README.md").write_text(text, encoding="utf-8")
+    print(text)
 
 
 if __name__ == "__main__":

@@ -83,6 +83,7 @@ class EngineDecoding:
                 `last_generation` tells which one ran, and why.
             draft: speculation that leaves the text (greedy) or its law (sampling) as it is: "lookup" drafts what
                 followed the same words earlier in the text; "self" drafts with the model's own weights in int4;
+                "default" with the child of the bundled model if this is the bundled model, and as "self" otherwise;
                 another `NemotronForCausalLM` with the same tokenizer, or its `EngineWeights`, by decoding. For one
                 prompt; without meaning where the engine does not run. transformers' `prompt_lookup_num_tokens` and
                 `assistant_model` are served the same way.

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from .assets import bundled_model
+from .assets import BUNDLED, bundled_model
 from .checkpoint.hf import check_checkpoint, read_config
 from .config import NemotronConfig
 from .engine.memory import require_memory
@@ -32,7 +32,8 @@ def load(
     """Load a causal language model in evaluation mode, and its tokenizer.
 
     Args:
-        path: folder of a checkpoint in the Hugging Face layout, or a repository id; the bundled model if None.
+        path: folder of a checkpoint in the Hugging Face layout, a repository id, "bundled" or "bundled-half"; the
+            bundled model if None.
         dtype: "auto" (the checkpoint's own), "bf16", "fp16" or "fp32".
         device: "auto" (CUDA where there is one, otherwise the CPU) or a name that torch knows.
         format: load only what decoding on the CPU reads, in this format ("bf16", "fp32", "bf12", "int8" or "int4"): the
@@ -81,7 +82,7 @@ def _load_packed(source: Path | str, dtype: str, device: str, format: str) -> Lo
 
 
 def resolve(path: str | Path) -> Path | str:
-    """A folder as a `Path`; a repository id such as `nvidia/Minitron-4B-Base` as it is.
+    """A folder, or what "bundled" and "bundled-half" mean, as a `Path`; `nvidia/Minitron-4B-Base` and the like as is.
 
     Raises:
         FileNotFoundError: neither an existing folder nor the form of a repository id.
@@ -90,6 +91,8 @@ def resolve(path: str | Path) -> Path | str:
     if folder.is_dir():
         return folder
     text = str(path)
+    if text in BUNDLED:
+        return bundled_model(BUNDLED[text])
     if folder.exists():
         raise FileNotFoundError(f"{text}: a file; expected the folder of a checkpoint with config.json")
     if text.count("/") == 1 and not text.startswith((".", "/", "~")) and not text.endswith("/"):

@@ -12,6 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 import minitron
+from minitron import NemotronConfig
+from minitron.assets import stated_losses
 from minitron.cli import app
 
 ROOT = Path(__file__).parents[2]
@@ -62,9 +64,19 @@ def test_links_within_the_repository_lead_somewhere(page: str) -> None:
         assert (ROOT / target).exists() or (ROOT / "docs" / target).exists(), target
 
 
-def test_bundled_model_is_small_and_has_a_card() -> None:
-    folder = minitron.bundled_model()
-    assert (folder / "model.safetensors").stat().st_size <= 24e6
-    card = (folder / "README.md").read_text(encoding="utf-8")
-    for word in ("licence", "nats per token", "bits per byte", "minitron train", "African Storybook"):
-        assert word.lower() in card.lower(), word
+def test_bundled_models_are_small_and_have_cards() -> None:
+    folders = [minitron.bundled_model(), minitron.bundled_model("half")]
+    assert sum((folder / "model.safetensors").stat().st_size for folder in folders) <= 32e6
+    for folder, made_by in zip(folders, ("minitron train", "minitron compress"), strict=True):
+        card = (folder / "README.md").read_text(encoding="utf-8")
+        for word in ("licence", "nats per token", "bits per byte", made_by, "African Storybook"):
+            assert word.lower() in card.lower(), word
+        assert all(f"| {text} | {loss:.3f} |" in card for text, loss in stated_losses(folder).items())
+
+
+def test_the_bundled_child_is_half_of_its_parent() -> None:
+    parent, child = (NemotronConfig.from_pretrained(minitron.bundled_model(name)) for name in ("default", "half"))
+    share = child.num_non_embedding_parameters() / parent.num_non_embedding_parameters()
+    assert 0.45 <= share <= 0.52
+    with pytest.raises(ValueError, match=r"name is 'third'; it must be one of default, half"):
+        minitron.bundled_model("third")  # type: ignore[arg-type]

@@ -40,7 +40,7 @@ def test_speculation_leaves_the_text() -> None:
     if folder is None:
         pytest.skip("the data folder is not at hand (MINITRON_DATA)")
     model, tokenizer = minitron.load()
-    drafts = {"lookup": "lookup", "fp32 twin": minitron.load(dtype="fp32").model}
+    drafts = {"lookup": "lookup", "fp32 twin": minitron.load(dtype="fp32").model, "child": "default"}
     texts, kept = some_texts(folder), dict.fromkeys(drafts, 0)
     assert len(texts) >= 100
     for number, text in enumerate(texts):

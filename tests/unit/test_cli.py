@@ -272,3 +272,14 @@ def test_speculation(checkpoint: Path, tmp_path: Path) -> None:
     words["model"]["merges"] = []
     (other / "tokenizer.json").write_text(json.dumps(words))
     assert "its tokenizer has other tokens" in refused(*command, "--speculate", str(other))
+
+
+def test_a_bundled_model_by_name() -> None:
+    child = json.loads(answered("inspect", "bundled-half", "--json"))
+    assert (
+        child["architecture"]["hidden_size"] < json.loads(answered("inspect", "--json"))["architecture"]["hidden_size"]
+    )
+    command = ["generate", "bundled", "-p", "One day the old king", "--temperature", "0", "--json", "-n", "24"]
+    plain, drafted = (json.loads(answered(*command, *more)) for more in ([], ["--speculate", "default"]))
+    assert drafted["text"] == plain["text"]
+    assert drafted["acceptance_rate"] > 0

@@ -14,7 +14,9 @@ import typer
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-ModelArgument = typer.Argument(None, help="Checkpoint folder or repository id; the bundled model if left out.")
+ModelArgument = typer.Argument(
+    None, help="Checkpoint folder, repository id, or `bundled-half`; if left out, `bundled`."
+)
 DtypeOption = typer.Option("auto", "--dtype", help="auto, bf16, fp16 or fp32.")
 DeviceOption = typer.Option("auto", "--device", help="auto, cpu, cuda, cuda:1, ...")
 JsonOption = typer.Option(False, "--json", help="Print one JSON object on stdout, progress on stderr.")

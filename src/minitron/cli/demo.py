@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from .common import human_bytes, human_count, quiet_libraries, sentence_errors
+
+if TYPE_CHECKING:
+    from ..generate import SamplingSettings
 
 
 @sentence_errors
@@ -15,22 +20,38 @@ def demo(
     max_new_tokens: int = typer.Option(160, "--max-new-tokens", "-n", help="Tokens to write at most."),
     seed: int = typer.Option(1, help="Same seed, same machine, same text."),
 ) -> None:
-    """Write a story with the bundled model, and say what to try next."""
+    """Write a story with the bundled model and one with its half, and say what to try next."""
     from ..assets import bundled_model
 
-    folder = bundled_model()
-    size = (folder / "model.safetensors").stat().st_size
     quiet_libraries()
-    from ..generate import SamplingSettings, TextStream, encode_prompt
+    from ..generate import SamplingSettings
+
+    settings = SamplingSettings(max_new_tokens, temperature=0.7, top_p=0.9, seed=seed)
+    _write("The bundled Nemotron", bundled_model(), prompt, settings)
+    _write("Its child by `minitron compress`", bundled_model("half"), prompt, settings)
+    typer.echo(
+        "Three things to try next:\n"
+        '  .venv/bin/minitron generate -p "The old man looked at the sea" --seed 3\n'
+        "  .venv/bin/minitron inspect minitron-4b\n"
+        "  .venv/bin/minitron train --help"
+    )
+
+
+def _write(title: str, folder: Path, prompt: str, settings: SamplingSettings) -> None:
+    """One model: its size and held-out loss, its story as it is written, its speed."""
+    from ..assets import stated_losses
+    from ..generate import TextStream, encode_prompt
     from ..loading import load
 
     loaded = load(folder)
     config = loaded.model.config
+    losses = [f"{loss:.3f} on {text.lower()}" for text, loss in stated_losses(folder).items()]
+    size = (folder / "model.safetensors").stat().st_size
     typer.echo(
-        f"The bundled Nemotron: {human_count(config.num_parameters())} parameters in {human_bytes(size)}, "
-        f"{config.num_hidden_layers} layers, vocabulary {config.vocab_size}.\n"
+        f"{title}: {human_count(config.num_parameters())} parameters in {human_bytes(size)}, "
+        f"{human_count(config.num_non_embedding_parameters())} without embeddings, {config.num_hidden_layers} layers;\n"
+        f"held-out loss in nats per token: {', '.join(losses)}.\n"
     )
-    settings = SamplingSettings(max_new_tokens, temperature=0.7, top_p=0.9, seed=seed)
     stream = TextStream(loaded.model, loaded.tokenizer, encode_prompt(loaded.tokenizer, prompt), settings)
     typer.echo(prompt, nl=False)
     with stream:
@@ -39,10 +60,4 @@ def demo(
             sys.stdout.flush()
     summary = stream.summary
     if summary is not None:
-        typer.echo(f"\n\n{summary.new_tokens} tokens, {summary.decode_tokens_per_second:.0f} per second.")
-    typer.echo(
-        "\nThree things to try next:\n"
-        '  .venv/bin/minitron generate -p "The old man looked at the sea" --seed 3\n'
-        "  .venv/bin/minitron inspect minitron-4b\n"
-        "  .venv/bin/minitron train --help"
-    )
+        typer.echo(f"\n\n{summary.new_tokens} tokens, {summary.decode_tokens_per_second:.0f} per second.\n")

@@ -24,7 +24,8 @@ def generate(
     seed: Optional[int] = typer.Option(None, help="Same seed, same machine, same text."),  # noqa: UP045
     stop: Optional[list[str]] = typer.Option(None, help="Stop after this string; may be repeated."),  # noqa: B008, UP045
     speculate: Optional[str] = typer.Option(  # noqa: UP045
-        None, help="Draft tokens and check several at once: `lookup` (words that repeat), `self` (int4), a checkpoint."
+        None,
+        help="Draft tokens and check several at once: `lookup` (words that repeat), `self` (int4), `default`, folder.",
     ),
     format: Optional[str] = typer.Option(  # noqa: UP045
         None, help="Pack the weights on loading: bf16, fp32, bf12 (bf16 without loss), int8 or int4. CPU only."
@@ -107,7 +108,7 @@ def _draft(wanted: str, loaded: Any) -> Any:
     Raises:
         ValueError: the checkpoint has another tokenizer.
     """
-    if wanted in ("lookup", "self"):
+    if wanted in ("default", "lookup", "self"):
         return wanted
     from ..loading import load
 

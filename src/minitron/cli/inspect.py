@@ -42,13 +42,15 @@ def inspect(
 
 def _read(model: str | None) -> tuple[Any, str, str]:
     """Config, what it came from, and the state of the weights beside it."""
-    from ..assets import bundled_model
+    from ..assets import BUNDLED, bundled_model
     from ..checkpoint.hf import check_checkpoint, read_config
     from ..config import PRESETS, NemotronConfig
 
     if model in PRESETS:
         return NemotronConfig.preset(model), f"preset {model}", "none"
-    path = bundled_model() if model is None else Path(model).expanduser()
+    path = Path(model or "bundled").expanduser()
+    if str(path) in BUNDLED and not path.exists():
+        path = bundled_model(BUNDLED[str(path)])
     if path.is_file() and path.suffix == ".json":
         path = path.parent
     if not path.is_dir():

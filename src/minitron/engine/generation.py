@@ -8,6 +8,8 @@ here (`loop`, `speculate`) run instead of transformers' own.
 from __future__ import annotations
 
 import importlib.util
+from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +17,7 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
+from ..assets import default_draft
 from ..decoding import DRAFT_CHOICE, GenerationReport
 from ..model import NemotronForCausalLM, check_ids
 from .kv import KeyValues
@@ -24,7 +27,7 @@ from .reference import ReferenceEngine
 from .requests import starts_of, why_not_model, why_not_request
 from .rules import Rules
 from .speculate import MOST_DRAFTED, Draft, DraftLength, Lookup, ModelDraft, decode_with_draft
-from .weights import EngineWeights
+from .weights import EngineWeights, from_checkpoint
 
 if TYPE_CHECKING:
     from transformers.generation.streamers import BaseStreamer
@@ -157,6 +160,9 @@ def _speculate(
 
 
 def _draft_weights(model: NemotronForCausalLM, draft: object) -> EngineWeights:
+    if draft == "default":
+        smaller = default_draft(model.name_or_path or "")
+        draft = "self" if smaller is None else _draft_of(smaller)
     if draft == "self":
         return weights_of(model, SELF_DRAFT_FORMAT)
     if isinstance(draft, NemotronForCausalLM):
@@ -165,13 +171,20 @@ def _draft_weights(model: NemotronForCausalLM, draft: object) -> EngineWeights:
             raise ValueError(f"draft: the engine does not run this model: {reason}")
         draft = weights_of(draft)
     if not isinstance(draft, EngineWeights):
-        raise ValueError(f"draft is {draft!r}; it must be 'lookup', 'self', a NemotronForCausalLM or its EngineWeights")
+        raise ValueError(
+            f"draft is {draft!r}; it must be 'default', 'lookup', 'self', a NemotronForCausalLM or its EngineWeights"
+        )
     if draft.config.vocab_size != model.config.vocab_size:
         raise ValueError(
             f"draft: its vocabulary has {draft.config.vocab_size} tokens, the model's {model.config.vocab_size}; "
             f"both must have the same tokenizer"
         )
     return draft
+
+
+@lru_cache(maxsize=1)
+def _draft_of(folder: Path) -> EngineWeights:
+    return from_checkpoint(folder)
 
 
 def _report(engine: Engine) -> GenerationReport:

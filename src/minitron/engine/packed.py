@@ -81,6 +81,7 @@ def packed_model(folder: Path, format: Format | None = None) -> PackedNemotron:
     weights = from_checkpoint(folder, format)
     with torch.device("meta"):
         model = PackedNemotron(weights.config).eval()
+    model.name_or_path = str(folder)
     if (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder)
     _packed[model] = None, {weights.format: weights}
