@@ -51,7 +51,7 @@ class Encoder(Protocol):
     bos_token_id: int | None
     eos_token_id: int | None
 
-    def __call__(self, text: list[str], *, add_special_tokens: bool) -> Any:
+    def __call__(self, text: list[str], *, add_special_tokens: bool, verbose: bool) -> Any:
         """Return an object whose `input_ids` holds a list of ids per text."""
 
     def __len__(self) -> int:
@@ -134,7 +134,9 @@ def _write_cache(folder: Path, files: Sequence[Path], field: str, tokenizer: Enc
     digest = hashlib.sha256()
     with (folder / "tokens.bin").open("wb") as sink:
         for texts in _grouped(text for path in files for text in read_documents(path, field)):
-            for text, ids in zip(texts, tokenizer(texts, add_special_tokens=False).input_ids, strict=True):
+            # Not verbose: documents longer than the context are cut into blocks, which needs no warning.
+            encoded = tokenizer(texts, add_special_tokens=False, verbose=False)
+            for text, ids in zip(texts, encoded.input_ids, strict=True):
                 raw = np.asarray([*before, *ids, *after], dtype=dtype).tobytes()
                 digest.update(raw)
                 sink.write(raw)

@@ -39,7 +39,7 @@ class ByteTokenizer:
     bos_token_id: int | None = BOS
     eos_token_id: int | None = EOS
 
-    def __call__(self, text: list[str], *, add_special_tokens: bool) -> SimpleNamespace:
+    def __call__(self, text: list[str], *, add_special_tokens: bool, verbose: bool) -> SimpleNamespace:
         assert not add_special_tokens
         return SimpleNamespace(input_ids=[list(t.encode()) for t in text])
 

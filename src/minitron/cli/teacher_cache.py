@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
@@ -49,9 +49,10 @@ def teacher_cache(
     from ..distill.schedule import TrainConfig
     from ..distill.teacher_cache import make_codec, measure_bytes, plan_cache, write_cache
     from ..loading import load
+    from ..tokenizer import load_tokenizer
 
     check_checkpoint(teacher)
-    tokens = options.open_tokenizer(teacher)
+    tokens: Any = load_tokenizer(teacher)
     settings = TrainConfig(steps=1, sequence=sequence, seed=seed)
     texts = open_texts(data, [], heldout_share, tokens, settings, cache or out.parent / "token-cache")
     model = load(teacher, dtype=dtype, device=device).model

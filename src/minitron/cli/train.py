@@ -103,8 +103,9 @@ def train(
         from ..distill.correction import choose_trained
         from ..distill.inputs import fresh_config, new_model, open_texts, saved_model
         from ..distill.memory import require_memory
+        from ..tokenizer import load_tokenizer
 
-        encoder = options.open_tokenizer(vocabulary)
+        encoder: Any = load_tokenizer(vocabulary)
         folder = cache or out.parent / "token-cache"
         texts = world.first_then_all(
             lambda: open_texts(data, heldout or [], heldout_share, encoder, settings, folder, field)

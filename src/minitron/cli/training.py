@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
@@ -73,15 +72,6 @@ def processes(device: str, tensor_parallel: int) -> Iterator[tuple[Any, Any]]:
         yield make_world(tensor_parallel, place), place
     finally:
         leave()
-
-
-def open_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a folder, which may be given documents of any length."""
-    from ..tokenizer import load_tokenizer
-
-    tokenizer: Any = load_tokenizer(folder)
-    tokenizer.model_max_length = sys.maxsize  # longer documents are cut into blocks, which needs no warning
-    return tokenizer
 
 
 def peak_flops(given: float | None, place: Any, dtype: str, world: Any) -> float:

@@ -141,7 +141,6 @@ def open_context(
     if out.exists() and any(out.iterdir()) and not (out / RECIPE_FILE).is_file():
         raise RunError(f"{out} is not empty and is not the folder of a compression (no {RECIPE_FILE}); choose another")
     tokenizer: Any = load_tokenizer(teacher)
-    tokenizer.model_max_length = sys.maxsize
     texts = open_texts(recipe.data, recipe.heldout, recipe.heldout_share, tokenizer, recipe.train, cache)
     if recipe.calibration.blocks > len(texts.stream):
         raise RecipeError(

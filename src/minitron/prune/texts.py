@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,7 +57,6 @@ def open_text(
     if samples < 1:
         raise DataError(f"samples is {samples}; at least one block of text is needed")
     tokenizer: Any = load_tokenizer(folder, vocab_size=vocab_size)
-    tokenizer.model_max_length = sys.maxsize  # longer documents are cut into blocks, which needs no warning
     name = text or "bundled text (passages of public-domain books in English)"
     own = PackedBlocks(tokenize(Source(text or str(calibration_text())), tokenizer, cache), length, seed=seed)
     order = np.random.default_rng(seed).permutation(len(own)).tolist()
