@@ -20,6 +20,7 @@ from minitron.compress.run import Compressed, compress
 from minitron.compress.stages import RunError
 from minitron.prune.plan import PrunePlan
 from minitron.report.facts import Report
+from minitron.tokenizer import load_tokenizer
 
 sys.path.insert(0, str(Path(__file__).parent))
 from compress_samples import small_recipe
@@ -37,9 +38,10 @@ def made(base: Path) -> Compressed:
     return compress(recipe_from(small_recipe(base)), base / "run", quiet=True, say=lambda _: None)
 
 
-def test_the_model_meets_the_budget_and_upstream_computes_the_same(made: Compressed) -> None:
+def test_the_model_meets_the_budget_and_upstream_computes_the_same(made: Compressed, base: Path) -> None:
     folder = made.models["small"]
     model, tokenizer = minitron.load(folder, dtype="fp32")
+    assert tokenizer.model_max_length == load_tokenizer(base / "teacher").model_max_length
     assert 0.95 * 9000 <= model.config.num_non_embedding_parameters() <= 1.05 * 9000
     ids = tokenizer("the cat sat on", return_tensors="pt").input_ids
     theirs = Upstream.from_pretrained(folder, dtype=torch.float32)
