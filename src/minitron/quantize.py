@@ -8,12 +8,15 @@
 | int4 | 4.5 | -8 to 7, a bf16 scale for each 32 columns |
 
 A row is contiguous with all that belongs to it, so a neuron that is skipped costs nothing. This file says what the
-bytes mean, in torch; `ops.formats` reads them fast.
+bytes mean, in torch; `ops.packing` writes them and `ops.formats` reads them fast.
 """
 
 from __future__ import annotations
 
+import importlib.util
+from collections import deque
 from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -29,6 +32,7 @@ PLAIN = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp16": torch.float16, "
 BLOCK = 64
 """Columns that are unpacked together; rows are padded with zeros to whole blocks."""
 BYTES_PER_BLOCK = {"bf12": 96, "int8": 66, "int4": 36}
+BITS = {"int8": 8, "int4": 4}
 SCALED = {"int8": 64, "int4": 32}
 """Columns with one scale."""
 
@@ -102,25 +106,70 @@ def pack_blocks(blocks: Iterable[Tensor], shape: tuple[int, int], format: str) -
     if format in PLAIN:
         return Matrix(format, shape, _plain(blocks, shape, PLAIN[format]))
     data = pages.empty((shape[0], row_bytes(format, shape[1])), torch.uint8)
-    extras: list[tuple[Tensor, Tensor, Tensor]] = []
-    first = 0
     step = max(1, WEIGHTS_AT_ONCE // shape[1])
-    for block in blocks:
-        for start in range(0, len(block), step):
-            part = block[start : start + step]
-            if format != "bf12":
-                part = part.float()
-                if not bool(part.isfinite().all()):
-                    raise ValueError(f"a weight is infinite or NaN, which {format} cannot hold; bf16 and bf12 can")
-            padded = torch.nn.functional.pad(part, (0, -shape[1] % BLOCK))
-            if format == "bf12":
-                rows, *found = _pack_bf12(padded)
-                extras.append(tuple(found))  # type: ignore[arg-type]
-            else:
-                rows = _pack_scaled(padded, format)
-            data[first : first + len(part)] = rows
+    parts = (block[start : start + step] for block in blocks for start in range(0, len(block), step))
+    first, extras = 0, []
+    if importlib.util.find_spec("numba") is None:
+        for part in parts:
+            extras.append(_pack_part(part, format, data[first : first + len(part)]))
             first += len(part)
+    else:
+        extras = _pack_in_threads(parts, format, data)
     return Matrix(format, shape, data, _join_extras(extras) if format == "bf12" else None)
+
+
+Extras = tuple[Tensor, Tensor, Tensor] | None
+"""bf12: exponents before the rows' windows (N,), escapes per row (N,), the escapes (E, 2), all int32."""
+
+
+def _pack_part(part: Tensor, format: str, out: Tensor) -> Extras:
+    """Pack some rows into `out`, by torch."""
+    if format != "bf12":
+        part = part.float()
+        if not bool(part.isfinite().all()):
+            raise _not_finite(format)
+    padded = torch.nn.functional.pad(part, (0, -part.shape[1] % BLOCK))
+    if format != "bf12":
+        out.copy_(_pack_scaled(padded, format))
+        return None
+    rows, *found = _pack_bf12(padded)
+    out.copy_(rows)
+    return tuple(found)  # type: ignore[return-value]
+
+
+def _not_finite(format: str) -> ValueError:
+    return ValueError(f"a weight is infinite or NaN, which {format} cannot hold; bf16 and bf12 can")
+
+
+def _pack_in_threads(parts: Iterable[Tensor], format: str, data: Tensor) -> list[Extras]:
+    """Pack parts of a matrix by compiled code, in as many threads as torch has, while the next ones are read."""
+    from .ops import packing
+
+    def work(part: Tensor, out: Tensor) -> Extras:
+        stored = packing.as_stored(part)
+        if format != "bf12":
+            if not packing.pack_scaled(stored, BITS[format], out.numpy()):
+                raise _not_finite(format)
+            return None
+        found = [torch.empty(shape, dtype=torch.int32) for shape in (len(part), len(part), (part.numel(), 2))]
+        count = packing.pack_bf12(stored, WINDOW, SHIFT + 127, out.numpy(), *(x.numpy() for x in found))
+        return found[0], found[1], found[2][:count].clone()
+
+    first, threads = 0, torch.get_num_threads()
+    jobs: deque[Future[Extras]] = deque()
+    extras: list[Extras] = []
+    with ThreadPoolExecutor(threads) as pool:
+        for part in parts:
+            if format == "bf12":
+                part = torch.nn.functional.pad(part.bfloat16(), (0, -part.shape[1] % BLOCK))
+            elif part.dtype != torch.bfloat16:
+                part = part.float()
+            jobs.append(pool.submit(work, part, data[first : first + len(part)]))
+            first += len(part)
+            if len(jobs) > 2 * threads:
+                extras.append(jobs.popleft().result())
+        extras.extend(job.result() for job in jobs)
+    return extras
 
 
 def _plain(blocks: Iterable[Tensor], shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
@@ -222,8 +271,9 @@ SHIFT = 64
 """bf12: kernels multiply activations by 2^SHIFT, for the numbers as stored have tiny exponents."""
 
 
-def _join_extras(parts: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
-    bases, counts, listed = (torch.cat(column) for column in zip(*parts, strict=True))
+def _join_extras(parts: list[Extras]) -> Tensor:
+    found = (part for part in parts if part is not None)
+    bases, counts, listed = (torch.cat(column) for column in zip(*found, strict=True))
     factors = torch.ldexp(torch.ones(len(bases)), bases - SHIFT)
     starts = torch.nn.functional.pad(counts.cumsum(0, dtype=torch.int32), (1, 0))
     return torch.cat([factors.view(torch.int32), starts, listed.flatten()])

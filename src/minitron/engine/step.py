@@ -14,8 +14,6 @@ Neurons are worked on in runs whose sums are added in order, hence the same bits
 
 from __future__ import annotations
 
-import zlib
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +26,7 @@ from ..ops import formats, gemv, lanes, tiles
 from ..ops.formats import FAST, row_items
 from ..ops.gemv import NONE, ROW_BLOCK, exp_of, matvec, narrowed, share
 from ..ops.lanes import LANES, larger, load_fp32, store
+from ..ops.sources import cached
 from . import threads as threads_file
 from .threads import STOP, TASK, atomic_add, atomic_load, atomic_store, barrier, wait_while
 
@@ -364,15 +363,7 @@ def _work(thread, threads, sync, kinds, job, tokens, places, stops, sizes, eps, 
             return
 
 
-def _sources_digest() -> int:
-    """Changes with every source line of the compiled code."""
-    files = (__file__, formats.__file__, gemv.__file__, lanes.__file__, tiles.__file__, threads_file.__file__)
-    return zlib.crc32(b"".join(Path(file).read_bytes() for file in files))
-
-
 def _compiled(digest: int) -> Any:
-    # Numba looks only at the file of a cached function, and at the values of its closure: the latter carry the digest
-    # of everything that is compiled into it.
     def run(thread, threads, sync, kinds, job, tokens, where, stops, sizes, eps, layers, ends, spaces, cos, sin, zeros):  # type: ignore[no-untyped-def]
         """Take part in jobs. Thread 0 does one and returns; the others do one after the other until told to stop.
 
@@ -409,10 +400,7 @@ def _compiled(digest: int) -> Any:
                 return
             _work(thread, threads, sync, *rest)
 
-    try:
-        return njit(cache=True, **FAST)(run)
-    except RuntimeError:  # no folder that may be written to: compiled anew in each process
-        return njit(**FAST)(run)
+    return run
 
 
-run = _compiled(_sources_digest())
+run = cached(_compiled, __file__, formats, gemv, lanes, tiles, threads_file)
