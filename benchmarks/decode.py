@@ -3,6 +3,7 @@
     python benchmarks/decode.py                      the bundled model
     python benchmarks/decode.py --preset minitron-4b --layers 8 --formats bf16,bf12,int8,int4 --zeros 0,0.9
     python benchmarks/decode.py --speculation        the bundled model with drafts, on real prompts
+    python benchmarks/decode.py --batch 1,2,4,8      several prompts at once, beside transformers
     python benchmarks/decode.py --smoke              a small shape; the numbers mean nothing
 
 With --preset weights are random, in the preset's shape and with a declared share of zeros; --layers takes fewer layers
@@ -17,6 +18,7 @@ import argparse
 import json
 import statistics
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -90,10 +92,12 @@ def _line(row: dict) -> str:
 PROMPTS = ("Once upon a time there was a little", "The old man looked at the sea and", "Lily and her brother found a")
 
 
-def speculation(new_tokens: int) -> list[dict]:
+def speculation(new_tokens: int, draft_folder: Path | None = None) -> list[dict]:
     """Drafts on the bundled model's own text, greedy and sampled."""
     model, tokenizer = minitron.load()
-    drafts = {"lookup": "lookup", "int4": "self"}
+    drafts: dict = {"lookup": "lookup", "int4": "self"}
+    if draft_folder is not None:
+        drafts[draft_folder.name] = minitron.load(draft_folder).model
     rows = []
     for name, draft in drafts.items():
         for sampled in (False, True):
@@ -127,6 +131,50 @@ def speculation(new_tokens: int) -> list[dict]:
     return rows
 
 
+class StepClock(transformers.StoppingCriteria):
+    """Notes when each step of a batch is done, and stops nothing."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def __call__(self, input_ids: torch.Tensor, scores: object, **_: object) -> torch.Tensor:
+        self.times.append(time.perf_counter())
+        return torch.zeros(len(input_ids), dtype=torch.bool)
+
+
+def batches(model: NemotronForCausalLM, name: str, args: argparse.Namespace) -> list[dict]:
+    """Tokens per second over all texts of a batch, decoding only: the engine's beside transformers'."""
+    twin, rows = upstream_twin(model), []
+    generator = torch.Generator().manual_seed(0)
+    for size in map(int, args.batch.split(",")):
+        ids = torch.randint(model.config.vocab_size, (size, args.prompt), generator=generator)
+
+        def rate(which: torch.nn.Module, ids: torch.Tensor = ids) -> float:
+            clock = StepClock()
+            how = {"do_sample": False, "eos_token_id": -1, "pad_token_id": 0, "max_new_tokens": args.tokens}
+            which.generate(ids, attention_mask=torch.ones_like(ids), stopping_criteria=[clock], **how)  # type: ignore[operator]
+            steps = [b - a for a, b in zip(clock.times, clock.times[1:], strict=False)]
+            return len(ids) / statistics.median(steps)
+
+        works = {"engine": lambda: rate(model), "transformers": lambda: rate(twin)}
+        for work in works.values():
+            work()
+        found = measure.interleaved(works, args.rounds)
+        ratios = [ours / theirs for ours, theirs in zip(found["engine"], found["transformers"], strict=True)]
+        rows.append(
+            {
+                "weights": name,
+                "batch": size,
+                "tokens_per_s": statistics.median(found["engine"]),
+                "transformers_tokens_per_s": statistics.median(found["transformers"]),
+                "times": statistics.median(ratios),
+                "times_range": [min(ratios), max(ratios)],
+            }
+        )
+        print(json.dumps(rows[-1]), flush=True)
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", help="random weights in a published shape")
@@ -139,6 +187,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64, help="tokens to decode in each round")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--speculation", action="store_true", help="drafts on the bundled model instead")
+    parser.add_argument("--batch", help="sizes of batches, with commas: several prompts at once instead")
+    parser.add_argument("--draft", type=Path, help="with --speculation: a checkpoint that drafts, too")
     parser.add_argument("--smoke", action="store_true")
     parser.add_argument("--out", type=Path, help="write the result as JSON")
     parser.add_argument("--plot", type=Path, help="draw the roofline")
@@ -148,7 +198,9 @@ def main() -> None:
         args.prompt, args.tokens, args.rounds = 16, 4, 2
     result: dict = {"machine": describe(smoke=args.smoke)}
     if args.speculation:
-        result["speculation"] = speculation(16 if args.smoke else 200)
+        result["speculation"] = speculation(16 if args.smoke else 200, args.draft)
+    elif args.batch:
+        result["batches"] = [row for model, name in _models(args) for row in batches(model, name, args)]
     else:
         print(HEADER)
         print("| --- " * HEADER.count(" |") + "|")
@@ -160,17 +212,19 @@ def main() -> None:
 
 
 def _tables(args: argparse.Namespace) -> list[dict]:
+    return [row for model, name in _models(args) for row in rows_of(model, name, args)]
+
+
+def _models(args: argparse.Namespace) -> Iterator[tuple[NemotronForCausalLM, str]]:
+    """What is to be measured, one after the other, and what it is called."""
     if not args.preset and not args.smoke:
-        return rows_of(minitron.load(args.model).model, str(args.model or "bundled model"), args)
+        yield minitron.load(args.model).model, str(args.model or "bundled model")
+        return
     config, name = (NemotronConfig(**SMALL), "small shape") if args.smoke else (_preset(args), args.preset)
     if args.layers and not args.smoke:
         name += f" with {args.layers} layers"
-    rows = []
     for zeros in args.zeros.split(","):
-        model = measure.random_model(config, float(zeros))
-        rows += rows_of(model, f"{name}, random, {float(zeros):.0%} zeros", args)
-        del model
-    return rows
+        yield measure.random_model(config, float(zeros)), f"{name}, random, {float(zeros):.0%} zeros"
 
 
 def _preset(args: argparse.Namespace) -> NemotronConfig:

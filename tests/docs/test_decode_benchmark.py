@@ -27,3 +27,17 @@ def test_decode(tmp_path: Path) -> None:
     subprocess.run([*command[:3], "--speculation", "--out", str(out)], check=True, capture_output=True)
     found = json.loads(out.read_text())["speculation"]
     assert all(row["same_text"] for row in found if not row["sampled"] or row["draft"] == "lookup")
+    subprocess.run(
+        [*command[:3], "--batch", "1,3", "--zeros", "0.9", "--out", str(out)], check=True, capture_output=True
+    )
+    found = json.loads(out.read_text())["batches"]
+    assert [row["batch"] for row in found] == [1, 3]
+    assert all(row["times"] > 0 for row in found)
+
+
+def test_greedy_equality(tmp_path: Path) -> None:
+    text = tmp_path / "text.jsonl"
+    text.write_text(json.dumps({"text": "Once upon a time there was a dog. It ran into the wood. " * 30}) + "\n")
+    command = [sys.executable, str(BENCHMARKS / "greedy_equality.py"), "--text", str(text), "--prompts", "2"]
+    done = subprocess.run([*command, "--tokens", "3"], check=True, capture_output=True, text=True)
+    assert json.loads(done.stdout)["tokens"] == 6

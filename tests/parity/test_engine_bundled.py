@@ -5,9 +5,7 @@ from __future__ import annotations
 import pytest
 
 import minitron
-from minitron.engine.generation import open_engine
-from minitron.engine.reference import ReferenceEngine
-from minitron.engine.weights import from_model
+from minitron.engine.fidelity import greedy_differences
 
 pytest.importorskip("numba")
 
@@ -27,22 +25,8 @@ def test_greedy_tokens_are_the_references() -> None:
     except FileNotFoundError:
         pytest.skip("the bundled model is not in this checkout")
     model, tokenizer = minitron.load(folder)
-    weights, wide = from_model(model), from_model(model.float())
-    differences = []
-    for prompt in PROMPTS:
-        tokens = list(tokenizer(prompt)["input_ids"])
-        engine = open_engine(weights, len(tokens) + NEW_TOKENS)
-        reference = ReferenceEngine(wide, len(tokens) + NEW_TOKENS)
-        engine.read(tokens[:-1])
-        reference.read(tokens[:-1])
-        token = tokens[-1]
-        for place in range(NEW_TOKENS):
-            found, expected = engine.step([token])[0], reference.step([token])[0]
-            token = int(expected.argmax())
-            if int(found.argmax()) != token:
-                gap = expected[token] - expected[int(found.argmax())]
-                differences.append((prompt, place, float(gap / expected.abs().max())))
-        engine.close()
+    prompts = [list(tokenizer(prompt)["input_ids"]) for prompt in PROMPTS]
+    differences = greedy_differences(model, prompts, NEW_TOKENS)
     # Where they differ, the reference itself finds the two tokens equally good, to the rounding of the cache.
-    assert all(gap < ROUNDING for _, _, gap in differences), differences
+    assert all(found.gap < ROUNDING for found in differences), differences
     assert len(differences) <= 0.01 * len(PROMPTS) * NEW_TOKENS, differences

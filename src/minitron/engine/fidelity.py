@@ -11,6 +11,7 @@ import torch
 from ..model import NemotronForCausalLM
 from ..quantize import Format
 from .generation import open_engine
+from .reference import ReferenceEngine
 from .weights import EngineWeights, from_model
 
 PIECE = 8
@@ -61,6 +62,48 @@ def fidelity(model: NemotronForCausalLM, pieces: Sequence[Sequence[int]], format
         Fidelity(weights.format, weights.nbytes, kl, math.exp(loss), same, count)
         for weights, (kl, loss, same) in zip(packed, means, strict=True)
     ]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A place where the engine finds another token most probable than the reference does."""
+
+    prompt: int
+    place: int
+    gap: float
+    """Between the reference's logits of the two tokens, relative to its largest logit: 0 is a tie."""
+
+
+def greedy_differences(
+    model: NemotronForCausalLM, prompts: Sequence[Sequence[int]], new_tokens: int
+) -> list[Difference]:
+    """Continue prompts greedily with the engine and with the reference in fp32 on the same weights.
+
+    Both follow the reference's tokens, so that one difference does not bring others.
+
+    Args:
+        model: on the CPU, in a dtype that the engine reads; it is fp32 afterwards.
+        prompts: token ids.
+        new_tokens: compared for each.
+    """
+    weights, wide = from_model(model), from_model(model.float())
+    found = []
+    for number, prompt in enumerate(prompts):
+        engine = open_engine(weights, len(prompt) + new_tokens)
+        reference = ReferenceEngine(wide, len(prompt) + new_tokens)
+        try:
+            engine.read(list(prompt[:-1]))
+            reference.read(list(prompt[:-1]))
+            token = prompt[-1]
+            for place in range(new_tokens):
+                expected, other = reference.step([token])[0], int(engine.step([token])[0].argmax())
+                token = int(expected.argmax())
+                if other != token:
+                    gap = (expected[token] - expected[other]) / expected.abs().max()
+                    found.append(Difference(number, place, float(gap)))
+        finally:
+            engine.close()
+    return found
 
 
 def _log_probabilities(weights: EngineWeights, tokens: Sequence[int]) -> torch.Tensor:

@@ -231,3 +231,14 @@ def test_texts_side_by_side_have_the_bits_of_each_alone(format: Format) -> None:
     for slot, row in zip(slots, found, strict=True):
         assert torch.equal(row, expected[slot])
     engine.close()
+
+
+def test_no_other_pool_of_threads_is_started() -> None:
+    from numba.np.ufunc import parallel
+
+    before = parallel._is_initialized, torch.get_num_threads()
+    with cpu.CpuEngine(from_model(tiny_model()), 40, threads=2) as engine:
+        engine.read(some_tokens(20))  # by torch, whose threads sleep before the engine's are started
+        assert not engine._running
+        engine.greedy(1, 10)
+    assert (parallel._is_initialized, torch.get_num_threads()) == before
