@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +13,9 @@ from ..quantize import Format
 from .generation import open_engine
 from .reference import ReferenceEngine
 from .weights import EngineWeights, from_model
+
+Predict = Callable[[Sequence[int]], torch.Tensor]
+"""Token ids to logits after each of them, (T, V)."""
 
 PIECE = 8
 """Tokens in one step of the engine."""
@@ -24,7 +27,7 @@ class Fidelity:
 
     format: str
     nbytes: int
-    """Of all matrices."""
+    """Of all matrices; 0 for a peer."""
     kl: float
     """KL divergence from the plain weights' distribution to this one's, nats per token."""
     perplexity: float
@@ -33,34 +36,43 @@ class Fidelity:
     tokens: int
 
 
-def fidelity(model: NemotronForCausalLM, pieces: Sequence[Sequence[int]], formats: Sequence[Format]) -> list[Fidelity]:
+def fidelity(
+    model: NemotronForCausalLM,
+    pieces: Sequence[Sequence[int]],
+    formats: Sequence[Format],
+    peers: Mapping[str, Predict] | None = None,
+) -> list[Fidelity]:
     """Decode texts with the model's own weights and in each format.
 
     Args:
         model: on the CPU, in a dtype that the engine reads.
         pieces: token ids of texts, each of at least two tokens and within the model's context.
         formats: to compare.
+        peers: other programs by name, to be compared in the same way.
 
     Returns:
-        the plain weights first (a KL of 0), then each format.
+        the plain weights first (a KL of 0), then each format, then each peer.
     """
     plain = from_model(model)
     packed: list[EngineWeights] = [plain, *(from_model(model, name) for name in formats)]
-    sums = torch.zeros((len(packed), 3), dtype=torch.float64)
+    names = [(weights.format, weights.nbytes) for weights in packed] + [(name, 0) for name in peers or {}]
+    works: list[Predict] = [_engine(weights) for weights in packed] + list((peers or {}).values())
+    sums = torch.zeros((len(works), 3), dtype=torch.float64)
     count = 0
     for piece in pieces:
         targets = torch.tensor(piece[1:])
         count += len(targets)
-        own = _log_probabilities(plain, piece)
-        for row, weights in enumerate(packed):
-            found = own if weights is plain else _log_probabilities(weights, piece)
+        own = None
+        for row, predict in enumerate(works):
+            found = predict(piece[:-1]).double().log_softmax(-1)
+            own = found if own is None else own
             sums[row, 0] += (own.exp() * (own - found)).sum()
             sums[row, 1] -= found.gather(1, targets[:, None]).sum()
             sums[row, 2] += (own.argmax(-1) == found.argmax(-1)).sum()
     means = (sums / count).tolist()
     return [
-        Fidelity(weights.format, weights.nbytes, kl, math.exp(loss), same, count)
-        for weights, (kl, loss, same) in zip(packed, means, strict=True)
+        Fidelity(name, nbytes, kl, math.exp(loss), same, count)
+        for (name, nbytes), (kl, loss, same) in zip(names, means, strict=True)
     ]
 
 
@@ -106,13 +118,13 @@ def greedy_differences(
     return found
 
 
-def _log_probabilities(weights: EngineWeights, tokens: Sequence[int]) -> torch.Tensor:
-    """(len(tokens) - 1, V) fp64, after each token but the last."""
-    engine = open_engine(weights, len(tokens))
-    try:
-        inputs = list(tokens[:-1])
-        parts = [inputs[start : start + PIECE] for start in range(0, len(inputs), PIECE)]
-        rows = [engine.step(part).double().log_softmax(-1) for part in parts]
-    finally:
-        engine.close()
-    return torch.cat(rows)
+def _engine(weights: EngineWeights) -> Predict:
+    def predict(tokens: Sequence[int]) -> torch.Tensor:
+        engine = open_engine(weights, len(tokens))
+        try:
+            parts = [list(tokens[start : start + PIECE]) for start in range(0, len(tokens), PIECE)]
+            return torch.cat([engine.step(part).clone() for part in parts])
+        finally:
+            engine.close()
+
+    return predict

@@ -7,7 +7,7 @@ import logging
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,14 +112,23 @@ class LlamaPeer:
         times, tokens, step = [], [], prompt
         for _ in range(new_tokens):
             self._llama.eval(step)
-            tokens.append(self._best())
+            tokens.append(int(self._last().argmax()))
             times.append(time.perf_counter())
             step = tokens[-1:]
         return _run(start, times, tokens)
 
-    def _best(self) -> int:
+    def logits(self, tokens: Sequence[int]) -> torch.Tensor:
+        """After each of a text's tokens, (T, V) fp32; they are read one by one, as when decoding."""
+        self._llama.reset()
+        rows = torch.empty((len(tokens), self._llama.n_vocab()))
+        for place, token in enumerate(tokens):
+            self._llama.eval([token])
+            rows[place] = torch.from_numpy(self._last())
+        return rows
+
+    def _last(self) -> np.ndarray[Any, Any]:
         row = self._library.llama_get_logits_ith(self._llama._ctx.ctx, -1)
-        return int(np.ctypeslib.as_array(row, (self._llama.n_vocab(),)).argmax())
+        return np.ctypeslib.as_array(row, (self._llama.n_vocab(),))
 
     def close(self) -> None:
         """Give the memory back."""
