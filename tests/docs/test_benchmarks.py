@@ -61,5 +61,6 @@ def test_format_fidelity(tmp_path: Path) -> None:
     text.write_text("Once upon a time there was a little girl who lived near the sea. " * 4)
     command = [sys.executable, str(BENCHMARKS / "format_fidelity.py"), "--text", str(text), "--json", "--window", "40"]
     rows = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
-    assert [row["format"] for row in rows] == ["bf16", "bf12", "int8", "int4"]
+    peers = ["llama.cpp q8_0", "llama.cpp q4_0"]
+    assert [row["format"] for row in rows] in (["bf16", "bf12", "int8", "int4", *more] for more in (peers, []))
     assert rows[1]["kl"] < 1e-6 < rows[2]["kl"] < rows[3]["kl"]

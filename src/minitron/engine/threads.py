@@ -20,8 +20,8 @@ from numba.extending import intrinsic
 ARRIVED, PHASE, TASK, STOP = 0, 16, 32, 48
 SYNC_SIZE = 64
 
-SPINS, YIELDS = 4000, 20_000
-"""Looks before yielding (about 0.1 ms), and yields before sleeping (about 10 ms)."""
+SPINS, YIELDS = 400_000, 2_000
+"""Looks before yielding (some 5 ms), and yields before sleeping. Who yields to a busy program loses its turn."""
 SLEEP_MICROSECONDS = 200
 
 _POSIX = os.name == "posix"

@@ -14,7 +14,8 @@ pytest.importorskip("numba")
 def test_fidelity() -> None:
     model = tiny_model(torch.float32)
     pieces = [some_tokens(20, seed=1), some_tokens(13, seed=2)]
-    plain, lossless, fine, coarse = fidelity(model, pieces, ("fp32", "int8", "int4"))
+    peers = {"torch": lambda tokens: model(torch.tensor([tokens])).logits[0].detach()}
+    plain, lossless, fine, coarse, peer = fidelity(model, pieces, ("fp32", "int8", "int4"), peers)
     with torch.inference_mode():
         losses = [
             torch.nn.functional.cross_entropy(model(torch.tensor([piece])).logits[0, :-1], torch.tensor(piece[1:]))
@@ -25,5 +26,7 @@ def test_fidelity() -> None:
     assert plain.tokens == 31
     assert plain.kl == lossless.kl == 0
     assert 0 < fine.kl < coarse.kl
-    assert plain.same_best == 1
+    assert plain.same_best == peer.same_best == 1
+    assert (peer.format, peer.nbytes) == ("torch", 0)
+    assert abs(peer.kl) < 1e-9
     assert coarse.nbytes < fine.nbytes < plain.nbytes
