@@ -13,7 +13,7 @@ import json
 import shutil
 import statistics
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -60,6 +60,7 @@ SHAPE = Architecture(layers=3, hidden=224, heads=4, groups=2, ffn=704)
 """Half of the bundled model without its embeddings: the shape that `recipes/bundled.yaml` finds."""
 BEST = "l2-mean+refit"
 """The package's way to cut: the paper's importance, then norms and output projections refitted."""
+RESULT = "result.json"
 SHARED_STEPS = 200
 """Steps whose answers of the teacher are kept on disk for all arms of a seed."""
 LOSSES: dict[str, DistillOptions | None] = {
@@ -100,16 +101,15 @@ class Bench:
     """Teacher, texts and settings of the studies, and what trains and measures an arm.
 
     Args:
-        texts: folder that `scripts/bundled_text.py` wrote.
-        runs: folder for run folders and token caches.
-        quick: blocks and lengths at which numbers mean nothing, for a test.
+        options: of `parser`.
     """
 
-    def __init__(self, texts: Path, runs: Path, quick: bool = False) -> None:
-        self.folder, self.runs, self.quick = texts, runs, quick
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.folder, self.runs, self.quick = options.texts, options.runs, options.quick
+        self.finished = options.finished
         self.source = bundled_model()
         self.teacher_config = read_config(self.source)
-        self.sequence, self.batch = (64, 2) if quick else (256, 8)
+        self.sequence, self.batch = (64, 2) if self.quick else (256, 8)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.tokenizer: Any = load_tokenizer(self.source)
         self.tokenizer.model_max_length = sys.maxsize
@@ -119,8 +119,8 @@ class Bench:
         self.shared = lru_cache(maxsize=None)(self._shared)
         self._teacher: NemotronForCausalLM | None = None
         keep_freed_memory()
-        runs.mkdir(parents=True, exist_ok=True)
-        self.heldout = self._heldout()
+        self.runs.mkdir(parents=True, exist_ok=True)
+        self.heldout = self.some_heldout(500 if self.quick else HELDOUT_TOKENS)
 
     # --- texts -------------------------------------------------------------------------------------------------------
 
@@ -140,14 +140,13 @@ class Bench:
         config = TrainConfig(steps=1, sequence=self.sequence, seed=seed)
         return open_texts(data, [], 0.0, self.tokenizer, config, self.runs / "token-cache")
 
-    def _heldout(self) -> PackedBlocks:
-        """Every n-th document of the held-out text, about `HELDOUT_TOKENS` in all."""
+    def some_heldout(self, tokens: int) -> PackedBlocks:
+        """Every n-th document of the held-out text, about so many tokens in all."""
         path = self.folder / HELDOUT
         if not path.is_file():
             raise SystemExit(f"{self.folder}: no {HELDOUT} in it; make the folder with scripts/bundled_text.py")
         cache = tokenize(Source(str(path)), self.tokenizer, self.runs / "token-cache")
-        wanted = 500 if self.quick else HELDOUT_TOKENS
-        every = max(1, round(len(cache.tokens) / wanted))
+        every = max(1, round(len(cache.tokens) / tokens))
         return PackedBlocks(cache, self.sequence, np.arange(0, cache.num_documents, every))
 
     def _calibration(self, seed: int) -> Batch:
@@ -240,6 +239,10 @@ class Bench:
         torch.manual_seed(arm.seed)  # of the projection of hidden states
         return {"loss": DistillLoss(targets, options, arm.shape.config(self.teacher_config))}
 
+    def is_wanted(self, arm: Arm) -> bool:
+        """Whether an arm is to be reported: each one, or with `--finished` those that were trained to their end."""
+        return not self.finished or (self.runs / arm.folder / RESULT).is_file()
+
     def run(self, arm: Arm, make: Callable[[Arm], nn.Module] | None = None, keep: bool = False) -> dict[str, Any]:
         """Train an arm, or read what it gave before.
 
@@ -252,7 +255,7 @@ class Bench:
             The arm, and its curve: tokens and held-out loss, the first before training.
         """
         folder = self.runs / arm.folder
-        done = folder / "result.json"
+        done = folder / RESULT
         if done.is_file():
             return json.loads(done.read_text(encoding="utf-8"))
         config = self.config(arm)
@@ -318,18 +321,24 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     found.add_argument("--out", type=Path, default=ROOT / "studies" / "results", help="folder for the JSON")
     found.add_argument("--plots", type=Path, default=ROOT / "docs" / "studies", help="folder for the plots")
     found.add_argument("--seeds", type=int, default=3)
+    found.add_argument("--finished", action="store_true", help="report what was trained so far, and train nothing")
     found.add_argument("--quick", action="store_true", help="tiny lengths; the numbers mean nothing")
     return found
+
+
+def machine_facts() -> dict[str, Any]:
+    """Processor, threads and versions; what it measures is left out, since no wall times are reported."""
+    machine = describe(smoke=True)
+    return {key: machine[key] for key in ("device", "threads", "torch", "python")}
 
 
 def write_result(options: argparse.Namespace, bench: Bench, name: str, facts: dict[str, Any]) -> None:
     """`OUT/NAME.json`, with machine, data and teacher."""
     options.out.mkdir(parents=True, exist_ok=True)
-    machine = describe(smoke=True)  # no timings are reported, so what it measures is left out
     about = {
         "study": name,
         "quick": options.quick,
-        "machine": {key: machine[key] for key in ("device", "threads", "torch", "python")},
+        "machine": machine_facts(),
         "data": {"training": MIXTURE, "heldout": HELDOUT, "heldout_tokens": bench.heldout.num_scored},
         "seeds": options.seeds,
         "tokens_per_step": bench.tokens_per_step,
@@ -337,71 +346,3 @@ def write_result(options: argparse.Namespace, bench: Bench, name: str, facts: di
     }
     (options.out / f"{name}.json").write_text(json.dumps({**about, **facts}, indent=1) + "\n", encoding="utf-8")
     bench.close()
-
-
-def table(rows: Mapping[str, Mapping[str, dict[str, Any] | None]]) -> str:
-    """Markdown: a row for each arm, mean and standard deviation over seeds in each column."""
-    columns = list(dict.fromkeys(name for row in rows.values() for name in row))
-    lines = ["| | " + " | ".join(columns) + " |", "| --- |" + " --- |" * len(columns)]
-    for name, row in rows.items():
-        cells = [f"{x['mean']:.3f} ± {x['spread']:.3f}" if (x := row.get(c)) else "" for c in columns]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def draw(
-    path: Path, lines: dict[str, list[dict[str, Any]]], panels: dict[str, str], ylabel: str = "nats per token"
-) -> None:
-    """A panel for each x axis: means with their spread, tokens and FLOPs on a logarithmic scale.
-
-    Args:
-        path: of the PNG.
-        lines: label -> points with `mean`, `spread` and a value for each panel.
-        panels: key of a point -> label of the axis.
-        ylabel: of the vertical axis.
-    """
-    pyplot = _pyplot()
-    figure, axes = pyplot.subplots(
-        1, len(panels), figsize=(5.2 * len(panels), 4.4), sharey=True, layout="constrained", squeeze=False
-    )
-    for axis, (key, label) in zip(axes[0], panels.items(), strict=True):
-        for name, points in lines.items():
-            x, y, e = ([point[k] for point in points] for k in (key, "mean", "spread"))
-            axis.errorbar(x, y, yerr=e, marker="o", markersize=4, capsize=3, label=name)
-        smallest = min((p[key] for points in lines.values() for p in points if p[key] > 0), default=1)
-        axis.set_xscale("symlog", linthresh=smallest, linscale=0.5)
-        axis.grid(alpha=0.3)
-        axis.set_xlabel(label)
-    axes[0][0].set_ylabel(f"held-out loss, {ylabel}")
-    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
-    _save(figure, path)
-
-
-def draw_bars(path: Path, rows: Mapping[str, Mapping[str, dict[str, Any]]]) -> None:
-    """A line for each arm with a point for each of its numbers, means with their spread."""
-    pyplot = _pyplot()
-    figure, axis = pyplot.subplots(figsize=(7, 1.2 + 0.32 * len(rows)), layout="constrained")
-    for column in dict.fromkeys(name for row in rows.values() for name in row):
-        points = [(x["mean"], name, x["spread"]) for name, row in rows.items() if (x := row.get(column))]
-        means, names, spreads = zip(*points, strict=True)
-        axis.errorbar(means, names, xerr=spreads, marker="o", markersize=5, capsize=3, linestyle="", label=column)
-    axis.set_xlabel("held-out loss, nats per token")
-    axis.grid(alpha=0.3)
-    axis.invert_yaxis()
-    figure.legend(loc="outside upper center", ncols=2, frameon=False)
-    _save(figure, path)
-
-
-def _pyplot() -> Any:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
-
-
-def _save(figure: Any, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    _pyplot().close(figure)

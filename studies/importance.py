@@ -14,6 +14,7 @@ from itertools import product
 from typing import Any
 
 import arms
+import figures
 from arms import Arm, Bench
 from torch import nn
 
@@ -50,15 +51,18 @@ def in_rounds(bench: Bench, arm: Arm) -> nn.Module:
 def main(argv: list[str] | None = None) -> None:
     """Command line."""
     options = arms.parser(__doc__).parse_args(argv)
-    bench = Bench(options.texts, options.runs, options.quick)
+    bench = Bench(options)
     seeds = range(options.seeds)
     rankings = bench.few(RANKINGS)
     rows: dict[str, dict[str, Any]] = {}
     for ranking in rankings:
-        made = [bench.start(Arm(ranking, "kl", RATE, STEPS, seed)) for seed in seeds]
-        rows[ranking] = {"right after the cut": arms.mean_and_spread(map(bench.measure, made))}
+        starts = [bench.start(Arm(ranking, "kl", RATE, STEPS, seed)) for seed in seeds]
+        rows[ranking] = {"right after the cut": arms.mean_and_spread(map(bench.measure, starts))}
     for ranking, refit in bench.few([(r, "") for r in RETRAINED]) + bench.few([(r, "+refit") for r in REFITTED]):
-        found = [bench.run(Arm(ranking + refit, "kl", RATE, STEPS, seed)) for seed in seeds]
+        made = [Arm(ranking + refit, "kl", RATE, STEPS, seed) for seed in seeds]
+        if not all(map(bench.is_wanted, made)):
+            continue
+        found = list(map(bench.run, made))
         with_refit = ", refitted" if refit else ""
         row = rows.setdefault(ranking, {})
         row[f"right after the cut{with_refit}"] = arms.mean_and_spread(r["curve"][0]["loss"] for r in found)
@@ -68,6 +72,8 @@ def main(argv: list[str] | None = None) -> None:
     rounds: dict[str, dict[str, Any]] = {}
     for count in bench.few(list(CHANNELS), 2):
         made_arms = [Arm(f"rounds{count}", "kl", RATE, STEPS, seed, shape) for seed in seeds]
+        if not all(map(bench.is_wanted, made_arms)):
+            continue
         found = [bench.run(arm, lambda arm: in_rounds(bench, arm)) for arm in made_arms]
         rounds[f"{count} rounds" if count > 1 else "1 round"] = {
             "right after the cut": arms.mean_and_spread(r["curve"][0]["loss"] for r in found),
@@ -77,8 +83,8 @@ def main(argv: list[str] | None = None) -> None:
     facts = {"shape": arms.SHAPE.as_dict(), "learning_rate": RATE, "tokens": tokens, "rankings": rows,
              "channels": shape.as_dict(), "rounds": rounds}  # fmt: skip
     arms.write_result(options, bench, NAME, facts)
-    arms.draw_bars(options.plots / f"{NAME}.png", {**rows, **rounds})
-    print(arms.table(rows), arms.table(rounds), sep="\n\n")
+    figures.draw_bars(options.plots / f"{NAME}.png", {**rows, **rounds})
+    print(*map(figures.table, filter(None, (rows, rounds))), sep="\n\n")
 
 
 if __name__ == "__main__":

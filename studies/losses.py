@@ -9,6 +9,7 @@ the learning rate that is best for the forward KL of the logits.
 from __future__ import annotations
 
 import arms
+import figures
 from arms import Arm, Bench
 
 NAME = "losses"
@@ -19,7 +20,7 @@ LOSSES = ("kl", "kl + cosine", "kl + mse", "kl + ce", "ce", "reverse kl")
 def main(argv: list[str] | None = None) -> None:
     """Command line."""
     options = arms.parser(__doc__).parse_args(argv)
-    bench = Bench(options.texts, options.runs, options.quick)
+    bench = Bench(options)
     found = {
         loss: [arms.final(bench.run(Arm(arms.BEST, loss, RATE, STEPS, seed))) for seed in range(options.seeds)]
         for loss in bench.few(LOSSES, 2)
@@ -31,8 +32,10 @@ def main(argv: list[str] | None = None) -> None:
     tokens = STEPS * bench.tokens_per_step
     facts = {"shape": arms.SHAPE.as_dict(), "learning_rate": RATE, "tokens": tokens, "losses": rows}
     arms.write_result(options, bench, NAME, facts)
-    arms.draw_bars(options.plots / f"{NAME}.png", {k: {"held-out loss": v["held-out loss"]} for k, v in rows.items()})
-    print(arms.table(rows))
+    figures.draw_bars(
+        options.plots / f"{NAME}.png", {k: {"held-out loss": v["held-out loss"]} for k, v in rows.items()}
+    )
+    print(figures.table(rows))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ the result, cut that to half, distill; the teacher of both distillations is the 
 from __future__ import annotations
 
 import arms
+import figures
 from arms import Arm, Bench
 from torch import nn
 
@@ -42,7 +43,7 @@ def second_start(bench: Bench, arm: Arm, steps: int) -> nn.Module:
 def main(argv: list[str] | None = None) -> None:
     """Command line."""
     options = arms.parser(__doc__).parse_args(argv)
-    bench = Bench(options.texts, options.runs, options.quick)
+    bench = Bench(options)
     seeds = range(options.seeds)
     one = [arms.final(bench.run(Arm(arms.BEST, "kl", RATE, ONE, seed))) for seed in seeds]
     rows = {"one step": {"held-out loss": arms.mean_and_spread(one)}}
@@ -59,8 +60,10 @@ def main(argv: list[str] | None = None) -> None:
     facts = {"shape": arms.SHAPE.as_dict(), "between": BETWEEN.as_dict(), "learning_rate": RATE, "tokens": tokens,
              "rows": rows}  # fmt: skip
     arms.write_result(options, bench, NAME, facts)
-    arms.draw_bars(options.plots / f"{NAME}.png", {k: {"held-out loss": v["held-out loss"]} for k, v in rows.items()})
-    print(arms.table(rows))
+    figures.draw_bars(
+        options.plots / f"{NAME}.png", {k: {"held-out loss": v["held-out loss"]} for k, v in rows.items()}
+    )
+    print(figures.table(rows))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from itertools import pairwise, product
 from typing import Any
 
 import arms
+import figures
 from arms import Arm, Bench
 
 from minitron.compress.costs import training_flops
@@ -75,7 +76,7 @@ def tuned(
 def main(argv: list[str] | None = None) -> None:
     """Command line."""
     options = arms.parser(__doc__).parse_args(argv)
-    bench = Bench(options.texts, options.runs, options.quick)
+    bench = Bench(options)
     best, grids = {}, {}
     for way, (start, loss) in WAYS.items():
         best[way], grids[way] = tuned(bench, start, loss, GRID_STEPS, GRID_START)
@@ -83,11 +84,12 @@ def main(argv: list[str] | None = None) -> None:
     longer, grids[f"{SCRATCH}, long"] = long_grid
     losses: dict[str, dict[int, list[float]]] = {way: {} for way in WAYS}
     flops: dict[str, dict[int, float]] = {way: {} for way in WAYS}
-    for way in reversed(WAYS):  # the longest runs come last
-        start, loss = WAYS[way]
+    for way, (start, loss) in WAYS.items():
         for steps, seed in product(bench.few(STEPS[way]), range(options.seeds)):
             lr = longer if way == SCRATCH and steps >= LONG_GRID_STEPS else best[way]
             arm, tokens = Arm(start, loss, lr, steps, seed), steps * bench.tokens_per_step
+            if not bench.is_wanted(arm):
+                continue
             losses[way].setdefault(tokens, []).append(arms.final(bench.run(arm)))
             flops[way][tokens] = bench.flops(arm, tokens)
     curves = {
@@ -101,11 +103,11 @@ def main(argv: list[str] | None = None) -> None:
         "factors": {way: factors(losses, flops, way) for way in (PAPER, OURS)},
     }  # fmt: skip
     arms.write_result(options, bench, NAME, facts)
-    arms.draw(
+    figures.draw(
         options.plots / f"{NAME}.png", curves,
         {"tokens": "tokens", "flops": "FLOPs, calibration and teacher included"},
     )  # fmt: skip
-    print(arms.table({way: {f"{p['tokens'] // 1000}k": p for p in points} for way, points in curves.items()}))
+    print(figures.table({way: {f"{p['tokens'] // 1000}k": p for p in points} for way, points in curves.items()}))
 
 
 def factors(
@@ -119,7 +121,7 @@ def factors(
     for tokens, values in sorted(losses[fast].items()):
         each = []
         for seed, loss in enumerate(values):
-            curve = [(n, x[seed]) for n, x in sorted(losses[SCRATCH].items())]
+            curve = [(n, x[min(seed, len(x) - 1)]) for n, x in sorted(losses[SCRATCH].items())]
             each.append(tokens_to_reach(curve, loss))
         needed = [n or max(losses[SCRATCH]) for n in each]
         per_token = max(flops[SCRATCH].values()) / max(flops[SCRATCH])

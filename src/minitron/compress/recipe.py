@@ -56,8 +56,8 @@ class Calibration:
     blocks: int = 1024
     """Sequences; the paper's number (arXiv:2407.14679, section 2.2)."""
     refit: bool = True
-    """Refit norms and output projections to the source on these sequences after a cut (`prune.compensation`); not part
-    of the paper's recipe."""
+    """Refit norms and output projections to the source on these sequences after a cut (`prune.compensation`). Not part
+    of the paper's recipe; better at every length measured here, by less the longer (docs/studies/compensation.md)."""
 
 
 @dataclass(frozen=True)
