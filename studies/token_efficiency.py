@@ -33,7 +33,7 @@ WAYS = {
 }
 GRID_START, GRID_STEPS = 2e-3, 48
 STEPS = {
-    SCRATCH: (48, 240),
+    SCRATCH: (48, 240, 480, 960),
     "random weights, KD": (48,),
     "pruned at random, KD": (48,),
     "pruned, refitted, CE": (48,),
