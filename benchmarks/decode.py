@@ -3,6 +3,7 @@
     python benchmarks/decode.py                      the bundled model
     python benchmarks/decode.py --preset minitron-4b --layers 8 --formats bf16,bf12,int8,int4 --zeros 0,0.9
     python benchmarks/decode.py --speculation        the bundled model with drafts, on real prompts
+    python benchmarks/decode.py --speculation --widen 16   the same function with 256 times the weights
     python benchmarks/decode.py --batch 1,2,4,8      several prompts at once, beside transformers
     python benchmarks/decode.py --smoke              a small shape; the numbers mean nothing
 
@@ -28,6 +29,7 @@ from transformers.models.nemotron import modeling_nemotron as upstream
 
 import minitron
 from minitron import NemotronConfig, NemotronForCausalLM
+from minitron.assets import bundled_model
 from minitron.engine import measure
 from minitron.engine.packed import weights_of
 from minitron.engine.peers import TransformersPeer, llama_peer
@@ -56,10 +58,22 @@ def upstream_twin(model: NemotronForCausalLM) -> torch.nn.Module:
     return twin.eval()
 
 
+BOOK = Path(__file__).parents[1] / "examples" / "black_beauty.jsonl"
+
+
+def prompts(model: NemotronForCausalLM, name: str, count: int, length: int) -> torch.Tensor:
+    """Token ids (count, length): pieces of a book for trained weights, random ones for random weights."""
+    if "random" in name:
+        return torch.randint(model.config.vocab_size, (count, length), generator=torch.Generator().manual_seed(0))
+    tokenizer = minitron.load_tokenizer(bundled_model() if name.startswith("bundled") else name.split(",")[0])
+    text = " ".join(json.loads(line)["text"] for line in BOOK.read_text(encoding="utf-8").splitlines())
+    ids = tokenizer(text[: 8 * count * length])["input_ids"]
+    return torch.tensor(ids[: count * length]).view(count, length)
+
+
 def rows_of(model: NemotronForCausalLM, weights: str, args: argparse.Namespace) -> list[dict]:
     """One row for each format."""
-    generator = torch.Generator().manual_seed(0)
-    prompt = torch.randint(model.config.vocab_size, (args.prompt,), generator=generator).tolist()
+    prompt = prompts(model, weights, 1, args.prompt)[0].tolist()
     rows = []
     for format in args.formats.split(","):
         packed = weights_of(model, format)
@@ -92,12 +106,14 @@ def _line(row: dict) -> str:
 PROMPTS = ("Once upon a time there was a little", "The old man looked at the sea and", "Lily and her brother found a")
 
 
-def speculation(new_tokens: int, draft_folder: Path | None = None) -> list[dict]:
+def speculation(new_tokens: int, widen: int, draft_folder: Path | None = None) -> list[dict]:
     """Drafts on the bundled model's own text, greedy and sampled."""
     model, tokenizer = minitron.load()
     drafts: dict = {"lookup": "lookup", "int4": "self"}
     if draft_folder is not None:
         drafts[draft_folder.name] = minitron.load(draft_folder).model
+    if widen > 1:
+        model = measure.widened(model, widen)
     rows = []
     for name, draft in drafts.items():
         for sampled in (False, True):
@@ -119,6 +135,7 @@ def speculation(new_tokens: int, draft_folder: Path | None = None) -> list[dict]
                     ratios.append(seconds[0] / seconds[1])
             rows.append(
                 {
+                    "widened": widen,
                     "draft": name,
                     "sampled": sampled,
                     "acceptance_rate": kept / max(1, drafted),
@@ -145,9 +162,8 @@ class StepClock(transformers.StoppingCriteria):
 def batches(model: NemotronForCausalLM, name: str, args: argparse.Namespace) -> list[dict]:
     """Tokens per second over all texts of a batch, decoding only: the engine's beside transformers'."""
     twin, rows = upstream_twin(model), []
-    generator = torch.Generator().manual_seed(0)
     for size in map(int, args.batch.split(",")):
-        ids = torch.randint(model.config.vocab_size, (size, args.prompt), generator=generator)
+        ids = prompts(model, name, size, args.prompt)
 
         def rate(which: torch.nn.Module, ids: torch.Tensor = ids) -> float:
             clock = StepClock()
@@ -187,6 +203,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64, help="tokens to decode in each round")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--speculation", action="store_true", help="drafts on the bundled model instead")
+    parser.add_argument("--widen", type=int, default=1, help="the same function with so many times the width")
     parser.add_argument("--batch", help="sizes of batches, with commas: several prompts at once instead")
     parser.add_argument("--draft", type=Path, help="with --speculation: a checkpoint that drafts, too")
     parser.add_argument("--smoke", action="store_true")
@@ -198,7 +215,7 @@ def main() -> None:
         args.prompt, args.tokens, args.rounds = 16, 4, 2
     result: dict = {"machine": describe(smoke=args.smoke)}
     if args.speculation:
-        result["speculation"] = speculation(16 if args.smoke else 200, args.draft)
+        result["speculation"] = speculation(16 if args.smoke else args.tokens, args.widen, args.draft)
     elif args.batch:
         result["batches"] = [row for model, name in _models(args) for row in batches(model, name, args)]
     else:
@@ -218,7 +235,10 @@ def _tables(args: argparse.Namespace) -> list[dict]:
 def _models(args: argparse.Namespace) -> Iterator[tuple[NemotronForCausalLM, str]]:
     """What is to be measured, one after the other, and what it is called."""
     if not args.preset and not args.smoke:
-        yield minitron.load(args.model).model, str(args.model or "bundled model")
+        model, name = minitron.load(args.model).model, str(args.model or "bundled model")
+        if args.widen > 1:
+            model, name = measure.widened(model, args.widen), f"{name}, {args.widen} times as wide"
+        yield model, name
         return
     config, name = (NemotronConfig(**SMALL), "small shape") if args.smoke else (_preset(args), args.preset)
     if args.layers and not args.smoke:

@@ -21,7 +21,7 @@ from machine import describe
 from minitron import NemotronConfig
 from minitron.engine.cpu import CpuEngine
 from minitron.engine.measure import read_bandwidth
-from minitron.engine.weights import EngineWeights, LayerWeights, Norm
+from minitron.engine.weights import EngineWeights, LayerWeights, Norm, head_format
 from minitron.quantize import FORMATS, Matrix, pack_blocks
 
 TILE = 288
@@ -66,14 +66,14 @@ def random_weights(config: NemotronConfig, format: str, zeros: float) -> EngineW
         )
         for _ in range(config.num_hidden_layers)
     ]
-    head = matrix(config.vocab_size, D, format, std)
-    return EngineWeights(config, head, head, norm, layers)
+    head = matrix(config.vocab_size, D, head_format(format), std)
+    return EngineWeights(config, format, head, head, norm, layers)
 
 
 def seconds_per_token(weights: EngineWeights, tokens: int) -> tuple[float, float]:
     """Median over greedy tokens after a few, and the share of neurons that were not zero."""
     with CpuEngine(weights, tokens + 8) as engine:
-        token = 1
+        token = [1]
         times = []
         for _ in range(tokens + 4):
             start = time.perf_counter()

@@ -25,6 +25,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from . import pages
 from .cache import LegacyCache, NemotronCache, from_legacy, to_legacy
 from .config import NemotronConfig
 from .decoding import EngineDecoding
@@ -280,6 +281,7 @@ class NemotronPreTrainedModel(PreTrainedModel):
                 f"{pretrained_model_name_or_path}: {len(missing)} of {len(backbone)} backbone tensors are missing, "
                 f"{missing[0]!r} first; the checkpoint is incomplete or its config.json describes another shape"
             )
+        pages.align(model)
         return (model, info) if want_info else model
 
     def prune_heads(self, heads_to_prune: dict[int, list[int]]) -> None:

@@ -1,10 +1,10 @@
-"""Matrices in the formats that decoding reads: plain, in blocks of 64 columns with a scale, or bf16 without loss.
+"""Matrices in the formats that decoding reads: plain, in groups of 32 columns with a scale, or bf16 without loss.
 
 | format | bits per weight | what is stored |
 | --- | --- | --- |
 | fp32, bf16 | 32, 16 | the numbers |
 | bf12 | 12, and 64 for each escape | bf16 exactly: sign and mantissa, and the exponent as its place in a row's window |
-| int8 | 8.25 | -127 to 127, a bf16 scale for each 64 columns |
+| int8 | 8.5 | -127 to 127, a bf16 scale for each 32 columns |
 | int4 | 4.5 | -8 to 7, a bf16 scale for each 32 columns |
 
 A row is contiguous with all that belongs to it, so a neuron that is skipped costs nothing. This file says what the
@@ -31,10 +31,13 @@ PLAIN = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp16": torch.float16, "
 """Formats that are a dtype of torch; decode kernels read the first two, the reference engine all."""
 BLOCK = 64
 """Columns that are unpacked together; rows are padded with zeros to whole blocks."""
-BYTES_PER_BLOCK = {"bf12": 96, "int8": 66, "int4": 36}
+BYTES_PER_BLOCK = {"bf12": 96, "int8": 68, "int4": 36}
 BITS = {"int8": 8, "int4": 4}
-SCALED = {"int8": 64, "int4": 32}
-"""Columns with one scale."""
+HEAD_FORMATS = {"int4": "int8"}
+"""Formats of the LM head that differ from the others': in four bits it alone would cost as much as all layers together
+(measured as KL on the bundled model, `docs/performance.md`)."""
+GROUP = 32
+"""Columns with one scale, int8 and int4."""
 
 WINDOW = 15
 """bf12: exponents that a row can have; others, infinity and NaN are escapes."""
@@ -190,7 +193,7 @@ def _plain(blocks: Iterable[Tensor], shape: tuple[int, int], dtype: torch.dtype)
 def _pack_scaled(w: Tensor, format: str) -> Tensor:
     """(N, whole blocks) fp32 to rows of bytes: all codes, then all scales."""
     N = w.shape[0]
-    groups = w.view(N, -1, SCALED[format])
+    groups = w.view(N, -1, GROUP)
     if format == "int8":
         scales, codes = _scales_int8(groups)
         packed = codes.to(torch.int8).view(torch.uint8).reshape(N, -1)
@@ -239,7 +242,7 @@ def _unpack_scaled(matrix: Matrix, first: int, last: int) -> Tensor:
     else:
         nibbles = rows[:, :width].reshape(N, -1, 1, 16)
         codes = torch.cat([nibbles & 15, nibbles >> 4], dim=2).float() - 8
-    return (codes.view(N, -1, SCALED[matrix.format]) * scales[..., None]).view(N, -1)
+    return (codes.view(N, -1, GROUP) * scales[..., None]).view(N, -1)
 
 
 # --- bf16 with coded exponents -----------------------------------------------------------------------------------

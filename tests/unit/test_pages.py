@@ -40,3 +40,15 @@ def test_the_kernel_is_asked() -> None:
         pytest.skip("this kernel has no large pages")
     out = pages.empty((4, pages.PAGE), torch.uint8)
     assert "hg" in flags_of(out.data_ptr() + 2 * pages.PAGE)
+
+
+def test_small_models_are_moved_to_cache_lines_and_stay_what_they_are() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(5, 3), torch.nn.Linear(3, 5))
+    model[1].weight = model[0].weight  # tied
+    memory = torch.randn(40)
+    model[0].weight.data = memory[1:16].view(3, 5)  # begins four bytes behind a border
+    before = model[0].weight.detach().clone()
+    pages.align(model)
+    assert all(parameter.data_ptr() % pages.LINE == 0 for parameter in model.parameters())
+    assert model[1].weight is model[0].weight
+    assert torch.equal(model[0].weight, before)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minitron.quantize import BYTES_PER_BLOCK, SCALED, pack, pack_blocks, row_bytes
+from minitron.quantize import BYTES_PER_BLOCK, GROUP, pack, pack_blocks, row_bytes
 
 
 def bits(tensor: torch.Tensor) -> torch.Tensor:
@@ -59,11 +59,11 @@ def test_scaled_formats_are_within_half_a_step(format: str, N: int, K: int, powe
     w = torch.randn((N, K), generator=torch.Generator().manual_seed(seed)) * 2.0**power
     matrix = pack(w, format)  # type: ignore[arg-type]
     assert matrix.data.shape == (N, row_bytes(format, K)) == (N, -(-K // 64) * BYTES_PER_BLOCK[format])
-    error = torch.nn.functional.pad((matrix.dense(torch.float32) - w).abs(), (0, -K % SCALED[format]))
-    most = torch.nn.functional.pad(w.abs(), (0, -K % SCALED[format])).view(N, -1, SCALED[format]).amax(-1)
+    error = torch.nn.functional.pad((matrix.dense(torch.float32) - w).abs(), (0, -K % GROUP))
+    most = torch.nn.functional.pad(w.abs(), (0, -K % GROUP)).view(N, -1, GROUP).amax(-1)
     # int8: half a step, and what rounding the scale to bf16 adds at the largest weights. int4 may cut the largest one.
     allowed = most * (1 / 254 + 2.0**-8) if format == "int8" else most * 0.28
-    assert (error.view(N, -1, SCALED[format]) <= allowed[..., None] * (1 + 1e-5)).all()
+    assert (error.view(N, -1, GROUP) <= allowed[..., None] * (1 + 1e-5)).all()
 
 
 def test_int4_is_closer_than_llama_cpps_q4_0() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,16 +17,18 @@ import torch
 from torch import Tensor
 
 from ..ops.formats import KINDS, STAGED_BLOCK
-from ..quantize import BLOCK, FORMATS, Matrix
+from ..pages import SMALL
+from ..quantize import BLOCK, FORMATS, PLAIN, Matrix
 from . import step as compiled
-from .loop import MOST_STOPS
+from .loop import MAX_TOKENS, MOST_STOPS
 from .prompt import PromptReader
 from .reference import ReferenceEngine
 from .threads import SYNC_SIZE
 from .weights import EngineWeights, Norm, format_of
 
-MAX_TOKENS = 8
-"""New tokens in one step; more are read by torch, whose matrix products then win."""
+SHORT_PROMPT = 32
+"""Tokens up to which prompts are read in steps where weights are packed, for unpacking them takes longer than that, or
+few, for then calls of torch do."""
 RUNS, LEAST_RUN = 32, 128
 """Neurons are worked on in at most so many runs, of at least so many."""
 
@@ -49,12 +51,13 @@ class CpuEngine:
             raise ValueError(f"weights are {weights.format}; the CPU engine reads {', '.join(FORMATS)}")
         self.weights = weights
         self.threads = threads or torch.get_num_threads()
+        self._large = weights.format in PLAIN and weights.nbytes > SMALL
         self._reader = ReferenceEngine(weights, capacity, slots)
         self.kv = self._reader.kv
         self._prompts = PromptReader(weights, self.kv, self._reader.rotary, self.threads)
         self._job = np.zeros(4, np.int64)
         self._places = np.zeros((2, MAX_TOKENS), np.int64)
-        self._tokens = np.zeros(max(MAX_TOKENS, capacity), np.int64)
+        self._tokens = np.zeros(max(MAX_TOKENS, capacity * min(slots, MAX_TOKENS)), np.int64)
         self._stops = np.full(MOST_STOPS, -1, np.int64)
         self._zeros = np.zeros((self.threads, 8), np.int64)
         self._seen = 0
@@ -78,7 +81,7 @@ class CpuEngine:
         ends = (_at(weights.embed.data), _at(weights.head.data), *extras, *_norm_at(weights.norm))
         self._shared = (
             self._sync,
-            (np.zeros(0, KINDS[weights.format]), np.zeros(0, KINDS[format_of(weights.dtype)])),
+            tuple(np.zeros(0, KINDS[name]) for name in _kinds(weights)),
             self._job,
             self._tokens,
             self._places,
@@ -105,11 +108,13 @@ class CpuEngine:
 
     def read(self, tokens: list[int], slot: int = 0) -> None:
         """Append tokens to a sequence."""
-        if len(tokens) > MAX_TOKENS:
+        if len(tokens) > (MAX_TOKENS if self._large else SHORT_PROMPT):
             self.close()  # torch's threads want the cores
             self._prompts.read(tokens, slot)
-        elif tokens:
-            self._run(tokens, [slot] * len(tokens), first_logits=len(tokens))
+            return
+        for first in range(0, len(tokens), MAX_TOKENS):
+            part = tokens[first : first + MAX_TOKENS]
+            self._run(part, [slot] * len(part), first_logits=len(part))
 
     def step(self, tokens: list[int], slot: int = 0) -> Tensor:
         """Append at most MAX_TOKENS tokens and return the logits (len(tokens), V) fp32 after each.
@@ -132,31 +137,35 @@ class CpuEngine:
             parts.append(self._logits[: len(part)].clone())
         return torch.cat(parts)
 
-    def greedy(self, token: int, count: int, stops: Collection[int] = (), slot: int = 0) -> list[int]:
-        """Append a token and then `count` - 1 more, each the most probable after what is there.
+    def greedy(
+        self, tokens: list[int], count: int, stops: Collection[int] = (), slots: Sequence[int] = (0,)
+    ) -> list[list[int]]:
+        """Append a token to each of some sequences and then more, each the most probable after what is there.
 
-        The result is that of `step` and `argmax` in turn (of equal logits the first), in less time for small models.
+        The result is that of `step_each` and `argmax` in turn (of equal logits the first), in less time.
 
         Args:
-            token: appended first.
-            count: tokens to return; at least 1.
-            stops: no more tokens follow one of these; at most MOST_STOPS.
-            slot: of the sequence.
+            tokens: appended first; at most MAX_TOKENS.
+            count: tokens to return for each; at least 1.
+            stops: no more tokens follow, in any of the sequences, one of these; at most MOST_STOPS.
+            slots: of the sequences.
 
         Returns:
-            at most `count` tokens. The last of them is not appended yet.
+            at most `count` times a token for each. The last ones are not appended yet.
         """
-        room = self.kv.capacity - self.kv.lengths[slot]
+        assert len(set(slots)) == len(slots) == len(tokens), f"{len(tokens)} tokens for slots {slots}"
+        room = self.kv.capacity - max(self.kv.lengths[slot] for slot in slots)
         assert 0 < count <= room, f"{count} tokens where {room} of {self.kv.capacity} are left"
         self._stops[:] = -1
         self._stops[: len(stops)] = list(stops)
-        self._run([token], [slot], greedy=count)
-        chosen = self._tokens[: self._job[compiled.CHOSEN]].tolist()
-        self.kv.lengths[slot] += len(chosen) - 1
-        self._count(len(chosen) - 1)
-        return chosen
+        self._run(tokens, slots, greedy=count)
+        rows = int(self._job[compiled.CHOSEN])
+        for slot in slots:
+            self.kv.lengths[slot] += rows - 1
+        self._count((rows - 1) * len(tokens))
+        return self._tokens[: rows * len(tokens)].reshape(rows, -1).tolist()
 
-    def _run(self, tokens: list[int], slots: list[int], first_logits: int = 0, greedy: int = 0) -> None:
+    def _run(self, tokens: list[int], slots: Sequence[int], first_logits: int = 0, greedy: int = 0) -> None:
         """Append each token to the sequence of its slot, in order."""
         M = len(tokens)
         assert 0 < M <= MAX_TOKENS, f"{M} tokens in one step"
@@ -211,12 +220,17 @@ class CpuEngine:
         self.close()
 
 
-_compiled: set[tuple[str, torch.dtype]] = set()
+_compiled: set[tuple[str, ...]] = set()
+
+
+def _kinds(weights: EngineWeights) -> tuple[str, ...]:
+    """Formats that the step is compiled for: a layer's matrices, keys and values, embedding, head."""
+    return weights.format, format_of(weights.dtype), weights.embed.format, weights.head.format
 
 
 def _compile(weights: EngineWeights, shared: tuple[Any, ...]) -> None:
     """Load the compiled step from the cache or compile it, and say so if that takes long."""
-    what = weights.format, weights.dtype
+    what = _kinds(weights)
     if what in _compiled:  # done before in this process
         return
     text = f"compiling the decode kernels for {weights.format} weights, once per machine and version ..."
@@ -257,7 +271,11 @@ def _spaces(weights: EngineWeights, capacity: int, threads: int, run: int) -> tu
         (M, weights.embed.shape[0]),
         (threads, each * capacity),
     )
-    return tuple(np.zeros(shape, np.int32 if place == 7 else np.float32) for place, shape in enumerate(shapes))
+    # torch's memory begins at multiples of 64 bytes; sixteen numbers that lie in two cache lines take twice as long.
+    return tuple(
+        torch.zeros(shape, dtype=torch.int32 if place == 7 else torch.float32).numpy()
+        for place, shape in enumerate(shapes)
+    )
 
 
 def _layer_table(weights: EngineWeights, reader: ReferenceEngine) -> np.ndarray:

@@ -76,15 +76,16 @@ def sample(
         return _speculate(model, input_ids, rules, draft, MOST_DRAFTED, streamer)
     engine = open_engine(weights_of(model), rules.limit, len(starts))
     record = Record() if config.return_dict_in_generate else None
+    cache = kwargs.get("past_key_values")
+    hand_over = record is not None or getattr(cache, "_is_user_defined", False)
     try:
-        ids = decode(engine, input_ids, starts, rules, streamer, record)
+        ids = decode(engine, input_ids, starts, rules, streamer, record, whole=hand_over)
     finally:
         engine.close()
     model.last_generation = _report(engine)
     if streamer is not None:
         streamer.end()
-    cache = kwargs.get("past_key_values")
-    if record is not None or getattr(cache, "_is_user_defined", False):
+    if hand_over:
         cache = DynamicCache(config=model.config) if cache is None else cache
         _hand_over(engine.kv, starts, cache)
     if record is None:

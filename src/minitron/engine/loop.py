@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..sampling import Array
 from .kv import KeyValues
 from .rules import Rules
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from transformers.generation.streamers import BaseStreamer
 
 
+MAX_TOKENS = 8
+"""New tokens in one step of the compiled engine; more are read by torch, whose matrix products then win."""
 MOST_STOPS = 64
 """Tokens that `Engine.greedy` can look for."""
 BURST_SECONDS = 0.02
@@ -50,8 +53,10 @@ class Engine(Protocol):
         """Append a token to each of several sequences; logits after each."""
         ...
 
-    def greedy(self, token: int, count: int, stops: Collection[int] = (), slot: int = 0) -> list[int]:
-        """Append a token and then more, each the most probable."""
+    def greedy(
+        self, tokens: list[int], count: int, stops: Collection[int] = (), slots: Sequence[int] = (0,)
+    ) -> list[list[int]]:
+        """Append a token to each of several sequences and then more, each the most probable."""
         ...
 
     def truncate(self, length: int, slot: int = 0) -> None:
@@ -84,20 +89,24 @@ def decode(
     rules: Rules,
     streamer: BaseStreamer | None = None,
     record: Record | None = None,
+    whole: bool = False,
 ) -> Tensor:
     """The prompts and what follows them, (B, T).
 
     Args:
         input_ids: (B, T), row b begins at column `starts[b]`; before it is padding.
-        record: filled if given. Texts that have ended are then gone on with, as transformers does.
+        record: filled if given.
+        whole: texts that have ended are gone on with (by padding, as transformers does) until all have, so that the
+            engine has keys and values of all places. So it is with a `record` too.
     """
     B, length = input_ids.shape
     ids = room_for(input_ids, rules)
     for slot, start in enumerate(starts):
         engine.read(ids[slot, start : length - 1].tolist(), slot)
     array = ids.numpy()  # the same memory
-    if B == 1 and record is None and rules.plain:
-        return _decode_greedily(engine, ids, length, rules, streamer)
+    whole = record is not None or (whole and B > 1)
+    if rules.plain and not whole:
+        return _decode_greedily(engine, ids, length, starts, rules, streamer)
     running = list(range(B))
     ended = np.zeros(B, bool)
     logits = torch.empty(0)
@@ -118,24 +127,52 @@ def decode(
         ended |= rules.ended(ids[:, :length])
         if ended.all():
             return ids[:, :length].clone()
-        if record is None:
+        if not whole:
             running = np.flatnonzero(~ended).tolist()
 
 
-def _decode_greedily(engine: Engine, ids: Tensor, length: int, rules: Rules, streamer: BaseStreamer | None) -> Tensor:
-    """One text by arg max alone: the engine goes on by itself for some hundredths of a second at a time."""
-    count = 1
+def _decode_greedily(
+    engine: Engine, ids: Tensor, length: int, starts: list[int], rules: Rules, streamer: BaseStreamer | None
+) -> Tensor:
+    """Texts by arg max alone: the engine goes on by itself for some hundredths of a second at a time."""
+    array, limit = ids.numpy(), ids.shape[1]  # the same memory
     stops = rules.ends if len(rules.ends) <= MOST_STOPS else ()  # they only save tokens behind the end
+    running, ended = list(range(len(ids))), np.zeros(len(ids), bool)
+    count = 1
     while True:
         start = time.perf_counter()
-        fresh = engine.greedy(int(ids[0, length - 1]), min(count, ids.shape[1] - length), stops)
-        seconds = (time.perf_counter() - start) / len(fresh)
-        count = min(2 * count, max(1, int(BURST_SECONDS / seconds)))
-        for token in fresh:  # the caller's criteria are asked after each; what lies behind the end is dropped
-            ids[0, length] = token
-            length += 1
+        fresh = _burst(engine, array[:, length - 1], running, min(count, limit - length), stops)
+        count = min(2 * count, max(1, int(BURST_SECONDS * len(fresh) / (time.perf_counter() - start))))
+        used = 0
+        for row in fresh:  # the caller's criteria are asked after each
+            array[running, length] = row
+            array[ended, length] = rules.pad
+            length, used = length + 1, used + 1
             if streamer is not None:
-                streamer.put(ids[0, length - 1 : length].clone())
-            if rules.ended(ids[:, :length])[0]:
-                engine.truncate(length - 1)
-                return ids[:, :length].clone()
+                streamer.put(ids[:, length - 1].clone())
+            ended |= rules.ended(ids[:, :length])
+            if ended.all():
+                break
+        if used < len(fresh):  # what lies behind the end is dropped
+            for slot in running:
+                engine.truncate(length - 1 - starts[slot], slot)
+        if ended.all():
+            return ids[:, :length].clone()
+        running = np.flatnonzero(~ended).tolist()
+
+
+def _burst(engine: Engine, last: Array, running: list[int], count: int, stops: Collection[int]) -> list[list[int]]:
+    """At most `count` times the next token of each running text; `last` has those of all texts.
+
+    As many for each; what is appended to the engine's texts is all but the last row.
+    """
+    found: list[list[list[int]]] = []
+    for first in range(0, len(running), MAX_TOKENS):
+        slots = running[first : first + MAX_TOKENS]
+        found.append(engine.greedy(last[slots].tolist(), count, stops, slots))
+        if len(found[-1]) < count:  # the texts before these have more, which will come again
+            count = len(found[-1])
+            for slot in running[:first]:
+                engine.truncate(engine.kv.lengths[slot] - (len(found[0]) - count), slot)
+            found = [part[:count] for part in found]
+    return [[token for part in parts for token in part] for parts in zip(*found, strict=True)]

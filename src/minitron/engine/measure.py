@@ -10,6 +10,7 @@ from statistics import NormalDist
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 from ..config import NemotronConfig
 from ..model import NemotronForCausalLM
@@ -18,6 +19,8 @@ from .peers import Peer
 from .weights import EngineWeights
 
 BANDWIDTH_BYTES = 1 << 30
+READS = 5
+"""Bandwidth measurements before each turn of the engine, and after it."""
 
 Result = TypeVar("Result")
 
@@ -48,14 +51,22 @@ class Decoding:
 
 
 def read_bandwidth(repeats: int = 5) -> float:
-    """GB/s at which torch's threads sum 1 GiB: what this machine gives a program that only reads."""
-    data = torch.ones(BANDWIDTH_BYTES // 8, dtype=torch.int64)
-    best = float("inf")
+    """GB/s at which torch's threads sum 1 GiB, the best time: what this machine gives a program that only reads."""
+    return max(_read_rates(_bandwidth_data(), repeats))
+
+
+def _bandwidth_data() -> Tensor:
+    return torch.ones(BANDWIDTH_BYTES // 8, dtype=torch.int64)
+
+
+def _read_rates(data: Tensor, repeats: int) -> list[float]:
+    """GB/s of each of several sums."""
+    rates = []
     for _ in range(repeats):
         start = time.perf_counter()
         data.sum()
-        best = min(best, time.perf_counter() - start)
-    return BANDWIDTH_BYTES / best / 1e9
+        rates.append(BANDWIDTH_BYTES / (time.perf_counter() - start) / 1e9)
+    return rates
 
 
 def random_model(
@@ -89,6 +100,41 @@ def random_model(
     return model
 
 
+@torch.no_grad()
+def widened(model: NemotronForCausalLM, times: int) -> NemotronForCausalLM:
+    """A larger model that computes the same function: channels, heads and neurons are there several times.
+
+    Its texts, its zeros and what a coarser format changes are those of the small model, its weights are as many as a
+    large model has: for measuring what depends on both. It says nothing about the quality of a large model.
+
+    Args:
+        model: without biases in its projections.
+        times: a power of two, so that dividing by it is exact.
+
+    Raises:
+        ValueError: the model has biases, or `times` is not a power of two.
+    """
+    config = model.config
+    if times < 1 or times & (times - 1):
+        raise ValueError(f"times is {times}; it must be a power of two")
+    if config.attention_bias or config.mlp_bias:
+        raise ValueError("the model has biases in its projections, which are not widened")
+    sizes = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
+    larger = {**config.to_dict(), **{name: times * getattr(config, name) for name in sizes}}
+    with torch.device("meta"):
+        wide = NemotronForCausalLM(NemotronConfig.from_dict(larger))  # type: ignore[arg-type]
+    wide = wide.to(model.dtype).to_empty(device="cpu").eval()  # type: ignore[reportArgumentType]
+    wide.model.rotary_emb = type(wide.model.rotary_emb)(wide.config)
+    parameters = dict(model.named_parameters())
+    for name, parameter in wide.named_parameters():
+        source = parameters[name]
+        if parameter.dim() == 2 and "embed_tokens" not in name:  # sums over inputs that are there several times
+            source = source / times
+        repeats = [new // old for new, old in zip(parameter.shape, source.shape, strict=True)]
+        parameter.copy_(source.repeat(repeats))
+    return wide
+
+
 def shortened(config: NemotronConfig, layers: int) -> NemotronConfig:
     """The shape with so many layers, and with a vocabulary that is as much smaller: each part keeps its share.
 
@@ -108,14 +154,15 @@ def decode(weights: EngineWeights, prompt: list[int], new_tokens: int) -> Decodi
     try:
         start = time.perf_counter()
         engine.read(prompt[:-1])
-        tokens = engine.greedy(prompt[-1], 1)
+        tokens = engine.greedy(prompt[-1:], 1)
         first = time.perf_counter()
         tokens += engine.greedy(tokens[0], new_tokens - 1)
+        chosen = [row[0] for row in tokens]
         seconds = (time.perf_counter() - first) / (new_tokens - 1)
     finally:
         engine.close()
     active = engine.active_neurons / max(1, engine.seen_neurons)
-    return Decoding(seconds, weights.bytes_per_token(active), 1 - active, first - start, tokens)
+    return Decoding(seconds, weights.bytes_per_token(active), 1 - active, first - start, chosen)
 
 
 def compare(
@@ -123,22 +170,33 @@ def compare(
 ) -> dict[str, Any]:
     """The engine and its peers in turn on one prompt, after a round that does not count.
 
-    Ratios are medians of the rounds' own ratios; above 1 the engine is faster. The bandwidth is the better one of
-    before and after.
+    Ratios are medians of the rounds' own ratios; above 1 the engine is faster. On a shared machine the bandwidth
+    changes within seconds, so it is measured right before and after each of the engine's turns, and the share of it is
+    a ratio like the others.
     """
+    data = _bandwidth_data()
+    bandwidths: list[float] = []
+
+    def own_turn() -> Decoding:
+        rates = _read_rates(data, READS)
+        found = decode(weights, prompt, new_tokens)
+        bandwidths.append(statistics.median(rates + _read_rates(data, READS)))
+        return found
+
     runs: dict[str, list[Any]] = {}
-    works: dict[str, Callable[[], Any]] = {"engine": lambda: decode(weights, prompt, new_tokens)}
+    works: dict[str, Callable[[], Any]] = {"engine": own_turn}
     works |= {name: lambda peer=peer: peer.run(prompt, new_tokens) for name, peer in peers.items()}
     first = {name: work().tokens for name, work in works.items()}
-    bandwidth = read_bandwidth()
+    bandwidths.clear()
     runs = interleaved(works, rounds)
-    bandwidth = max(bandwidth, read_bandwidth())
     ours: list[Decoding] = runs["engine"]
     seconds = statistics.median(run.seconds_per_token for run in ours)
     read, dense = statistics.median(run.bytes_per_token for run in ours), weights.bytes_per_token()
+    shares = [run.gb_per_second / bandwidth for run, bandwidth in zip(ours, bandwidths, strict=True)]
     result: dict[str, Any] = {
         "threads": torch.get_num_threads(),
-        "read_bandwidth_gb_per_s": bandwidth,
+        "read_bandwidth_gb_per_s": statistics.median(bandwidths),
+        "read_bandwidth_range": [min(bandwidths), max(bandwidths)],
         "prompt_tokens": len(prompt),
         "new_tokens": new_tokens,
         "rounds": rounds,
@@ -148,8 +206,11 @@ def compare(
         "bytes_per_token": read,
         "dense_bytes_per_token": dense,
         "gb_per_s": read / seconds / 1e9,
-        "of_bandwidth": read / seconds / 1e9 / bandwidth,
-        "of_dense_floor": dense / bandwidth / 1e9 / seconds,
+        "of_bandwidth": statistics.median(shares),
+        "of_bandwidth_range": [min(shares), max(shares)],
+        "of_dense_floor": statistics.median(
+            share * dense / run.bytes_per_token for share, run in zip(shares, ours, strict=True)
+        ),
         "peers": {},
     }
     for name in peers:

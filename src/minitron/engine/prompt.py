@@ -70,29 +70,36 @@ class PromptReader:
         x[:T] = self._weights.embed.select(torch.tensor(tokens), self._weights.dtype)
         x[T:] = 0
         for index, layer in enumerate(self._weights.layers):
-            x += self._attention(x, layer, (index, slot), begin, T)
-            x += self._mlp(x, layer)
+            normed = self._normed(x, layer.attention_norm)
+            self._keep(normed, layer, (index, slot), begin, T)
+            if index + 1 < len(self._weights.layers):  # of the last layer nobody needs more than keys and values
+                x += self._attention(normed, layer, (index, slot), begin, T)
+                x += self._mlp(x, layer)
         self._kv.lengths[slot] = begin + T
 
-    def _attention(self, x: Tensor, layer: LayerWeights, place: tuple[int, int], begin: int, T: int) -> Tensor:
-        (index, slot), end, rows = place, begin + T, len(x)
-        H: int = self._weights.config.head_dim  # type: ignore[assignment]
-        N, K = layer.num_heads, layer.num_key_value_heads
-        normed = self._normed(x, layer.attention_norm)
-        parts, first = [], 0
-        for space, matrix, heads in ((self._q, layer.q, N), (self._k, layer.k, K), (self._v, layer.v, K)):
-            part = space[: rows * heads * H].view(rows, heads * H)
-            self._multiply(normed, matrix, part)
-            if layer.qkv_bias is not None:
-                torch.add(part, layer.qkv_bias[first : first + heads * H], out=part)
-            first += heads * H
-            parts.append(part.view(rows, heads, H)[:T])
-        q, k, v = parts
-        self._rotate(q, begin)
+    def _keep(self, normed: Tensor, layer: LayerWeights, place: tuple[int, int], begin: int, T: int) -> None:
+        """Put keys and values into the cache."""
+        (index, slot), N, K = place, layer.num_heads, layer.num_key_value_heads
+        k = self._project(normed, layer.k, self._k, layer.qkv_bias, N)[:T]
         self._rotate(k, begin)
+        self._kv.keys[index][slot][:, begin : begin + T] = k.transpose(0, 1)
+        v = self._project(normed, layer.v, self._v, layer.qkv_bias, N + K)[:T]
+        self._kv.values[index][slot][:, begin : begin + T] = v.transpose(0, 1)
+
+    def _project(self, normed: Tensor, matrix: Matrix, space: Tensor, bias: Tensor | None, first: int) -> Tensor:
+        """Heads (rows, heads, H) in `space`; their biases begin at head `first`."""
+        H: int = self._weights.config.head_dim  # type: ignore[assignment]
+        rows, width = len(normed), matrix.shape[0]
+        part = space[: rows * width].view(rows, width)
+        self._multiply(normed, self._dense(matrix).T, part, None if bias is None else bias[first * H :][:width])
+        return part.view(rows, -1, H)
+
+    def _attention(self, normed: Tensor, layer: LayerWeights, place: tuple[int, int], begin: int, T: int) -> Tensor:
+        (index, slot), end, rows = place, begin + T, len(normed)
+        width = layer.q.shape[0]
+        q = self._project(normed, layer.q, self._q, layer.qkv_bias, 0)[:T]
+        self._rotate(q, begin)
         keys, values = self._kv.keys[index][slot], self._kv.values[index][slot]
-        keys[:, begin:end] = k.transpose(0, 1)
-        values[:, begin:end] = v.transpose(0, 1)
         mask = torch.arange(end) <= torch.arange(begin, end)[:, None] if begin else None
         mixed = F.scaled_dot_product_attention(
             q.transpose(0, 1)[None],
@@ -103,18 +110,14 @@ class PromptReader:
             enable_gqa=True,
         )
         q.copy_(mixed[0].transpose(0, 1))
-        out = self._narrow[:rows]
-        self._multiply(self._q[: rows * N * H].view(rows, N * H), layer.o, out)
-        return out if layer.o_bias is None else torch.add(out, layer.o_bias, out=self._wide[:rows])
+        mixed_heads = self._q[: rows * width].view(rows, width)
+        return self._multiply(mixed_heads, self._dense(layer.o).T, self._narrow[:rows], layer.o_bias)
 
     def _mlp(self, x: Tensor, layer: LayerWeights) -> Tensor:
         rows = len(x)
         h, out = self._h[:rows], self._narrow[:rows]
-        self._multiply(self._normed(x, layer.mlp_norm), layer.up, h)
-        if layer.up_bias is not None:
-            torch.add(h, layer.up_bias, out=h)
-        torch.mm(h.relu_().square_(), self._dense(layer.down_t), out=out)
-        return out if layer.down_bias is None else torch.add(out, layer.down_bias, out=self._wide[:rows])
+        self._multiply(self._normed(x, layer.mlp_norm), self._dense(layer.up).T, h, layer.up_bias)
+        return self._multiply(h.relu_().square_(), self._dense(layer.down_t), out, layer.down_bias)
 
     def _normed(self, x: Tensor, norm: Norm) -> Tensor:
         rows, D = x.shape
@@ -136,8 +139,10 @@ class PromptReader:
         a.copy_(new_a)
         b.copy_(new_b)
 
-    def _multiply(self, x: Tensor, matrix: Matrix, out: Tensor) -> None:
-        torch.mm(x, self._dense(matrix).T, out=out)
+    def _multiply(self, x: Tensor, dense: Tensor, out: Tensor, bias: Tensor | None) -> Tensor:
+        if bias is None:
+            return torch.mm(x, dense, out=out)
+        return torch.addmm(bias.to(out.dtype), x, dense, out=out)
 
     def _dense(self, matrix: Matrix) -> Tensor:
         """The matrix in the dtype of products; a packed one is unpacked into memory that the next one takes."""

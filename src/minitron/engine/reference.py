@@ -6,7 +6,7 @@ products are in the weights' dtype, which for bf16 is the fast path of torch on 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -50,11 +50,14 @@ class ReferenceEngine:
         """Append a token to each of several sequences; logits (len(tokens), V)."""
         return torch.cat([self.step([token], slot) for token, slot in zip(tokens, slots, strict=True)])
 
-    def greedy(self, token: int, count: int, stops: Collection[int] = (), slot: int = 0) -> list[int]:
-        """Append a token and then `count` - 1 more, each the most probable; see `CpuEngine.greedy`."""
-        found: list[int] = []
-        while len(found) < count and not (found and found[-1] in stops):
-            found.append(int(self.step([found[-1] if found else token], slot)[0].argmax()))
+    def greedy(
+        self, tokens: list[int], count: int, stops: Collection[int] = (), slots: Sequence[int] = (0,)
+    ) -> list[list[int]]:
+        """Append a token to each of some sequences and then more, each the most probable; see `CpuEngine.greedy`."""
+        found: list[list[int]] = []
+        while len(found) < count and not (found and set(found[-1]) & set(stops)):
+            tokens = self.step_each(tokens, list(slots)).argmax(-1).tolist()
+            found.append(tokens)
         return found
 
     def truncate(self, length: int, slot: int = 0) -> None:

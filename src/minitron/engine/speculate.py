@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 
 MOST_DRAFTED = 7
 """Tokens drafted at a time: with the one before them, what the engine takes in one step."""
+VERIFY = 0.2
+"""A first guess of what a drafted token adds to the time of a step."""
+PATIENCE = 32
+"""Steps without a draft before one is tried again; doubled each time that this changes nothing."""
 NGRAMS = (3, 2)
 """Lengths of the last words that `Lookup` searches for, longest first."""
 
@@ -45,6 +49,9 @@ class Draft(Protocol):
     cost: float
     """Seconds for a drafted token over seconds for a step of the model; a first guess."""
 
+    def prepare(self, ids: Tensor) -> None:
+        """Read the prompt (1, T) and do what else takes long the first time."""
+
     def propose(self, ids: Tensor, count: int) -> Proposal:
         """At most `count` (1 or more) tokens that may follow the text ids (1, T)."""
         ...
@@ -58,6 +65,9 @@ class Lookup:
     def __init__(self) -> None:
         self._seen = 0
         self._after: dict[tuple[int, ...], int] = {}
+
+    def prepare(self, ids: Tensor) -> None:
+        """Nothing to prepare."""
 
     def propose(self, ids: Tensor, count: int) -> Proposal:
         """What stood behind the latest earlier occurrence of the last three or two tokens."""
@@ -84,6 +94,13 @@ class ModelDraft:
         self._rules = rules
         self._held: list[int] = []
 
+    def prepare(self, ids: Tensor) -> None:
+        """Read the prompt, and compile or load the draft's step: its first call would not tell what a draft costs."""
+        self._held = ids[0].tolist()
+        self._engine.read(self._held[:-1])
+        self._engine.step(self._held[-1:])
+        self._engine.close()
+
     def propose(self, ids: Tensor, count: int) -> Proposal:
         """Greedily, or drawn from the draft's own law, whichever the request's rules say."""
         self._helped.close()  # two teams of threads would fight for the cores
@@ -96,6 +113,10 @@ class ModelDraft:
         behind = max(keep, length - 1 - MOST_DRAFTED)
         self._engine.read(tokens[keep:behind])
         step, proposal = tokens[behind:], Proposal()
+        if self._rules.plain:
+            self._engine.read(step[:-1])
+            proposal.tokens = [row[0] for row in self._engine.greedy(step[-1:], count)]
+            count = 0
         for end in range(length, length + count):
             logits, past = self._engine.step(step)[-1], work[:, :end]
             if self._rules.sampling:
@@ -119,36 +140,70 @@ def _common(a: list[int], b: list[int]) -> int:
     return next(i for i in range(shorter) if a[i] != b[i])
 
 
+class _Cost:
+    """Time of a drafted step over that of a plain one: a line in the number of drafted tokens.
+
+    It goes through the points of late, and a little through a guess, so that it always has a slope.
+    """
+
+    def __init__(self, cost: float, most: int) -> None:
+        guess = [self._terms(k, 1 + cost * (k + 1) + VERIFY * k) for k in (1, max(2, most))]
+        self._guess = [sum(terms) for terms in zip(*guess, strict=True)]
+        self._seen = [0.0] * 5
+
+    @staticmethod
+    def _terms(k: int, time: float) -> tuple[float, ...]:
+        return 1, k, k * k, time, k * time
+
+    def add(self, k: int, time: float) -> None:
+        """A step with k drafted tokens took so long."""
+        pairs = zip(self._seen, self._terms(k, time), strict=True)
+        self._seen = [0.9 * old + new for old, new in pairs]
+
+    def at(self, k: int) -> float:
+        """What a step with k drafted tokens will take."""
+        n, x, xx, y, xy = (seen + 0.02 * guess for seen, guess in zip(self._seen, self._guess, strict=True))
+        slope = (n * xy - x * y) / (n * xx - x * x)
+        return max(0.9, (y - slope * x) / n + slope * k)  # a step with a draft is not faster than one without
+
+
 class DraftLength:
     """How many tokens to draft, so that tokens per second are most (Leviathan et al. 2023, 3.1).
 
-    With k drafted tokens, each kept with probability `rate`, a step gives 1 + rate + ... + rate^k tokens and takes
-    1 + k * (cost + verify) times as long as a plain one. `rate` follows what was kept lately. `cost` and `verify` are
-    measured while running, but only where the text cannot depend on them: a seed must mean one text.
+    With k drafted tokens, each kept with probability `rate`, a step gives 1 + rate + ... + rate^k tokens. `rate`
+    follows what was kept lately; so does the time of such a step, but only where the text cannot depend on it, for a
+    seed must mean one text.
     """
 
     def __init__(self, cost: float, most: int = MOST_DRAFTED, measure: bool = True) -> None:
-        self.rate, self.cost, self.verify = 0.7, cost, 0.2
-        self.most = most
-        self.measure = measure
+        self.rate, self.cost, self.most, self.measure = 0.85, _Cost(cost, most), most, measure
         self._plain = 0.0
         """Seconds of a step with one token; 0 until known."""
         self._steps = 0
+        self._idle, self._patience = PATIENCE, PATIENCE
+        """Steps without a draft since the last one, and how many there may be; the first draft is due at once."""
+        self._again = False
 
     def next(self) -> int:
         """Tokens to draft now."""
         self._steps += 1
         if self.measure and self._steps <= 2:
             return 0  # the first step compiles and warms up, the second one is the measure of the others
-        if self._steps % 32 == 0:
-            return self.most // 2 + 1  # so that a rate that once was low is seen to rise
+        if self._again or self._idle >= self._patience:  # so that a rate that once was low is seen to rise
+            self._again = not self._again  # twice: the first draft has much to read, and tells nothing of its cost
+            self._patience *= 2 if self._again else 1
+            return self.most // 2 + 1
         best, length, tokens, chance = 1.0, 0, 1.0, 1.0
         for k in range(1, self.most + 1):
             chance *= self.rate
             tokens += chance
-            gain = tokens / (1 + k * (self.cost + self.verify))
+            gain = tokens / self.cost.at(k)
             if gain > best:
                 best, length = gain, k
+        if length:
+            self._patience = PATIENCE
+            if self.measure and self._steps % 8 == 0:
+                length = min(self.most, length + 1)  # so that what one more costs is known
         return length
 
     def saw(self, drafted: int, kept: int, draft_seconds: float, step_seconds: float) -> None:
@@ -156,13 +211,13 @@ class DraftLength:
         # A draft that was kept whole says as many times "kept"; one that was not says "not kept" once.
         for outcome in [1.0] * kept + [0.0] * (kept < drafted):
             self.rate += 0.1 * (outcome - self.rate)
+        idle, self._idle = self._idle, 0 if drafted else self._idle + 1
         if not self.measure or self._steps < 2:
             return
         if drafted == 0:
             self._plain = step_seconds if not self._plain else 0.8 * self._plain + 0.2 * step_seconds
-        elif self._plain:
-            self.verify += 0.2 * (max(0.0, step_seconds / self._plain - 1) / drafted - self.verify)
-            self.cost += 0.2 * (draft_seconds / self._plain / drafted - self.cost)
+        elif self._plain and idle < self.most:  # after a longer pause a draft must first read what was written
+            self.cost.add(drafted, (draft_seconds + step_seconds) / self._plain)
 
 
 def decode_with_draft(
@@ -176,6 +231,7 @@ def decode_with_draft(
     """One prompt (1, T) and what follows it, as `loop.decode`."""
     found = Speculation()
     ids, length = room_for(input_ids, rules), input_ids.shape[1]
+    draft.prepare(input_ids)
     engine.read(ids[0, : length - 1].tolist())
     while True:
         start = time.perf_counter()

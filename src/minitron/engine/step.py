@@ -22,7 +22,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic, overload
 from numba.np.numpy_support import as_dtype
 
-from ..ops import formats, gemv, lanes, tiles
+from ..ops import dots, formats, gemv, lanes, tiles
 from ..ops.formats import FAST, row_items
 from ..ops.gemv import NONE, ROW_BLOCK, exp_of, matvec, narrowed, share
 from ..ops.lanes import LANES, larger, load_fp32, store
@@ -41,8 +41,8 @@ LAYER_COLUMNS = 24
 EMBED, HEAD, EMBED_EXTRAS, HEAD_EXTRAS, GAIN, OFFSET = range(6)
 # Sizes.
 HIDDEN, NEURONS, VOCABULARY, HEAD_DIM, CAPACITY, RUN_OF_NEURONS = range(6)
-# What the next step shall do: M, the first token whose logits are wanted, and how many tokens are to be chosen
-# greedily, each the next one's input; how many were is answered there.
+# What the next step shall do: M, the first token whose logits are wanted, and how often a token is to be chosen
+# greedily after each, as the next step's input; how often that was done is answered there.
 TOKENS, FIRST_LOGITS, GREEDY, CHOSEN = range(4)
 # Rows of the table of where new tokens go: their positions, and the slots of the cache in which their texts are.
 POSITIONS, SLOTS = range(2)
@@ -207,13 +207,13 @@ def _attend(kv_kind, first, last, sizes, layer, qkv, places, staged, scratch, at
 
 
 @njit(**FAST)
-def _heads(thread, threads, sync, kinds, sizes, layer, normed, staged, scratch, qkv, attended, cos, sin, places):  # type: ignore[no-untyped-def]
-    """Queries, keys and values of the normed tokens, the latter two kept, and attention."""
-    kind, kv_kind = kinds
+def _heads(thread, threads, sync, kinds, sizes, layer, whole, normed, staged, scratch, qkv, attended, cos, sin, places):  # type: ignore[no-untyped-def]
+    """Keep keys and values of the normed tokens; if `whole`, attention too."""
+    kind, kv_kind = kinds[0], kinds[1]
     N, groups, H = layer[HEADS], layer[KV_HEADS], sizes[HEAD_DIM]
     whole_groups = groups % threads == 0 and H % ROW_BLOCK == 0
-    column = 0
-    for matrix in range(3):
+    column = 0 if whole else N * H
+    for matrix in range(0 if whole else 1, 3):
         heads = N if matrix == 0 else groups
         if whole_groups:
             start, stop = heads * H * thread // threads, heads * H * (thread + 1) // threads
@@ -228,16 +228,18 @@ def _heads(thread, threads, sync, kinds, sizes, layer, normed, staged, scratch, 
     if not whole_groups:
         barrier(sync, threads)
         first, last = share(N + 2 * groups, 1, thread, threads)
-        _place_heads(kv_kind, first, last, sizes, layer, qkv, cos, sin, places)
+        _place_heads(kv_kind, first if whole else max(first, N), last, sizes, layer, qkv, cos, sin, places)
         barrier(sync, threads)
+    if not whole:
+        return
     first, last = share(N, 1, thread, threads)
     _attend(kv_kind, first, last, sizes, layer, qkv, places, staged, scratch, attended)
     barrier(sync, threads)
 
 
 @njit(**FAST)
-def _attention(thread, threads, sync, kinds, sizes, eps, layer, spaces, M, cos, sin, places):  # type: ignore[no-untyped-def]
-    """Add one layer's attention to the residual stream."""
+def _attention(thread, threads, sync, kinds, sizes, eps, layer, whole, spaces, M, cos, sin, places):  # type: ignore[no-untyped-def]
+    """Add one layer's attention to the residual stream; only keep keys and values if not `whole`."""
     all_x, all_normed, all_staged, qkv_space, attended_space, projected_space, _, _, _, _, scratch = spaces
     D, H = sizes[HIDDEN], sizes[HEAD_DIM]
     x, staged, projected = all_x[thread, :M], all_staged[thread], projected_space[:M]
@@ -246,7 +248,10 @@ def _attention(thread, threads, sync, kinds, sizes, eps, layer, spaces, M, cos, 
     qkv = qkv_space[: M * width].reshape((M, width))
     attended = attended_space[: M * q_width].reshape((M, q_width))
     _layer_norm(x, layer[GAIN_1], layer[OFFSET_1], eps, normed)
-    _heads(thread, threads, sync, kinds, sizes, layer, normed, staged, scratch[thread], qkv, attended, cos, sin, places)
+    place = (cos, sin, places)
+    _heads(thread, threads, sync, kinds, sizes, layer, whole, normed, staged, scratch[thread], qkv, attended, *place)
+    if not whole:
+        return
     start, stop = share(D, ROW_BLOCK, thread, threads)
     _multiply(kinds[0], layer[O], layer[O + EXTRAS], D, attended, staged, projected, 0, start, stop)
     _add_bias(layer[O_BIAS], projected, start, stop)
@@ -299,17 +304,20 @@ def _step(thread, threads, sync, kinds, tokens, places, first, sizes, eps, layer
     """All layers for some tokens, and the logits of those from `first` on."""
     M = tokens.shape[0]
     x, normed = spaces[0][thread, :M], spaces[1][thread, :M]
-    _embed(kinds[0], sizes, ends, tokens, x)
+    _embed(kinds[2], sizes, ends, tokens, x)
     for index in range(layers.shape[0]):
-        layer = layers[index]
-        _attention(thread, threads, sync, kinds, sizes, eps, layer, spaces, M, cos, sin, places)
+        layer, whole = layers[index], first < M or index + 1 < layers.shape[0]
+        _attention(thread, threads, sync, kinds, sizes, eps, layer, whole, spaces, M, cos, sin, places)
+        if not whole:  # nobody asks for logits, so that the last layer's keys and values are all that is needed
+            barrier(sync, threads)
+            return
         counted = _mlp(thread, threads, sync, kinds, sizes, eps, layer, spaces, M)
         if first < M:
             zeros[thread, 0] += counted
     _layer_norm(x[first:], ends[GAIN], ends[OFFSET], eps, normed[first:])
     rows, logits = sizes[VOCABULARY], spaces[9]
     start, stop = share(rows, ROW_BLOCK, thread, threads)
-    head = (kinds[0], ends[HEAD], ends[HEAD_EXTRAS], rows)
+    head = (kinds[3], ends[HEAD], ends[HEAD_EXTRAS], rows)
     _multiply(*head, normed[first:], spaces[2][thread], logits[: M - first], 0, start, stop)
     barrier(sync, threads)
 
@@ -345,20 +353,21 @@ def _work(thread, threads, sync, kinds, job, tokens, places, stops, sizes, eps, 
         _step(thread, threads, sync, kinds, inputs, at, first, sizes, eps, layers, ends, spaces, cos, sin, zeros)
         if chosen == greedy:
             return
+        stop = chosen + 1 == greedy
         # Each thread looks for itself, so that nobody waits; the logits are next overwritten after a barrier.
-        at[POSITIONS, 0] += inputs.shape[0]
-        token = _best(spaces[9][inputs.shape[0] - 1 - first], spaces[2][thread, 0])
+        for m in range(M):
+            token = _best(spaces[9][m], spaces[2][thread, 0])
+            at[POSITIONS, m] += 1
+            inputs[m] = token
+            for i in range(ends_of_text.shape[0]):
+                stop = stop or ends_of_text[i] == token
+            if thread == 0:
+                tokens[chosen * M + m] = token
         if layers.shape[0] == 0:  # a step without layers has no barrier before the logits are written
             barrier(sync, threads)
-        inputs, first = inputs[:1], 0
-        inputs[0] = token
-        if thread == 0:
-            tokens[chosen] = token
-            job[CHOSEN] = chosen + 1
         chosen += 1
-        stop = chosen == greedy
-        for i in range(ends_of_text.shape[0]):
-            stop = stop or ends_of_text[i] == token
+        if thread == 0:
+            job[CHOSEN] = chosen
         if stop:
             return
 
@@ -370,11 +379,11 @@ def _compiled(digest: int) -> Any:
         Args:
             thread, threads: which of how many. Thread -1 tells the others to stop, and does nothing itself.
             sync: int64 (SYNC_SIZE,), see `engine.threads`.
-            kinds: empty arrays whose dtypes say how weights, and how keys and values, are stored.
+            kinds: empty arrays whose dtypes say how a layer's weights, keys and values, embedding and head are stored.
             job: int64, (TOKENS, ..., CHOSEN).
-            tokens: int64, the new tokens; those chosen greedily are put there.
-            where: int64 (2, >= M), the POSITIONS and SLOTS of the new tokens; chosen ones follow the last.
-            stops: int64, tokens after which no more are chosen.
+            tokens: int64, the new tokens; those chosen greedily are put there, M at a time.
+            where: int64 (2, >= M), the POSITIONS and SLOTS of the new tokens; chosen ones follow each.
+            stops: int64, tokens after which, in any text, no more are chosen.
             sizes: int64, (HIDDEN, ..., RUN_OF_NEURONS).
             eps: of the norms, fp32.
             layers: int64 (layers, LAYER_COLUMNS). ends: int64, (EMBED, ..., OFFSET).
@@ -403,4 +412,4 @@ def _compiled(digest: int) -> Any:
     return run
 
 
-run = cached(_compiled, __file__, formats, gemv, lanes, tiles, threads_file)
+run = cached(_compiled, __file__, dots, formats, gemv, lanes, tiles, threads_file)

@@ -1,6 +1,6 @@
 """The weights of a causal language model in the form that decoding reads: each matrix in rows, each row once.
 
-All matrices of a model are in one of the formats of `quantize`, the embedding and the head too.
+All matrices of a model are in one of the formats of `quantize`, the embedding too; the head's is `head_format`.
 
 `down_proj` is stored transposed, so that one MLP neuron is one contiguous row that can be skipped; gains of the norms
 are `1 + weight` in fp32. Packed from a model in memory (whose other matrices are shared, not copied) or straight from
@@ -23,7 +23,7 @@ from ..checkpoint.tensors import LazyTensor
 from ..config import NemotronConfig
 from ..head_pruning import kept_heads
 from ..model import NemotronForCausalLM, NemotronRotaryEmbedding
-from ..quantize import PLAIN, Format, Matrix, pack, pack_blocks, row_bytes
+from ..quantize import HEAD_FORMATS, PLAIN, Format, Matrix, pack, pack_blocks, row_bytes
 
 WEIGHT_DTYPES = (torch.bfloat16, torch.float32)
 """What the decode kernels read where nothing is packed. The reference takes any floating dtype."""
@@ -65,18 +65,18 @@ class LayerWeights:
 
 @dataclass
 class EngineWeights:
-    """A whole model. `embed` and `head` are (V, D), the same tensor if they are tied."""
+    """A whole model. `embed` and `head` are (V, D), the same tensor if they are tied.
+
+    `format` is that of all matrices but the head (and a tied embedding): one of `quantize.FORMATS`, or for the
+    reference engine "fp16" or "fp64".
+    """
 
     config: NemotronConfig
+    format: str
     embed: Matrix
     head: Matrix
     norm: Norm
     layers: list[LayerWeights]
-
-    @property
-    def format(self) -> str:
-        """Of all matrices: one of `quantize.FORMATS`, or for the reference engine "fp16" or "fp64"."""
-        return self.embed.format
 
     @property
     def dtype(self) -> torch.dtype:
@@ -103,15 +103,20 @@ class EngineWeights:
         return cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous()
 
 
+def head_format(format: str) -> str:
+    """The format of the LM head where the other matrices have `format`."""
+    return HEAD_FORMATS.get(format, format)
+
+
 def packed_bytes(config: NemotronConfig, format: Format) -> int:
     """Bytes that the matrices of a model will take, but for bf12's escapes (below a percent for real weights)."""
     D, F, V = config.hidden_size, config.intermediate_size, config.vocab_size
     H: int = config.head_dim  # type: ignore[assignment]
 
-    def size(rows: int, columns: int) -> int:
+    def size(rows: int, columns: int, format: str = format) -> int:
         return rows * row_bytes(format, columns) + (8 * rows + 4 if format == "bf12" else 0)
 
-    total = size(V, D) * (1 if config.tie_word_embeddings else 2)
+    total = size(V, D, head_format(format)) + (0 if config.tie_word_embeddings else size(V, D))
     for index in range(config.num_hidden_layers):
         heads, groups = kept_heads(config, index)
         total += size(heads * H, D) + 2 * size(groups * H, D) + size(D, heads * H) + 2 * size(F, D)
@@ -134,7 +139,8 @@ def from_model(model: NemotronForCausalLM, format: Format | None = None) -> Engi
         model.config,
         lambda name: tensors.get(name),
         lambda matrix: pack(pages.empty((matrix.shape[1], matrix.shape[0]), matrix.dtype).copy_(matrix.T), chosen),  # type: ignore[arg-type]
-        lambda matrix: pack(matrix, chosen),  # type: ignore[arg-type]
+        lambda matrix, format: pack(matrix, format),
+        chosen,
     )
 
 
@@ -157,8 +163,8 @@ def from_checkpoint(folder: Path, format: Format | None = None) -> EngineWeights
     checkpoint = open_hf(folder)
     chosen = format or format_of(checkpoint.tensors["model.embed_tokens.weight"].dtype)
 
-    def rows(lazy: LazyTensor) -> Matrix:
-        return pack_blocks(lazy.blocks(), (lazy.shape[0], lazy.shape[1]), chosen)
+    def rows(lazy: LazyTensor, format: str) -> Matrix:
+        return pack_blocks(lazy.blocks(), (lazy.shape[0], lazy.shape[1]), format)
 
     def transposed(lazy: LazyTensor) -> Matrix:
         out = pages.empty((lazy.shape[1], lazy.shape[0]), PLAIN.get(chosen, lazy.dtype))
@@ -168,7 +174,7 @@ def from_checkpoint(folder: Path, format: Format | None = None) -> EngineWeights
             start += len(block)
         return pack(out, chosen)  # type: ignore[arg-type]
 
-    return _pack(checkpoint.config, checkpoint.tensors.get, transposed, rows)
+    return _pack(checkpoint.config, checkpoint.tensors.get, transposed, rows, chosen)
 
 
 def _pack(
@@ -176,11 +182,12 @@ def _pack(
     get: Callable[[str], Tensor | LazyTensor | None],
     transposed: Callable[..., Matrix],
     rows: Callable[..., Matrix],
+    format: str,
 ) -> EngineWeights:
-    def matrix(name: str) -> Matrix:
+    def matrix(name: str, format: str = format) -> Matrix:
         found = get(name)
         assert found is not None, name
-        return rows(found)
+        return rows(found, format)
 
     def bias(*names: str) -> Tensor | None:
         parts = [get(name) for name in names]
@@ -210,9 +217,10 @@ def _pack(
                 down_bias=bias(f"{mlp}down_proj.bias"),
             )
         )
-    embed = matrix("model.embed_tokens.weight")
-    head = embed if config.tie_word_embeddings else matrix("lm_head.weight")
-    return EngineWeights(config, embed, head, norm("model.norm"), layers)
+    tied = config.tie_word_embeddings
+    embed = matrix("model.embed_tokens.weight", head_format(format) if tied else format)
+    head = embed if tied else matrix("lm_head.weight", head_format(format))
+    return EngineWeights(config, format, embed, head, norm("model.norm"), layers)
 
 
 def _fp32(tensor: Tensor | LazyTensor | None) -> Tensor:

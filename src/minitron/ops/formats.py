@@ -1,11 +1,10 @@
 """How the kernels of `gemv` read a row of weights, for each format of `quantize`, sixteen columns at a time.
 
 A matrix of each format has its own dtype in Numba, so that a kernel is compiled for the formats in use and no other:
-uint16 is bf16, float32 itself, int16 bf12, int8 and uint8 (two weights a byte) the scaled ones. Three functions tell
-the formats apart, and this file defines them for each:
+uint16 is bf16, float32 itself, int16 bf12, int8 and uint8 (two weights a byte) the scaled ones. Two functions tell the
+formats apart, and this file defines them for each; products are in `dots`:
 
-- `stage(w, x, staged)` lays out one vector so that `row_dot` may read it in whole registers;
-- `row_dot(row, staged, columns)` is the product of a row and a staged vector, as sixteen partial sums;
+- `stage(w, x, staged)` lays out one vector so that `dots.row_dot` may read it in whole registers;
 - `block_add(row, block, columns, scale, sums)` adds 64 columns of a row, times a number, to four times sixteen sums.
 
 Plain rows may end within a block of 64; packed ones are padded with zeros. Needs Numba.
@@ -20,10 +19,9 @@ from numba import njit, types
 from numba.extending import overload
 
 from .lanes import (
-    as_floats,
-    centred,
     even_bf16,
     float_of_bits,
+    high_code,
     high_nibble,
     joined,
     joined_high,
@@ -32,26 +30,18 @@ from .lanes import (
     load_bf16,
     load_byte_halves,
     load_bytes,
-    load_four_scales,
     load_fp32,
-    load_half_row,
     load_halves,
     load_int8,
     load_signed_byte_halves,
     load_signed_bytes,
-    load_two_scales,
     load_words,
+    low_code,
     low_nibble,
     multiply_add,
-    nibble_0,
-    nibble_1,
-    nibble_2,
-    nibble_3,
-    no_words,
     number_at,
     odd_bf16,
-    pair_dot,
-    plus,
+    prefetch,
     product,
     spread,
     store,
@@ -95,22 +85,12 @@ def row_items(w: Array, columns: int) -> int:
 
 
 def stage(w: Array, x: Array, staged: Array) -> None:
-    """Lay out x (K,) for `row_dot` in `staged`, (at least STAGED_BLOCK * ceil(K / 64),) fp32."""
+    """Lay out x (K,) for `dots.row_dot` in `staged`, (at least STAGED_BLOCK * ceil(K / 64),) fp32."""
     _only_compiled()
-
-
-def row_dot(row: Array, staged: Array, columns: int) -> Any:
-    """Sixteen numbers whose sum is `row . x`, but for what `finish` adds."""
-    return _only_compiled()
 
 
 def unpacked(row: Array, block: int) -> Any:
     """64 weights of a row as four times sixteen numbers, in the order in which `stage` lays vectors out; not scaled."""
-    _only_compiled()
-
-
-def four_dots(w0: Array, w1: Array, w2: Array, w3: Array, staged: Array, columns: int) -> Any:
-    """`row_dot` of four rows that follow each other, the same bits."""
     _only_compiled()
 
 
@@ -147,6 +127,11 @@ def add_escapes(w: Array, extras: Array, row: int, scale: Any, out: Array) -> No
     _only_compiled()
 
 
+def place_escapes(w: Array, extras: Array, row: int, out: Array) -> None:
+    """bf12: write the bits of weights that are not stored in the row, into out (K,) bf16 bits."""
+    _only_compiled()
+
+
 @overload(widen, inline="always")
 def _widen(value):  # type: ignore[no-untyped-def]
     if value == types.uint16:
@@ -158,7 +143,7 @@ def _widen(value):  # type: ignore[no-untyped-def]
 def _row_items(w, columns):  # type: ignore[no-untyped-def]
     if w.dtype in (_BF16, _FP32):
         return lambda w, columns: columns
-    items = {_BF12: 48, _INT8: 66, _INT4: 36}[w.dtype]
+    items = {_BF12: 48, _INT8: 68, _INT4: 36}[w.dtype]
     return lambda w, columns: (columns + 63) // 64 * items
 
 
@@ -268,13 +253,20 @@ def _stage(w, x, staged):  # type: ignore[no-untyped-def]
     return lambda w, x, staged: _stage_padded(x, staged)
 
 
-@njit(fastmath={"contract", "nsz"}, nogil=True, forceinline=True)
-def sum_of_four(a, b, c, d):  # type: ignore[no-untyped-def]
-    """Four times sixteen sums as sixteen; in this order everywhere, for it is a part of a product's bits."""
-    return plus(plus(a, b), plus(c, d))  # type: ignore[call-arg]
+AHEAD = 4096
+"""Bytes by which loops over rows ask for memory before they need it."""
 
 
-# --- products ----------------------------------------------------------------------------------------------------
+@njit(**INNER)
+def ask_ahead(row, place):  # type: ignore[no-untyped-def]
+    """Ask for what lies AHEAD of a row's byte `place`; work on packed weights keeps the processor from looking so far.
+
+    Behind a row lies the next one. Asking for what lies behind the last one does nothing.
+    """
+    prefetch(row, place + AHEAD)  # type: ignore[call-arg]
+
+
+# --- unpacked blocks ----------------------------------------------------------------------------------------------
 
 
 def _unpacked_bf16(row, block):  # type: ignore[no-untyped-def]
@@ -303,106 +295,6 @@ _UNPACKED = {_BF16: _unpacked_bf16, _FP32: _unpacked_fp32, _BF12: _unpacked_bf12
 @overload(unpacked, jit_options=INNER)
 def _unpacked(row, block):  # type: ignore[no-untyped-def]
     return _UNPACKED[row.dtype]
-
-
-def _dot_floats(row, staged, columns):  # type: ignore[no-untyped-def]
-    a = spread(np.float32(0))  # type: ignore[call-arg]
-    b, c, d = a, a, a
-    for i in range(whole_blocks(row, columns)):
-        a, b, c, d = block_dot(row, i, staged, a, b, c, d)
-    return sum_of_four(a, b, c, d)
-
-
-@njit(**INNER)
-def block_dot(row, block, staged, a, b, c, d):  # type: ignore[no-untyped-def]
-    """`a, b, c, d` plus the products of a row's block with a staged vector; formats of numbers only."""
-    p, q, r, s = unpacked(row, block)
-    x = block * 256
-    a = multiply_add(p, load_fp32(staged, x), a)  # type: ignore[call-arg]
-    b = multiply_add(q, load_fp32(staged, x + 64), b)  # type: ignore[call-arg]
-    c = multiply_add(r, load_fp32(staged, x + 128), c)  # type: ignore[call-arg]
-    d = multiply_add(s, load_fp32(staged, x + 192), d)  # type: ignore[call-arg]
-    return a, b, c, d
-
-
-def _dot_int8(row, staged, columns):  # type: ignore[no-untyped-def]
-    sums = spread(np.float32(0))  # type: ignore[call-arg]
-    blocks = (columns + BLOCK - 1) // BLOCK
-    for i in range(blocks):
-        w, x = i * 64, HEADER + i * 128
-        part = pair_dot(no_words(), load_signed_byte_halves(row, w), load_halves(staged, x))  # type: ignore[call-arg]
-        part = pair_dot(part, load_signed_byte_halves(row, w + 32), load_halves(staged, x + 64))  # type: ignore[call-arg]
-        scale = spread(number_at(row, blocks * 64 + 2 * i))  # type: ignore[call-arg]
-        sums = multiply_add(as_floats(part), scale, sums)  # type: ignore[call-arg]
-    return product(sums, spread(staged[0]))  # type: ignore[call-arg]
-
-
-@njit(**INNER)
-def _nibble_dot(codes, staged, x):  # type: ignore[no-untyped-def]
-    """Of up to 128 columns' codes and a block of a staged vector: sums of products, exact."""
-    part = load_words(staged, x + 256)  # type: ignore[call-arg]
-    part = pair_dot(part, nibble_0(codes), load_halves(staged, x))  # type: ignore[call-arg]
-    part = pair_dot(part, nibble_1(codes), load_halves(staged, x + 64))  # type: ignore[call-arg]
-    part = pair_dot(part, nibble_2(codes), load_halves(staged, x + 128))  # type: ignore[call-arg]
-    return as_floats(pair_dot(part, nibble_3(codes), load_halves(staged, x + 192)))  # type: ignore[call-arg]
-
-
-def _dot_int4(row, staged, columns):  # type: ignore[no-untyped-def]
-    sums = spread(np.float32(0))  # type: ignore[call-arg]
-    blocks = (columns + BLOCK - 1) // BLOCK
-    pairs = blocks // 2
-    for i in range(pairs):
-        part = _nibble_dot(load_halves(row, i * 64), staged, HEADER + i * 320)  # type: ignore[call-arg]
-        sums = multiply_add(part, load_four_scales(row, blocks * 32 + 8 * i), sums)  # type: ignore[call-arg]
-    for i in range(pairs, pairs + blocks % 2):  # not an `if`, behind which Numba counts references to `row`
-        part = _nibble_dot(load_half_row(row, i * 64), staged, HEADER + i * 320)  # type: ignore[call-arg]
-        sums = multiply_add(part, load_two_scales(row, blocks * 32 + 8 * i), sums)  # type: ignore[call-arg]
-    return product(sums, spread(staged[0]))  # type: ignore[call-arg]
-
-
-_DOTS = {_BF16: _dot_floats, _FP32: _dot_floats, _BF12: _dot_floats, _INT8: _dot_int8, _INT4: _dot_int4}
-
-
-@overload(row_dot, jit_options=INNER)
-def _row_dot(row, staged, columns):  # type: ignore[no-untyped-def]
-    return _DOTS[row.dtype]
-
-
-SHORT_ROW = 1024
-"""Columns up to which four rows are read side by side. Longer ones come from memory, which is fastest in one stream."""
-
-
-@njit(**INNER)
-def _four_float_dots(w0, w1, w2, w3, staged, columns):  # type: ignore[no-untyped-def]
-    a0 = spread(np.float32(0))  # type: ignore[call-arg]
-    b0, c0, d0, a1, b1, c1, d1 = a0, a0, a0, a0, a0, a0, a0
-    a2, b2, c2, d2, a3, b3, c3, d3 = a0, a0, a0, a0, a0, a0, a0, a0
-    for i in range(whole_blocks(w0, columns)):
-        a0, b0, c0, d0 = block_dot(w0, i, staged, a0, b0, c0, d0)
-        a1, b1, c1, d1 = block_dot(w1, i, staged, a1, b1, c1, d1)
-        a2, b2, c2, d2 = block_dot(w2, i, staged, a2, b2, c2, d2)
-        a3, b3, c3, d3 = block_dot(w3, i, staged, a3, b3, c3, d3)
-    s0, s1 = sum_of_four(a0, b0, c0, d0), sum_of_four(a1, b1, c1, d1)
-    return s0, s1, sum_of_four(a2, b2, c2, d2), sum_of_four(a3, b3, c3, d3)
-
-
-@njit(**INNER)
-def _four_single_dots(w0, w1, w2, w3, staged, columns):  # type: ignore[no-untyped-def]
-    s0, s1 = row_dot(w0, staged, columns), row_dot(w1, staged, columns)
-    return s0, s1, row_dot(w2, staged, columns), row_dot(w3, staged, columns)
-
-
-@overload(four_dots, jit_options=INNER)
-def _four_dots(w0, w1, w2, w3, staged, columns):  # type: ignore[no-untyped-def]
-    if w0.dtype not in _UNPACKED:
-        return lambda w0, w1, w2, w3, staged, columns: _four_single_dots(w0, w1, w2, w3, staged, columns)
-
-    def dots(w0, w1, w2, w3, staged, columns):  # type: ignore[no-untyped-def]
-        if columns <= SHORT_ROW:
-            return _four_float_dots(w0, w1, w2, w3, staged, columns)
-        return _four_single_dots(w0, w1, w2, w3, staged, columns)
-
-    return dots
 
 
 # --- sums of rows ------------------------------------------------------------------------------------------------
@@ -446,9 +338,11 @@ def _add_bf12(row, block, columns, scale, a, b, c, d):  # type: ignore[no-untype
 
 def _add_int8(row, block, columns, scale, a, b, c, d):  # type: ignore[no-untyped-def]
     w = block * 64
-    s = spread(scale * number_at(row, (columns + BLOCK - 1) // BLOCK * 64 + 2 * block))  # type: ignore[call-arg]
+    scales = (columns + BLOCK - 1) // BLOCK * 64 + 4 * block
+    s = spread(scale * number_at(row, scales))  # type: ignore[call-arg]
     a = multiply_add(load_int8(row, w), s, a)  # type: ignore[call-arg]
     b = multiply_add(load_int8(row, w + 16), s, b)  # type: ignore[call-arg]
+    s = spread(scale * number_at(row, scales + 2))  # type: ignore[call-arg]
     c = multiply_add(load_int8(row, w + 32), s, c)  # type: ignore[call-arg]
     d = multiply_add(load_int8(row, w + 48), s, d)  # type: ignore[call-arg]
     return a, b, c, d
@@ -459,12 +353,12 @@ def _add_int4(row, block, columns, scale, a, b, c, d):  # type: ignore[no-untype
     scales = (columns + BLOCK - 1) // BLOCK * 32 + 4 * block
     s = spread(scale * number_at(row, scales))  # type: ignore[call-arg]
     codes = load_bytes(row, w)  # type: ignore[call-arg]
-    a = multiply_add(as_floats(centred(low_nibble(codes))), s, a)  # type: ignore[call-arg]
-    b = multiply_add(as_floats(centred(high_nibble(codes))), s, b)  # type: ignore[call-arg]
+    a = multiply_add(low_code(codes), s, a)  # type: ignore[call-arg]
+    b = multiply_add(high_code(codes), s, b)  # type: ignore[call-arg]
     s = spread(scale * number_at(row, scales + 2))  # type: ignore[call-arg]
     codes = load_bytes(row, w + 16)  # type: ignore[call-arg]
-    c = multiply_add(as_floats(centred(low_nibble(codes))), s, c)  # type: ignore[call-arg]
-    d = multiply_add(as_floats(centred(high_nibble(codes))), s, d)  # type: ignore[call-arg]
+    c = multiply_add(low_code(codes), s, c)  # type: ignore[call-arg]
+    d = multiply_add(high_code(codes), s, d)  # type: ignore[call-arg]
     return a, b, c, d
 
 
@@ -535,3 +429,18 @@ def _add_escapes(w, extras, row, scale, out):  # type: ignore[no-untyped-def]
     if w.dtype == _BF12:
         return lambda w, extras, row, scale, out: _add_escapes_bf12(w, extras, row, scale, out)
     return lambda w, extras, row, scale, out: None
+
+
+@njit(**LEAF)
+def _place_escapes_bf12(w, extras, row, out):  # type: ignore[no-untyped-def]
+    N = w.shape[0]
+    for e in range(extras[N + row], extras[N + row + 1]):
+        at = 2 * N + 1 + 2 * e
+        out[extras[at]] = np.uint16(extras[at + 1])
+
+
+@overload(place_escapes)
+def _place_escapes(w, extras, row, out):  # type: ignore[no-untyped-def]
+    if w.dtype == _BF12:
+        return lambda w, extras, row, out: _place_escapes_bf12(w, extras, row, out)
+    return lambda w, extras, row, out: None

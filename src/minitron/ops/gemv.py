@@ -17,15 +17,16 @@ import numpy as np
 from numba import njit, types
 from numba.extending import overload
 
+from .dots import SHORT_ROW, four_dots, row_dot
 from .formats import (
     BLOCK,
+    INNER,
     LEAF,
     Array,
     add_escapes,
+    ask_ahead,
     block_add,
     finish,
-    four_dots,
-    row_dot,
     row_factor,
     stage,
     whole_blocks,
@@ -120,6 +121,8 @@ def matvec(w: Array, extras: Array, x: Array, staged: Array, out: Array, column:
     for m in range(M):
         stage(w, x[m], staged[m])
     whole = start + (stop - start) // ROW_BLOCK * ROW_BLOCK
+    if K > SHORT_ROW:
+        whole = start
     for r in range(start, whole, ROW_BLOCK):
         w0, w1, w2, w3 = w[r], w[r + 1], w[r + 2], w[r + 3]
         for m in range(M):
@@ -189,17 +192,26 @@ def add_row(w: Array, extras: Array, columns: int, row: int, scale: Any, out: Ar
     scale *= row_factor(w, extras, row)
     values = w[row]
     blocks = whole_blocks(w, columns)
+    step = values.shape[0] * w.itemsize // max(blocks, 1)
     for block in range(blocks):
-        at = block * 4 * BLOCK
-        a, b = load_fp32(out, at), load_fp32(out, at + 64)  # type: ignore[call-arg]
-        c, d = load_fp32(out, at + 128), load_fp32(out, at + 192)  # type: ignore[call-arg]
-        a, b, c, d = block_add(values, block, columns, scale, a, b, c, d)
-        store(out, at, a)  # type: ignore[call-arg]
-        store(out, at + 64, b)  # type: ignore[call-arg]
-        store(out, at + 128, c)  # type: ignore[call-arg]
-        store(out, at + 192, d)  # type: ignore[call-arg]
+        ask_ahead(values, block * step)
+        ask_ahead(values, block * step + 64)
+        add_block(values, block, columns, scale, out)
     for k in range(blocks * BLOCK, columns):
         out[k] += scale * widen(values[k])
+
+
+@njit(**INNER)
+def add_block(values, block, columns, scale, out):  # type: ignore[no-untyped-def]
+    """Add 64 columns of a row, times a number, to `out`."""
+    at = block * 4 * BLOCK
+    a, b = load_fp32(out, at), load_fp32(out, at + 64)  # type: ignore[call-arg]
+    c, d = load_fp32(out, at + 128), load_fp32(out, at + 192)  # type: ignore[call-arg]
+    a, b, c, d = block_add(values, block, columns, scale, a, b, c, d)
+    store(out, at, a)  # type: ignore[call-arg]
+    store(out, at + 64, b)  # type: ignore[call-arg]
+    store(out, at + 128, c)  # type: ignore[call-arg]
+    store(out, at + 192, d)  # type: ignore[call-arg]
 
 
 @njit(**LEAF)

@@ -123,10 +123,6 @@ def _high_half(builder: Any, value: Any) -> Any:
     return builder.bitcast(builder.and_(value, _constant(0xFFFF0000)), _FLOATS)
 
 
-def _centred(builder: Any, value: Any) -> Any:
-    return builder.sub(value, _constant(8))
-
-
 def _low_nibble(builder: Any, value: Any) -> Any:
     return builder.and_(value, _constant(15))
 
@@ -141,8 +137,21 @@ odd_bf16 = _unary(words, floats, _high_half)
 """Of pairs of bf16 numbers, the second ones."""
 low_nibble = _unary(words, words, _low_nibble)
 high_nibble = _unary(words, words, _high_nibble)
-centred = _unary(words, words, _centred)
-"""Numbers 0 to 15 as -8 to 7."""
+
+
+def _code(shift: int) -> Any:
+    """Nibbles of bytes as -8 to 7: put where a large number has its lowest bits, and that number taken away again."""
+
+    def build(builder: Any, value: Any) -> Any:
+        large = 23 - shift  # 2 ** large, whose bits at `shift` stand for 1
+        bits = builder.or_(builder.and_(value, _constant(15 << shift)), _constant((127 + large) << 23))
+        return builder.fsub(builder.bitcast(bits, _FLOATS), ir.Constant(_FLOATS, [2.0**large + 8] * LANES))
+
+    return _unary(words, floats, build)
+
+
+low_code, high_code = _code(0), _code(4)
+"""Of bytes the lower and the upper four bits, 0 to 15 for -8 to 7, as fp32."""
 
 
 def _nibble(place: int) -> Any:
@@ -346,6 +355,21 @@ def store(typingctx, array, offset, value):  # type: ignore[no-untyped-def]
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
         place = _place(context, builder, signature.args[0], args[0], args[1], _FLOATS)
         builder.store(args[2], place, align=1)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, floats), codegen
+
+
+@intrinsic
+def store_bf16(typingctx, array, offset, value):  # type: ignore[no-untyped-def]
+    """Write sixteen fp32 numbers, rounded to the nearest bf16, ties to even, at a byte offset; none may be NaN."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        bits = builder.bitcast(args[2], _WORDS)
+        last = builder.and_(builder.lshr(bits, _constant(16)), _constant(1))
+        bits = builder.lshr(builder.add(builder.add(bits, _constant(0x7FFF)), last), _constant(16))
+        half = builder.trunc(bits, ir.VectorType(_HALF, LANES))
+        builder.store(half, _place(context, builder, signature.args[0], args[0], args[1], half.type), align=1)
         return context.get_dummy_value()
 
     return types.void(array, types.intp, floats), codegen

@@ -91,7 +91,7 @@ def _build_scaled(digest: int) -> Any:
         if digest == -1:
             return False
         columns = (w.shape[1] + 63) // 64 * 64
-        size = 64 if bits_of_code == 8 else 32
+        size = 32
         wide, codes = np.empty(columns, np.float32), np.empty(size, np.float32)
         scales = columns * bits_of_code // 8
         for r in range(w.shape[0]):
@@ -106,8 +106,8 @@ def _build_scaled(digest: int) -> Any:
                         top = max(top, abs(group[k]))
                     divisor, stored = _divisor(top / np.float32(127))
                     _codes(group, divisor, np.float32(-127), np.float32(127), codes)
-                    place = row[g * 64 : g * 64 + 64]
-                    for k in range(64):
+                    place = row[g * size : (g + 1) * size]
+                    for k in range(size):
                         place[k] = np.uint8(np.int32(codes[k]) & 255)
                 else:
                     stored = _best_of_levels(group, codes)

@@ -1,8 +1,8 @@
 """Products of a few vectors with rows that are read and unpacked once for all of them.
 
-`gemv.matvec` goes over a row once for each vector: from the nearest cache, but each time all loads and conversions are
-done again, and with eight vectors these are most of a step. Here two rows and two vectors are worked on at once in
-registers. Sums are those of `formats.row_dot`, in its order, so that a vector's product has the same bits as alone.
+`gemv.matvec` goes over a row once for each vector, and each time all loads and conversions are done again; with eight
+vectors these are most of a step. Here up to four vectors are worked on at once in registers, and a row is read in one
+stream. Sums are those of `formats.row_dot`, in its order, so that a vector's product has the same bits as alone.
 """
 
 from __future__ import annotations
@@ -11,105 +11,69 @@ import numpy as np
 from numba import njit
 from numba.extending import overload
 
-from .formats import _UNPACKED, BLOCK, FAST, INNER, Array, finish, stage, sum_of_four, unpacked, whole_blocks
-from .gemv import ROW_BLOCK, add_rows, matvec
-from .lanes import load_fp32, multiply_add, prefetch_far, store, store_totals
+from .dots import FLOATS, dots_of_four, dots_of_two, kept, panel_of_four, row_dot, sum_of_four
+from .formats import BLOCK, FAST, LEAF, Array, add_escapes, finish, row_factor, stage, whole_blocks
+from .gemv import add_block, add_rows, matvec
+from .lanes import prefetch, store_totals, total
 
-GROUP = 8
-"""Rows that are multiplied with all vectors before the next ones; a multiple of ROW_BLOCK."""
 PANEL = 24
-"""Blocks of these rows that are worked on at a time: they and two vectors' blocks stay in the first-level cache."""
+"""Units of rows that are worked on at a time where whole vectors do not stay in the first-level cache."""
+GROUP = 16
+"""Rows of which a panel is worked on before the next one."""
+COLUMNS_AT_ONCE = 16
+"""Blocks of rows that are added for all vectors at a time: their sums stay in the first-level cache."""
 
-ROWS_AT_ONCE = 64
-"""Rows that are added for one vector after the other; they stay in the second-level cache."""
+
+@njit(**LEAF)
+def _side_by_side(w, staged, columns, M, four, out, column, start, stop):  # type: ignore[no-untyped-def]
+    """Products with staged vectors (M, ...); `four` is scratch for as many numbers."""
+    whole = (M + 1) // 4 * 4  # three that are left are worked on as four
+    for r in range(start, stop):
+        row = w[r]
+        for m in range(0, whole, 4):
+            x0, x1, x2, x3 = staged[m], staged[m + 1], staged[m + 2], staged[min(m + 3, M - 1)]
+            s0, s1, s2, s3 = dots_of_four(row, x0, x1, x2, x3, columns)
+            store_totals(four, 0, s0, s1, s2, s3)  # type: ignore[call-arg]
+            for i in range(min(4, M - m)):
+                out[m + i, column + r] = four[i]
+        for m in range(whole, M - 1):  # two are left
+            s0, s1 = dots_of_two(row, staged[m], staged[m + 1], columns)
+            out[m, column + r], out[m + 1, column + r] = total(s0), total(s1)  # type: ignore[call-arg]
+        for m in range(whole + (M - whole) // 2 * 2, M):
+            out[m, column + r] = total(row_dot(row, staged[m], columns))  # type: ignore[call-arg]
 
 
-@njit(**FAST)
-def _two_by_two(w0, w1, x, y, first, last, whole, sums, after0, after1, turn, turns):  # type: ignore[no-untyped-def]
-    """Add blocks `first` to `last` of two rows times two vectors to their sums.
+@njit(**LEAF)
+def _in_panels(w, staged, columns, M, sums, four, out, column, start, stop):  # type: ignore[no-untyped-def]
+    """As `_side_by_side` for formats in FLOATS, but for a part of the columns at a time; M is 3 or more.
 
-    sums is (2 rows, 2 vectors, 64) fp32; a row has `whole` blocks. Of the rows that follow, `after0` and `after1`, each
-    `turns`th block is asked for.
+    sums: (2, GROUP, 4, 64) fp32, scratch.
     """
-    a0, b0, c0, d0 = _four(sums[0, 0], 0)
-    a1, b1, c1, d1 = _four(sums[1, 0], 0)
-    a2, b2, c2, d2 = _four(sums[0, 1], 0)
-    a3, b3, c3, d3 = _four(sums[1, 1], 0)
-    step = w0.shape[0] * w0.itemsize // whole
-    wait = turn
-    for i in range(first, last):
-        if wait == 0:
-            wait = turns
-            for line in range(0, step, 64):
-                prefetch_far(after0, i * step + line)  # type: ignore[call-arg]
-                prefetch_far(after1, i * step + line)  # type: ignore[call-arg]
-        wait -= 1
-        p0, p1, p2, p3 = unpacked(w0, i)
-        q0, q1, q2, q3 = unpacked(w1, i)
-        at = i * 256
-        u, v = load_fp32(x, at), load_fp32(y, at)  # type: ignore[call-arg]
-        a0, a1 = multiply_add(p0, u, a0), multiply_add(q0, u, a1)  # type: ignore[call-arg]
-        a2, a3 = multiply_add(p0, v, a2), multiply_add(q0, v, a3)  # type: ignore[call-arg]
-        u, v = load_fp32(x, at + 64), load_fp32(y, at + 64)  # type: ignore[call-arg]
-        b0, b1 = multiply_add(p1, u, b0), multiply_add(q1, u, b1)  # type: ignore[call-arg]
-        b2, b3 = multiply_add(p1, v, b2), multiply_add(q1, v, b3)  # type: ignore[call-arg]
-        u, v = load_fp32(x, at + 128), load_fp32(y, at + 128)  # type: ignore[call-arg]
-        c0, c1 = multiply_add(p2, u, c0), multiply_add(q2, u, c1)  # type: ignore[call-arg]
-        c2, c3 = multiply_add(p2, v, c2), multiply_add(q2, v, c3)  # type: ignore[call-arg]
-        u, v = load_fp32(x, at + 192), load_fp32(y, at + 192)  # type: ignore[call-arg]
-        d0, d1 = multiply_add(p3, u, d0), multiply_add(q3, u, d1)  # type: ignore[call-arg]
-        d2, d3 = multiply_add(p3, v, d2), multiply_add(q3, v, d3)  # type: ignore[call-arg]
-    _keep(sums[0, 0], a0, b0, c0, d0)
-    _keep(sums[1, 0], a1, b1, c1, d1)
-    _keep(sums[0, 1], a2, b2, c2, d2)
-    _keep(sums[1, 1], a3, b3, c3, d3)
-
-
-@njit(**INNER)
-def _four(values, at):  # type: ignore[no-untyped-def]
-    a, b = load_fp32(values, at), load_fp32(values, at + 64)  # type: ignore[call-arg]
-    return a, b, load_fp32(values, at + 128), load_fp32(values, at + 192)  # type: ignore[call-arg]
-
-
-@njit(**INNER)
-def _keep(values, a, b, c, d):  # type: ignore[no-untyped-def]
-    store(values, 0, a)  # type: ignore[call-arg]
-    store(values, 64, b)  # type: ignore[call-arg]
-    store(values, 128, c)  # type: ignore[call-arg]
-    store(values, 192, d)  # type: ignore[call-arg]
-
-
-@njit(**INNER)
-def _sum_of(values):  # type: ignore[no-untyped-def]
-    """Four times sixteen sums as sixteen."""
-    a, b, c, d = _four(values, 0)
-    return sum_of_four(a, b, c, d)
-
-
-@njit(**FAST)
-def _by_tiles(w, x, staged, out, column, start, stop):  # type: ignore[no-untyped-def]
-    M, blocks = x.shape[0], whole_blocks(w, x.shape[1])
-    turns = (M + 1) // 2
-    sums = np.empty((turns, GROUP // 2, 2, 2, BLOCK), np.float32)
+    blocks = whole_blocks(w, columns)
+    turns = (M + 3) // 4
     for top in range(start, stop, GROUP):
-        pairs = (min(top + GROUP, stop) - top) // 2
+        rows = min(GROUP, stop - top)
         sums[:] = np.float32(0)
         for first in range(0, blocks, PANEL):
             last = min(first + PANEL, blocks)
             for turn in range(turns):
-                # The last of an odd number of vectors is worked on twice.
-                f, g = staged[2 * turn], staged[min(2 * turn + 1, M - 1)]
-                for pair in range(pairs):
-                    r = top + 2 * pair
-                    after = min(r + GROUP, stop - 2)
-                    _two_by_two(
-                        w[r], w[r + 1], f, g, first, last, blocks, sums[turn, pair], w[after], w[after + 1], turn, turns
-                    )
-        for m in range(M):
-            for pair in range(0, pairs, 2):
-                s, t = sums[m // 2, pair, :, m % 2], sums[m // 2, pair + 1, :, m % 2]
-                s0, s1, s2, s3 = _sum_of(s[0]), _sum_of(s[1]), _sum_of(t[0]), _sum_of(t[1])
-                store_totals(out[m], 4 * (column + top + 2 * pair), s0, s1, s2, s3)  # type: ignore[call-arg]
+                m = 4 * turn
+                x0, x1 = staged[m], staged[min(m + 1, M - 1)]
+                x2, x3 = staged[min(m + 2, M - 1)], staged[min(m + 3, M - 1)]
+                for i in range(rows):
+                    row = w[top + i]
+                    # While the last turn is worked on, what comes next is on its way: the next panel, or rows behind.
+                    after = row if last < blocks else w[min(top + i + GROUP, stop - 1)]
+                    shift = PANEL if last < blocks else -first
+                    panel_of_four(row, x0, x1, x2, x3, first, last, sums[turn, i], after, shift)
+        for turn in range(turns):
+            for i in range(rows):
+                found = sums[turn, i]
+                s0, s1 = sum_of_four(*kept(found, 0)), sum_of_four(*kept(found, 256))
+                s2, s3 = sum_of_four(*kept(found, 512)), sum_of_four(*kept(found, 768))
+                store_totals(four, 0, s0, s1, s2, s3)  # type: ignore[call-arg]
+                for m in range(4 * turn, min(4 * turn + 4, M)):
+                    out[m, column + top + i] = four[m - 4 * turn]
 
 
 def multiply(w: Array, extras: Array, x: Array, staged: Array, out: Array, column: int, start: int, stop: int) -> None:
@@ -117,25 +81,42 @@ def multiply(w: Array, extras: Array, x: Array, staged: Array, out: Array, colum
     raise NotImplementedError("only within compiled code")
 
 
+LONG_VECTOR = 32
+"""Blocks from which on three or more vectors of fp32 numbers take most of the first-level cache."""
+
+
+def _several(w: Array, staged: Array, columns: int, M: int, out: Array, column: int, start: int, stop: int) -> None:
+    """Products with several staged vectors."""
+    raise NotImplementedError("only within compiled code")
+
+
+@overload(_several)
+def _overload_several(w, staged, columns, M, out, column, start, stop):  # type: ignore[no-untyped-def]
+    def one_stream(w, staged, columns, M, out, column, start, stop):  # type: ignore[no-untyped-def]
+        _side_by_side(w, staged, columns, M, np.empty(4, np.float32), out, column, start, stop)
+
+    def by_length(w, staged, columns, M, out, column, start, stop):  # type: ignore[no-untyped-def]
+        four = np.empty(4, np.float32)
+        if M < 3 or whole_blocks(w, columns) < LONG_VECTOR:
+            _side_by_side(w, staged, columns, M, four, out, column, start, stop)
+        else:
+            sums = np.empty((2, GROUP, 4, BLOCK), np.float32)
+            _in_panels(w, staged, columns, M, sums, four, out, column, start, stop)
+
+    return by_length if w.dtype in FLOATS else one_stream
+
+
 @overload(multiply)
 def _multiply(w, extras, x, staged, out, column, start, stop):  # type: ignore[no-untyped-def]
-    if w.dtype not in _UNPACKED:
-        return lambda w, extras, x, staged, out, column, start, stop: matvec(
-            w, extras, x, staged, out, column, start, stop
-        )
-
     def run(w, extras, x, staged, out, column, start, stop):  # type: ignore[no-untyped-def]
         M, K = x.shape
-        if M == 1 or K < BLOCK:
+        if M == 1:
             matvec(w, extras, x, staged, out, column, start, stop)
             return
         for m in range(M):
             stage(w, x[m], staged[m])
-        whole = start + (stop - start) // ROW_BLOCK * ROW_BLOCK
-        _by_tiles(w, x, staged, out, column, start, whole)
-        finish(w, extras, x, out, column, start, whole)
-        if whole < stop:
-            matvec(w, extras, x, staged, out, column, whole, stop)
+        _several(w, staged, K, M, out, column, start, stop)
+        finish(w, extras, x, out, column, start, stop)
 
     return run
 
@@ -150,15 +131,39 @@ def add_rows_of(w, extras, columns, scales, rows, counts, start, stop, out):  # 
         counts: (M,) rows of each vector.
         out: (>= M, >= columns) float32.
     """
-    M = scales.shape[0]
-    # The order in which columns behind the last whole block, and escapes, are added depends on where lists are cut.
-    whole = M == 1 or columns % BLOCK != 0 or extras.shape[0] != 0
-    step = stop - start if whole else ROWS_AT_ONCE
-    begins = np.zeros(M, np.int64)
-    for last in range(start + step, stop + step, step):
+    M, blocks = scales.shape[0], whole_blocks(w, columns)
+    # Columns behind the last whole block are added in fours, whose order depends on the vector's own rows.
+    if M == 1 or columns % BLOCK != 0:
         for m in range(M):
-            begin = end = begins[m]
-            while end < counts[m] and rows[m, end] < last:
-                end += 1
-            add_rows(w, extras, columns, scales[m], rows[m, begin:], end - begin, out[m])
-            begins[m] = end
+            add_rows(w, extras, columns, scales[m], rows[m], counts[m], out[m])
+        return
+    union = np.empty(stop - start, np.int32)
+    n = 0
+    for f in range(start, stop):
+        union[n] = f
+        for m in range(M):
+            if scales[m, f] != np.float32(0):
+                n += 1
+                break
+    for first in range(0, blocks, COLUMNS_AT_ONCE):
+        _add_union(w, extras, columns, scales, union, n, out, first, min(first + COLUMNS_AT_ONCE, blocks))
+    for m in range(M):
+        for j in range(counts[m]):
+            add_escapes(w, extras, rows[m, j], scales[m, rows[m, j]], out[m])
+
+
+@njit(**LEAF)
+def _add_union(w, extras, columns, scales, union, n, out, first, last):  # type: ignore[no-untyped-def]
+    """Blocks `first` to `last` of rows that some vector needs, for each vector that does."""
+    step = w.shape[1] * w.itemsize // whole_blocks(w, columns)
+    for j in range(n):
+        f = union[j]
+        values, after = w[f], w[union[min(j + 2, n - 1)]]
+        for line in range(first * step, last * step, 64):
+            prefetch(after, line)  # type: ignore[call-arg]
+        factor = row_factor(w, extras, f)
+        for m in range(scales.shape[0]):
+            scale = scales[m, f] * factor
+            if scale != np.float32(0):
+                for block in range(first, last):
+                    add_block(values, block, columns, scale, out[m])

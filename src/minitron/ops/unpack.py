@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from . import formats, gemv, lanes
-from .formats import add_escapes
-from .gemv import add_row, bf16_of_float
+from .formats import BLOCK, block_add, place_escapes, row_factor, whole_blocks
+from .gemv import bf16_of_float
+from .lanes import spread, store, store_bf16
 from .sources import cached
 
 
@@ -17,21 +18,34 @@ def _build(digest: int) -> Any:
         """`out[start:stop] = w[start:stop]` in bf16.
 
         Args:
-            w: (N, items of a row), see `formats.KINDS`. extras: of bf12, see `quantize.Matrix`.
+            w: (N, items of a row), see `formats.KINDS`; packed. extras: of bf12, see `quantize.Matrix`.
             wide: fp32, scratch for one row, its columns rounded up to 64.
             out: (N, K), bits of bf16 as uint16.
             start, stop: rows.
         """
         if digest == -1:
             return
-        K = out.shape[1]
+        K, zero = out.shape[1], spread(np.float32(0))  # type: ignore[call-arg]
+        whole = K // BLOCK
         for r in range(start, stop):
-            wide[:] = np.float32(0)
-            add_row(w, extras, K, r, np.float32(1), wide)
-            add_escapes(w, extras, r, np.float32(1), wide)
-            row = out[r]
-            for k in range(K):
+            stored, row = w[r], out[r]
+            factor = row_factor(w, extras, r)
+            for block in range(whole_blocks(w, K)):
+                a, b, c, d = block_add(stored, block, K, factor, zero, zero, zero, zero)
+                at = block * 2 * BLOCK
+                if block < whole:
+                    store_bf16(row, at, a)  # type: ignore[call-arg]
+                    store_bf16(row, at + 32, b)  # type: ignore[call-arg]
+                    store_bf16(row, at + 64, c)  # type: ignore[call-arg]
+                    store_bf16(row, at + 96, d)  # type: ignore[call-arg]
+                else:
+                    store(wide, 2 * at, a)  # type: ignore[call-arg]
+                    store(wide, 2 * at + 64, b)  # type: ignore[call-arg]
+                    store(wide, 2 * at + 128, c)  # type: ignore[call-arg]
+                    store(wide, 2 * at + 192, d)  # type: ignore[call-arg]
+            for k in range(whole * BLOCK, K):
                 row[k] = bf16_of_float(wide[k])
+            place_escapes(w, extras, r, row)
 
     return unpack_rows
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from engine_models import some_tokens, tiny_model
 from transformers import DynamicCache
+from transformers.generation.streamers import BaseStreamer
 
 from minitron import NemotronCache, NemotronForCausalLM
 from minitron.engine import generation
@@ -66,6 +67,52 @@ def test_many_prompts(count: int) -> None:
     request = batch(tuple(1 + (5 * i) % 13 for i in range(count)))
     ours, theirs = both(model, request, max_new_tokens=8, do_sample=False)
     assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("ends", [[3], list(range(0, 96, 5))], ids=["few end", "many end"])
+@pytest.mark.parametrize("count", [5, 19])
+def test_greedy_texts_end_at_different_places(count: int, ends: list[int]) -> None:
+    model = tiny_model()
+    request = batch(tuple(1 + (5 * i) % 13 for i in range(count)))
+    streams: list[list[torch.Tensor]] = []
+    for engine in ("auto", "off"):
+        streamer = Tokens()
+        settings = {"max_new_tokens": 60, "do_sample": False, "pad_token_id": 0, "eos_token_id": ends}
+        texts = model.generate(**request, engine=engine, streamer=streamer, **settings)
+        streams.append([*streamer.seen, texts])
+    assert len(streams[0]) == len(streams[1])
+    assert all(torch.equal(a, b) for a, b in zip(*streams, strict=True))
+
+
+class Tokens(BaseStreamer):
+    """Keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.seen: list[torch.Tensor] = []
+
+    def put(self, value: torch.Tensor) -> None:
+        self.seen.append(value)
+
+    def end(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("do_sample", [False, True])
+def test_the_cache_of_a_batch_has_all_places(do_sample: bool) -> None:
+    model, request = tiny_model(), batch()
+    caches = []
+    for engine in ("auto", "off"):
+        torch.manual_seed(3)
+        caches.append(DynamicCache(config=model.config))
+        model.generate(
+            **request, past_key_values=caches[-1], engine=engine, max_new_tokens=30, do_sample=do_sample,
+            pad_token_id=0, eos_token_id=list(range(0, 96, 7)),
+        )  # fmt: skip
+    first = [int((~mask.bool()).sum()) for mask in request["attention_mask"]]
+    for ours, theirs in zip(caches[0].layers, caches[1].layers, strict=True):
+        assert ours.keys.shape == theirs.keys.shape
+        for row, start in enumerate(first):
+            torch.testing.assert_close(ours.keys[row, :, start:], theirs.keys[row, :, start:], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("do_sample", [False, True])

@@ -59,7 +59,7 @@ def unpacked(weights: EngineWeights) -> EngineWeights:
 
     names = ("q", "k", "v", "o", "up", "down_t")
     layers = [replace(layer, **{name: wide(getattr(layer, name)) for name in names}) for layer in weights.layers]
-    return replace(weights, embed=wide(weights.embed), head=wide(weights.head), layers=layers)
+    return replace(weights, format="fp32", embed=wide(weights.embed), head=wide(weights.head), layers=layers)
 
 
 @pytest.mark.parametrize("variant", ["odd heads", "biases, tied", "odd widths", "no layers"])
@@ -88,12 +88,12 @@ def test_greedy_tokens_in_one_call_are_those_of_single_steps(format: Format) -> 
             expected.append(token)
         seen = engine.seen_neurons, engine.active_neurons
         engine.truncate(5)
-        assert engine.greedy(1, 20) == expected
+        assert [row[0] for row in engine.greedy([1], 20)] == expected
         assert (engine.seen_neurons, engine.active_neurons) == (2 * seen[0], 2 * seen[1])
         engine.truncate(5)
         stop = expected[6]
-        assert engine.greedy(1, 20, {stop}) == expected[: expected.index(stop) + 1]
-        assert engine.greedy(stop, 2)[0] == expected[expected.index(stop) + 1]
+        assert [row[0] for row in engine.greedy([1], 20, {stop})] == expected[: expected.index(stop) + 1]
+        assert engine.greedy([stop], 2)[0][0] == expected[expected.index(stop) + 1]
         engine.close()
 
 
@@ -170,10 +170,8 @@ def test_nothing_is_written_past_the_buffers(monkeypatch: pytest.MonkeyPatch) ->
         return inside
 
     monkeypatch.setattr(cpu.np, "zeros", guarded)
-    monkeypatch.setattr(
-        "minitron.engine.kv.torch.zeros",
-        lambda shape, dtype: torch.from_numpy(guarded(shape, np.int16)).view(dtype),
-    )
+    plain = {torch.bfloat16: np.int16, torch.float32: np.float32, torch.int32: np.int32}
+    monkeypatch.setattr(torch, "zeros", lambda shape, dtype: torch.from_numpy(guarded(shape, plain[dtype])).view(dtype))
     engine = cpu.CpuEngine(weights, 24, threads=3)
     monkeypatch.undo()
     logits_of(engine, some_tokens(24), 0, 8)
@@ -237,8 +235,8 @@ def test_no_other_pool_of_threads_is_started() -> None:
     from numba.np.ufunc import parallel
 
     before = parallel._is_initialized, torch.get_num_threads()
-    with cpu.CpuEngine(from_model(tiny_model()), 40, threads=2) as engine:
-        engine.read(some_tokens(20))  # by torch, whose threads sleep before the engine's are started
+    with cpu.CpuEngine(from_model(tiny_model()), 60, threads=2) as engine:
+        engine.read(some_tokens(40))  # by torch, whose threads sleep before the engine's are started
         assert not engine._running
-        engine.greedy(1, 10)
+        engine.greedy([1], 10)
     assert (parallel._is_initialized, torch.get_num_threads()) == before
