@@ -76,6 +76,8 @@ class CpuEngine:
             config.head_dim,
             capacity,
             run,
+            # Without layers nobody sets back the counters by which threads take parts.
+            weights.nbytes <= SMALL or not weights.layers,
         )
         extras = (_extras_at(weights.embed), _extras_at(weights.head))
         ends = (_at(weights.embed.data), _at(weights.head.data), *extras, *_norm_at(weights.norm))
@@ -248,8 +250,9 @@ def _compile(weights: EngineWeights, shared: tuple[Any, ...]) -> None:
 def _spaces(weights: EngineWeights, capacity: int, threads: int, run: int) -> tuple[np.ndarray, ...]:
     """Scratch memory of the step.
 
-    Per thread the residual stream, its normalized copy and vectors laid out for products; qkv, attended heads and their
-    projection; hidden neurons, lists of active ones and sums of runs of neurons; logits; per thread attention scores.
+    Per thread the residual stream, its normalized copy and, twice, vectors laid out for products; qkv, attended heads
+    and their projection; hidden neurons, lists of active ones and sums of runs of neurons; logits; per thread
+    attention scores.
     """
     config, M = weights.config, MAX_TOKENS
     D, F = config.hidden_size, config.intermediate_size
@@ -261,7 +264,7 @@ def _spaces(weights: EngineWeights, capacity: int, threads: int, run: int) -> tu
     shapes = (
         (threads, M, padded),
         (threads, M, D),
-        (threads, max(M, each), -(-max(D, heads * H) // BLOCK) * STAGED_BLOCK),
+        (threads, 2, max(M, each), -(-max(D, heads * H) // BLOCK) * STAGED_BLOCK),
         (M * all_heads * H,),
         (M * heads * H,),
         (M, D),

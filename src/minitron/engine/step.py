@@ -7,9 +7,10 @@ D hidden, W heads * H, H head_dim, F MLP neurons, V vocabulary, S positions, T t
 throughout; nothing is rounded between layers but the keys and values.
 
 Every thread keeps a residual stream of its own and adds the same numbers to it, so that a layer has three points at
-which threads wait for each other: when attention is done (each thread computes whole groups of heads from their
-weights to their result, where the number of groups allows), when its projection is done, and when the MLP is done.
-Neurons are worked on in runs whose sums are added in order, hence the same bits with any number of threads.
+which threads wait for each other: when attention is done (a thread computes whole groups of heads from their weights
+to their result, where there are enough groups), when its projection is done, and when the MLP is done. Between these a
+thread takes the next part of the work when it is done with one, so that slower cores hold up nobody. Neurons are worked
+on in runs whose sums are added in order, hence the same bits with any number of threads.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from ..ops.gemv import NONE, ROW_BLOCK, exp_of, matvec, narrowed, share
 from ..ops.lanes import LANES, larger, load_fp32, store
 from ..ops.sources import cached
 from . import threads as threads_file
-from .threads import STOP, TASK, atomic_add, atomic_load, atomic_store, barrier, wait_while
+from .threads import STOP, TASK, atomic_add, atomic_load, atomic_store, barrier, take, untake, wait_while
 
 # Columns of the table of layers: addresses, and the two head counts. An address of 0 means none.
 GAIN_1, OFFSET_1, GAIN_2, OFFSET_2, QKV_BIAS, O_BIAS, UP_BIAS, DOWN_BIAS = range(8)
@@ -40,10 +41,14 @@ LAYER_COLUMNS = 24
 # Columns of the table of what is not in a layer.
 EMBED, HEAD, EMBED_EXTRAS, HEAD_EXTRAS, GAIN, OFFSET = range(6)
 # Sizes.
-HIDDEN, NEURONS, VOCABULARY, HEAD_DIM, CAPACITY, RUN_OF_NEURONS = range(6)
+HIDDEN, NEURONS, VOCABULARY, HEAD_DIM, CAPACITY, RUN_OF_NEURONS, IN_TURN = range(7)
 # What the next step shall do: M, the first token whose logits are wanted, and how often a token is to be chosen
 # greedily after each, as the next step's input; how often that was done is answered there.
 TOKENS, FIRST_LOGITS, GREEDY, CHOSEN = range(4)
+# What threads share as they are free: `threads.take`.
+ATTENTION, PROJECTION, MLP, HEAD_ROWS = range(4)
+PARTS_OF_A_THREAD, LEAST_PART = 4, 128
+"""Rows of a matrix are taken in so many parts for each thread, of at least so many rows."""
 # Rows of the table of where new tokens go: their positions, and the slots of the cache in which their texts are.
 POSITIONS, SLOTS = range(2)
 
@@ -86,9 +91,34 @@ def _extras_at(address, rows):  # type: ignore[no-untyped-def]
 
 @njit(**FAST)
 def _multiply(kind, address, extras, rows, x, staged, out, column, start, stop):  # type: ignore[no-untyped-def]
-    """`tiles.multiply` with the (rows, K) matrix at an address."""
+    """`tiles.multiply` with the (rows, K) matrix at an address; `staged` is x, see `_stage`."""
     w = _matrix_at(kind, address, rows, x.shape[1])
     tiles.multiply(w, _extras_at(extras, rows), x, staged, out, column, start, stop)
+
+
+@njit(**FAST)
+def _stage(kind, x, staged):  # type: ignore[no-untyped-def]
+    """Lay vectors out for products with matrices of a kind."""
+    for m in range(x.shape[0]):
+        formats.stage(kind, x[m], staged[m])
+
+
+@njit(**FAST)
+def _next(sync, which, sizes, thread, threads, before, parts):  # type: ignore[no-untyped-def]
+    """Which of the parts of some work a thread does after part `before` (-1 if none); `parts` if none is left.
+
+    The next free one, or where parts are so short that asking for them takes longer than waiting, one of its own share.
+    """
+    if sizes[IN_TURN] == 0:
+        return min(take(sync, which), parts)
+    index = parts * thread // threads if before < 0 else before + 1
+    return index if index < parts * (thread + 1) // threads else parts
+
+
+@njit(**FAST)
+def _parts(rows, threads):  # type: ignore[no-untyped-def]
+    """How many parts the rows of a matrix are taken in."""
+    return min(PARTS_OF_A_THREAD * threads, max(threads, rows // LEAST_PART))
 
 
 @njit(**FAST)
@@ -207,34 +237,56 @@ def _attend(kv_kind, first, last, sizes, layer, qkv, places, staged, scratch, at
 
 
 @njit(**FAST)
+def _some_heads(group, groups, kinds, sizes, layer, whole, normed, staged, qkv, cos, sin, places):  # type: ignore[no-untyped-def]
+    """Queries (if `whole`), keys and values of heads that belong together, the latter two kept."""
+    H, column = sizes[HEAD_DIM], 0
+    for matrix in range(3):
+        heads = layer[HEADS] if matrix == 0 else layer[KV_HEADS]
+        if whole or matrix > 0:
+            start, stop = heads * H * group // groups, heads * H * (group + 1) // groups
+            address, extras = layer[Q + matrix], layer[Q + matrix + EXTRAS]
+            _multiply(kinds[0], address, extras, heads * H, normed, staged, qkv, column, start, stop)
+            _add_bias(layer[QKV_BIAS], qkv, column + start, column + stop)
+            _place_heads(kinds[1], (column + start) // H, (column + stop) // H, sizes, layer, qkv, cos, sin, places)
+        column += heads * H
+
+
+@njit(**FAST)
 def _heads(thread, threads, sync, kinds, sizes, layer, whole, normed, staged, scratch, qkv, attended, cos, sin, places):  # type: ignore[no-untyped-def]
-    """Keep keys and values of the normed tokens; if `whole`, attention too."""
+    """Keep keys and values of the normed tokens; if `whole`, attention too.
+
+    Threads take groups of heads, from their weights to attention's result; where there are fewer groups than threads or
+    heads have odd sizes, rows, and then heads.
+    """
     kind, kv_kind = kinds[0], kinds[1]
     N, groups, H = layer[HEADS], layer[KV_HEADS], sizes[HEAD_DIM]
-    whole_groups = groups % threads == 0 and H % ROW_BLOCK == 0
-    column = 0 if whole else N * H
-    for matrix in range(0 if whole else 1, 3):
-        heads = N if matrix == 0 else groups
-        if whole_groups:
-            start, stop = heads * H * thread // threads, heads * H * (thread + 1) // threads
-        else:
-            start, stop = share(heads * H, ROW_BLOCK, thread, threads)
-        address, extras = layer[Q + matrix], layer[Q + matrix + EXTRAS]
-        _multiply(kind, address, extras, heads * H, normed, staged, qkv, column, start, stop)
-        _add_bias(layer[QKV_BIAS], qkv, column + start, column + stop)
-        if whole_groups:
-            _place_heads(kv_kind, (column + start) // H, (column + stop) // H, sizes, layer, qkv, cos, sin, places)
-        column += heads * H
-    if not whole_groups:
+    _stage(kind, normed, staged[0])
+    if groups >= threads and H % ROW_BLOCK == 0:
+        group = _next(sync, ATTENTION, sizes, thread, threads, -1, groups)
+        while group < groups:
+            _some_heads(group, groups, kinds, sizes, layer, whole, normed, staged[0], qkv, cos, sin, places)
+            if whole:
+                first, last = N * group // groups, N * (group + 1) // groups
+                _attend(kv_kind, first, last, sizes, layer, qkv, places, staged[1], scratch, attended)
+            group = _next(sync, ATTENTION, sizes, thread, threads, group, groups)
         barrier(sync, threads)
-        first, last = share(N + 2 * groups, 1, thread, threads)
-        _place_heads(kv_kind, first if whole else max(first, N), last, sizes, layer, qkv, cos, sin, places)
-        barrier(sync, threads)
-    if not whole:
         return
-    first, last = share(N, 1, thread, threads)
-    _attend(kv_kind, first, last, sizes, layer, qkv, places, staged, scratch, attended)
+    column = 0
+    for matrix in range(3):
+        heads = N if matrix == 0 else groups
+        start, stop = share(heads * H, ROW_BLOCK, thread, threads)
+        address, extras = layer[Q + matrix], layer[Q + matrix + EXTRAS]
+        _multiply(kind, address, extras, heads * H, normed, staged[0], qkv, column, start, stop)
+        _add_bias(layer[QKV_BIAS], qkv, column + start, column + stop)
+        column += heads * H
     barrier(sync, threads)
+    first, last = share(N + 2 * groups, 1, thread, threads)
+    _place_heads(kv_kind, first, last, sizes, layer, qkv, cos, sin, places)
+    barrier(sync, threads)
+    if whole:
+        first, last = share(N, 1, thread, threads)
+        _attend(kv_kind, first, last, sizes, layer, qkv, places, staged[1], scratch, attended)
+        barrier(sync, threads)
 
 
 @njit(**FAST)
@@ -250,12 +302,21 @@ def _attention(thread, threads, sync, kinds, sizes, eps, layer, whole, spaces, M
     _layer_norm(x, layer[GAIN_1], layer[OFFSET_1], eps, normed)
     place = (cos, sin, places)
     _heads(thread, threads, sync, kinds, sizes, layer, whole, normed, staged, scratch[thread], qkv, attended, *place)
+    untake(sync, MLP, thread)
+    untake(sync, HEAD_ROWS, thread)
     if not whole:
+        untake(sync, ATTENTION, thread)
         return
-    start, stop = share(D, ROW_BLOCK, thread, threads)
-    _multiply(kinds[0], layer[O], layer[O + EXTRAS], D, attended, staged, projected, 0, start, stop)
-    _add_bias(layer[O_BIAS], projected, start, stop)
+    _stage(kinds[0], attended, staged[0])
+    parts = _parts(D, threads)
+    part = _next(sync, PROJECTION, sizes, thread, threads, -1, parts)
+    while part < parts:
+        start, stop = share(D, ROW_BLOCK, part, parts)
+        _multiply(kinds[0], layer[O], layer[O + EXTRAS], D, attended, staged[0], projected, 0, start, stop)
+        _add_bias(layer[O_BIAS], projected, start, stop)
+        part = _next(sync, PROJECTION, sizes, thread, threads, part, parts)
     barrier(sync, threads)
+    untake(sync, ATTENTION, thread)
     for m in range(M):
         _add(projected[m], x[m])
 
@@ -270,18 +331,21 @@ def _mlp(thread, threads, sync, kinds, sizes, eps, layer, spaces, M):  # type: i
     _layer_norm(x, layer[GAIN_2], layer[OFFSET_2], eps, normed)
     down, extras = _matrix_at(kinds[0], layer[DOWN], F, D), _extras_at(layer[DOWN + EXTRAS], F)
     runs = (F + run - 1) // run
-    first, last = share(runs, 1, thread, threads)
     counted, listed = 0, np.empty(M, np.int64)
-    for r in range(first, last):
+    _stage(kinds[0], normed, staged[0])
+    r = _next(sync, MLP, sizes, thread, threads, -1, runs)
+    while r < runs:
         start, stop = r * run, min((r + 1) * run, F)
-        _multiply(kinds[0], layer[UP], layer[UP + EXTRAS], F, normed, staged, h, 0, start, stop)
+        _multiply(kinds[0], layer[UP], layer[UP + EXTRAS], F, normed, staged[0], h, 0, start, stop)
         _add_bias(layer[UP_BIAS], h, start, stop)
         for m in range(M):
             listed[m] = gemv.squared_relu_list(h[m], active[m], start, stop)
             partial[r, m, :] = np.float32(0)
             counted += listed[m]
         tiles.add_rows_of(down, extras, D, h, active[:, start:stop], listed, start, stop, partial[r])
+        r = _next(sync, MLP, sizes, thread, threads, r, runs)
     barrier(sync, threads)
+    untake(sync, PROJECTION, thread)
     _add_bias(layer[DOWN_BIAS], x, 0, D)
     for m in range(M):
         for r in range(runs):
@@ -316,9 +380,15 @@ def _step(thread, threads, sync, kinds, tokens, places, first, sizes, eps, layer
             zeros[thread, 0] += counted
     _layer_norm(x[first:], ends[GAIN], ends[OFFSET], eps, normed[first:])
     rows, logits = sizes[VOCABULARY], spaces[9]
-    start, stop = share(rows, ROW_BLOCK, thread, threads)
+    staged = spaces[2][thread, 0]
+    _stage(kinds[3], normed[first:], staged)
     head = (kinds[3], ends[HEAD], ends[HEAD_EXTRAS], rows)
-    _multiply(*head, normed[first:], spaces[2][thread], logits[: M - first], 0, start, stop)
+    parts = _parts(rows, threads)
+    part = _next(sync, HEAD_ROWS, sizes, thread, threads, -1, parts)
+    while part < parts:
+        start, stop = share(rows, ROW_BLOCK, part, parts)
+        _multiply(*head, normed[first:], staged, logits[: M - first], 0, start, stop)
+        part = _next(sync, HEAD_ROWS, sizes, thread, threads, part, parts)
     barrier(sync, threads)
 
 
@@ -356,7 +426,7 @@ def _work(thread, threads, sync, kinds, job, tokens, places, stops, sizes, eps, 
         stop = chosen + 1 == greedy
         # Each thread looks for itself, so that nobody waits; the logits are next overwritten after a barrier.
         for m in range(M):
-            token = _best(spaces[9][m], spaces[2][thread, 0])
+            token = _best(spaces[9][m], spaces[2][thread, 0, 0])
             at[POSITIONS, m] += 1
             inputs[m] = token
             for i in range(ends_of_text.shape[0]):
@@ -384,7 +454,7 @@ def _compiled(digest: int) -> Any:
             tokens: int64, the new tokens; those chosen greedily are put there, M at a time.
             where: int64 (2, >= M), the POSITIONS and SLOTS of the new tokens; chosen ones follow each.
             stops: int64, tokens after which, in any text, no more are chosen.
-            sizes: int64, (HIDDEN, ..., RUN_OF_NEURONS).
+            sizes: int64, (HIDDEN, ..., IN_TURN).
             eps: of the norms, fp32.
             layers: int64 (layers, LAYER_COLUMNS). ends: int64, (EMBED, ..., OFFSET).
             spaces: scratch, see `engine.cpu`.

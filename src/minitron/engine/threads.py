@@ -18,7 +18,9 @@ from numba.extending import intrinsic
 
 # Places in the int64 array, a cache line and its neighbour apart.
 ARRIVED, PHASE, TASK, STOP = 0, 16, 32, 48
-SYNC_SIZE = 64
+PARTS = 64
+"""The first of four counters of parts of work that were taken, see `take`."""
+SYNC_SIZE = PARTS + 4 * 16
 
 SPINS, YIELDS = 400_000, 2_000
 """Looks before yielding (some 5 ms), and yields before sleeping. Who yields to a busy program loses its turn."""
@@ -106,3 +108,20 @@ def barrier(sync, threads):  # type: ignore[no-untyped-def]
         atomic_store(sync, PHASE, phase + 1)  # type: ignore[call-arg]
     else:
         wait_while(sync, PHASE, phase)
+
+
+@njit(nogil=True)
+def take(sync, which):  # type: ignore[no-untyped-def]
+    """The next part of some work that threads share as they are free: 0, 1, 2, ...
+
+    `which` of the counters; one that all threads have done with must be set back (`untake`) between the barriers after
+    that work and before its next turn.
+    """
+    return atomic_add(sync, PARTS + 16 * which, 1)  # type: ignore[call-arg]
+
+
+@njit(nogil=True)
+def untake(sync, which, thread):  # type: ignore[no-untyped-def]
+    """Begin with part 0 again; see `take`."""
+    if thread == 0:
+        atomic_store(sync, PARTS + 16 * which, 0)  # type: ignore[call-arg]

@@ -117,12 +117,16 @@ def matvec(w: Array, extras: Array, x: Array, staged: Array, out: Array, column:
         out: (M, >= column + N) float32.
         start: multiple of ROW_BLOCK.
     """
-    M, K = x.shape
-    for m in range(M):
+    for m in range(x.shape[0]):
         stage(w, x[m], staged[m])
-    whole = start + (stop - start) // ROW_BLOCK * ROW_BLOCK
-    if K > SHORT_ROW:
-        whole = start
+    staged_matvec(w, extras, x, staged, out, column, start, stop)
+
+
+@njit(**LEAF)
+def staged_matvec(w, extras, x, staged, out, column, start, stop):  # type: ignore[no-untyped-def]
+    """`matvec` where x is staged already."""
+    M, K = x.shape
+    whole = start if K > SHORT_ROW else start + (stop - start) // ROW_BLOCK * ROW_BLOCK
     for r in range(start, whole, ROW_BLOCK):
         w0, w1, w2, w3 = w[r], w[r + 1], w[r + 2], w[r + 3]
         for m in range(M):

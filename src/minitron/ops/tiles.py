@@ -12,8 +12,8 @@ from numba import njit
 from numba.extending import overload
 
 from .dots import FLOATS, dots_of_four, dots_of_two, kept, panel_of_four, row_dot, sum_of_four
-from .formats import BLOCK, FAST, LEAF, Array, add_escapes, finish, row_factor, stage, whole_blocks
-from .gemv import add_block, add_rows, matvec
+from .formats import BLOCK, FAST, LEAF, Array, add_escapes, finish, row_factor, whole_blocks
+from .gemv import add_block, add_rows, staged_matvec
 from .lanes import prefetch, store_totals, total
 
 PANEL = 24
@@ -77,7 +77,7 @@ def _in_panels(w, staged, columns, M, sums, four, out, column, start, stop):  # 
 
 
 def multiply(w: Array, extras: Array, x: Array, staged: Array, out: Array, column: int, start: int, stop: int) -> None:
-    """As `gemv.matvec`, bit for bit, in less time for several vectors."""
+    """As `gemv.staged_matvec`, bit for bit, in less time for several vectors."""
     raise NotImplementedError("only within compiled code")
 
 
@@ -111,10 +111,8 @@ def _multiply(w, extras, x, staged, out, column, start, stop):  # type: ignore[n
     def run(w, extras, x, staged, out, column, start, stop):  # type: ignore[no-untyped-def]
         M, K = x.shape
         if M == 1:
-            matvec(w, extras, x, staged, out, column, start, stop)
+            staged_matvec(w, extras, x, staged, out, column, start, stop)
             return
-        for m in range(M):
-            stage(w, x[m], staged[m])
         _several(w, staged, K, M, out, column, start, stop)
         finish(w, extras, x, out, column, start, stop)
 
