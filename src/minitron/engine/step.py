@@ -46,11 +46,16 @@ HIDDEN, NEURONS, VOCABULARY, HEAD_DIM, CAPACITY, RUN_OF_NEURONS, IN_TURN = range
 # greedily after each, as the next step's input; how often that was done is answered there.
 TOKENS, FIRST_LOGITS, GREEDY, CHOSEN = range(4)
 # What threads share as they are free: `threads.take`.
-ATTENTION, PROJECTION, MLP, HEAD_ROWS = range(4)
+ATTENTION, PROJECTION, MLP, HEAD_ROWS = (np.int64(counter) for counter in range(4))
 PARTS_OF_A_THREAD, LEAST_PART = 4, 128
 """Rows of a matrix are taken in so many parts for each thread, of at least so many rows."""
 # Rows of the table of where new tokens go: their positions, and the slots of the cache in which their texts are.
 POSITIONS, SLOTS = range(2)
+
+
+WHOLE: Any = {**FAST, "inline": "always"}
+"""For the step's own parts. As functions of their own they would be optimized once more for each that calls another:
+compiling took a quarter longer."""
 
 
 @intrinsic
@@ -251,7 +256,7 @@ def _some_heads(group, groups, kinds, sizes, layer, whole, normed, staged, qkv, 
         column += heads * H
 
 
-@njit(**FAST)
+@njit(**WHOLE)
 def _heads(thread, threads, sync, kinds, sizes, layer, whole, normed, staged, scratch, qkv, attended, cos, sin, places):  # type: ignore[no-untyped-def]
     """Keep keys and values of the normed tokens; if `whole`, attention too.
 
@@ -289,7 +294,7 @@ def _heads(thread, threads, sync, kinds, sizes, layer, whole, normed, staged, sc
         barrier(sync, threads)
 
 
-@njit(**FAST)
+@njit(**WHOLE)
 def _attention(thread, threads, sync, kinds, sizes, eps, layer, whole, spaces, M, cos, sin, places):  # type: ignore[no-untyped-def]
     """Add one layer's attention to the residual stream; only keep keys and values if not `whole`."""
     all_x, all_normed, all_staged, qkv_space, attended_space, projected_space, _, _, _, _, scratch = spaces
@@ -300,8 +305,8 @@ def _attention(thread, threads, sync, kinds, sizes, eps, layer, whole, spaces, M
     qkv = qkv_space[: M * width].reshape((M, width))
     attended = attended_space[: M * q_width].reshape((M, q_width))
     _layer_norm(x, layer[GAIN_1], layer[OFFSET_1], eps, normed)
-    place = (cos, sin, places)
-    _heads(thread, threads, sync, kinds, sizes, layer, whole, normed, staged, scratch[thread], qkv, attended, *place)
+    own = scratch[thread]
+    _heads(thread, threads, sync, kinds, sizes, layer, whole, normed, staged, own, qkv, attended, cos, sin, places)
     untake(sync, MLP, thread)
     untake(sync, HEAD_ROWS, thread)
     if not whole:
@@ -321,7 +326,7 @@ def _attention(thread, threads, sync, kinds, sizes, eps, layer, whole, spaces, M
         _add(projected[m], x[m])
 
 
-@njit(**FAST)
+@njit(**WHOLE)
 def _mlp(thread, threads, sync, kinds, sizes, eps, layer, spaces, M):  # type: ignore[no-untyped-def]
     """Add one layer's MLP to the residual stream, reading only the rows of neurons that are not zero: how many."""
     all_x, all_normed, all_staged, _, _, _, all_h, all_active, partial, _, _ = spaces
@@ -353,7 +358,7 @@ def _mlp(thread, threads, sync, kinds, sizes, eps, layer, spaces, M):  # type: i
     return counted
 
 
-@njit(**FAST)
+@njit(**WHOLE)
 def _embed(kind, sizes, ends, tokens, x):  # type: ignore[no-untyped-def]
     V, D = sizes[VOCABULARY], sizes[HIDDEN]
     embed, extras = _matrix_at(kind, ends[EMBED], V, D), _extras_at(ends[EMBED_EXTRAS], V)
@@ -363,7 +368,7 @@ def _embed(kind, sizes, ends, tokens, x):  # type: ignore[no-untyped-def]
         formats.add_escapes(embed, extras, tokens[m], np.float32(1), x[m])
 
 
-@njit(**FAST)
+@njit(**WHOLE)
 def _step(thread, threads, sync, kinds, tokens, places, first, sizes, eps, layers, ends, spaces, cos, sin, zeros):  # type: ignore[no-untyped-def]
     """All layers for some tokens, and the logits of those from `first` on."""
     M = tokens.shape[0]
@@ -412,10 +417,11 @@ def _best(logits, lanes):  # type: ignore[no-untyped-def]
     return 0
 
 
-@njit(**FAST)
-def _work(thread, threads, sync, kinds, job, tokens, places, stops, sizes, eps, layers, ends, spaces, cos, sin, zeros):  # type: ignore[no-untyped-def]
+@njit(**WHOLE)
+def _work(thread, threads, sync, kinds, job, tokens, places, stops, sizes, eps, layers, ends, spaces, tables):  # type: ignore[no-untyped-def]
     """One job: a step, and then, if so asked, more steps on the most probable token."""
     # All of the job is read before the first barrier: once thread 0 has returned, the next job may be written.
+    cos, sin, zeros = tables
     M, first, greedy = job[TOKENS], job[FIRST_LOGITS], job[GREEDY]
     inputs, at, ends_of_text = tokens[:M].copy(), places.copy(), stops.copy()
     chosen = 0
@@ -463,21 +469,21 @@ def _compiled(digest: int) -> Any:
         """
         if digest == -1:
             return
-        rest = (kinds, job, tokens, where, stops, sizes, eps, layers, ends, spaces, cos, sin, zeros)
+        if thread < 0:
+            atomic_store(sync, STOP, 1)  # type: ignore[call-arg]
         if thread <= 0:
-            if thread < 0:
-                atomic_store(sync, STOP, 1)  # type: ignore[call-arg]
             atomic_add(sync, TASK, 1)  # type: ignore[call-arg]
-            if thread == 0:
-                _work(thread, threads, sync, *rest)
-            return
         done = 0
-        while True:
-            wait_while(sync, TASK, done)
-            done += 1
-            if atomic_load(sync, STOP) == 1:  # type: ignore[call-arg]
+        while thread >= 0:
+            if thread > 0:
+                wait_while(sync, TASK, done)
+                done += 1
+                if atomic_load(sync, STOP) == 1:  # type: ignore[call-arg]
+                    return
+            tables = (cos, sin, zeros)
+            _work(thread, threads, sync, kinds, job, tokens, where, stops, sizes, eps, layers, ends, spaces, tables)
+            if thread == 0:
                 return
-            _work(thread, threads, sync, *rest)
 
     return run
 
