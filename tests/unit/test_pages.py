@@ -52,3 +52,23 @@ def test_small_models_are_moved_to_cache_lines_and_stay_what_they_are() -> None:
     assert all(parameter.data_ptr() % pages.LINE == 0 for parameter in model.parameters())
     assert model[1].weight is model[0].weight
     assert torch.equal(model[0].weight, before)
+
+
+class Elsewhere(torch.Tensor):
+    """A tensor without memory of its own, as sharded and quantized ones are."""
+
+    @staticmethod
+    def __new__(cls) -> Elsewhere:
+        return torch.Tensor._make_wrapper_subclass(cls, (3, 5), dtype=torch.float32)
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        return Elsewhere() if func is torch.ops.aten.detach.default else NotImplemented
+
+
+def test_parameters_without_memory_of_their_own_are_left() -> None:
+    model = torch.nn.Linear(5, 3)
+    parameter = torch.nn.Parameter(Elsewhere())
+    model.weight = parameter
+    pages.align(model)
+    assert model.weight is parameter

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 MAX_TOKENS = 8
-"""New tokens in one step of the compiled engine; more are read by torch, whose matrix products then win."""
+"""New tokens in one step of the compiled engine."""
 MOST_STOPS = 64
 """Tokens that `Engine.greedy` can look for."""
 BURST_SECONDS = 0.02

@@ -17,7 +17,7 @@ import numpy as np
 from numba import njit, types
 from numba.extending import overload
 
-from .dots import SHORT_ROW, four_dots, row_dot
+from .dots import SHORT_ROW, four_dots, keep, kept, row_dot
 from .formats import (
     BLOCK,
     INNER,
@@ -32,7 +32,7 @@ from .formats import (
     whole_blocks,
     widen,
 )
-from .lanes import bits_of_float, float_of_bits, load_fp32, prefetch, store, store_totals, total
+from .lanes import bits_of_float, float_of_bits, prefetch, store_totals, total
 
 ROW_BLOCK = 4
 """Rows whose sums run together; a thread's first row must be a multiple of it."""
@@ -176,16 +176,12 @@ def _add_four(w, columns, f0, f1, f2, f3, s0, s1, s2, s3, after, out):  # type: 
             prefetch(g2, line)  # type: ignore[call-arg]
             prefetch(g3, line)  # type: ignore[call-arg]
         at = block * 4 * BLOCK
-        a, b = load_fp32(out, at), load_fp32(out, at + 64)  # type: ignore[call-arg]
-        c, d = load_fp32(out, at + 128), load_fp32(out, at + 192)  # type: ignore[call-arg]
+        a, b, c, d = kept(out, at)
         a, b, c, d = block_add(w0, block, columns, s0, a, b, c, d)
         a, b, c, d = block_add(w1, block, columns, s1, a, b, c, d)
         a, b, c, d = block_add(w2, block, columns, s2, a, b, c, d)
         a, b, c, d = block_add(w3, block, columns, s3, a, b, c, d)
-        store(out, at, a)  # type: ignore[call-arg]
-        store(out, at + 64, b)  # type: ignore[call-arg]
-        store(out, at + 128, c)  # type: ignore[call-arg]
-        store(out, at + 192, d)  # type: ignore[call-arg]
+        keep(out, at, (a, b, c, d))
     for k in range(blocks * BLOCK, columns):
         out[k] += (s0 * widen(w0[k]) + s1 * widen(w1[k])) + (s2 * widen(w2[k]) + s3 * widen(w3[k]))
 
@@ -209,13 +205,8 @@ def add_row(w: Array, extras: Array, columns: int, row: int, scale: Any, out: Ar
 def add_block(values, block, columns, scale, out):  # type: ignore[no-untyped-def]
     """Add 64 columns of a row, times a number, to `out`."""
     at = block * 4 * BLOCK
-    a, b = load_fp32(out, at), load_fp32(out, at + 64)  # type: ignore[call-arg]
-    c, d = load_fp32(out, at + 128), load_fp32(out, at + 192)  # type: ignore[call-arg]
-    a, b, c, d = block_add(values, block, columns, scale, a, b, c, d)
-    store(out, at, a)  # type: ignore[call-arg]
-    store(out, at + 64, b)  # type: ignore[call-arg]
-    store(out, at + 128, c)  # type: ignore[call-arg]
-    store(out, at + 192, d)  # type: ignore[call-arg]
+    a, b, c, d = kept(out, at)
+    keep(out, at, block_add(values, block, columns, scale, a, b, c, d))
 
 
 @njit(**LEAF)

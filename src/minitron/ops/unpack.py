@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from . import formats, gemv, lanes
+from . import dots, formats, gemv, lanes
+from .dots import keep
 from .formats import BLOCK, block_add, place_escapes, row_factor, whole_blocks
 from .gemv import bf16_of_float
-from .lanes import spread, store, store_bf16
+from .lanes import spread, store_bf16
 from .sources import cached
 
 
@@ -39,10 +40,7 @@ def _build(digest: int) -> Any:
                     store_bf16(row, at + 64, c)  # type: ignore[call-arg]
                     store_bf16(row, at + 96, d)  # type: ignore[call-arg]
                 else:
-                    store(wide, 2 * at, a)  # type: ignore[call-arg]
-                    store(wide, 2 * at + 64, b)  # type: ignore[call-arg]
-                    store(wide, 2 * at + 128, c)  # type: ignore[call-arg]
-                    store(wide, 2 * at + 192, d)  # type: ignore[call-arg]
+                    keep(wide, 2 * at, (a, b, c, d))
             for k in range(whole * BLOCK, K):
                 row[k] = bf16_of_float(wide[k])
             place_escapes(w, extras, r, row)
@@ -50,4 +48,4 @@ def _build(digest: int) -> Any:
     return unpack_rows
 
 
-unpack_rows = cached(_build, __file__, formats, gemv, lanes)
+unpack_rows = cached(_build, __file__, dots, formats, gemv, lanes)

@@ -19,6 +19,24 @@ from minitron.engine.packed import weights_of
 pytest.importorskip("numba")
 
 
+@pytest.mark.parametrize("times", [1, 2, 8])
+def test_a_widened_model_computes_the_same_function(times: int) -> None:
+    model = tiny_model(torch.float64)
+    wide = measure.widened(model, times)
+    sizes = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
+    assert all(getattr(wide.config, name) == times * getattr(model.config, name) for name in sizes)
+    ids = torch.tensor([some_tokens(20)])
+    with torch.inference_mode():
+        torch.testing.assert_close(wide(ids).logits, model(ids).logits, rtol=1e-9, atol=1e-9)
+
+
+def test_what_cannot_be_widened_is_refused() -> None:
+    with pytest.raises(ValueError, match="times is 3; it must be a power of two"):
+        measure.widened(tiny_model(), 3)
+    with pytest.raises(ValueError, match="has biases in its projections"):
+        measure.widened(tiny_model(mlp_bias=True), 2)
+
+
 @pytest.mark.parametrize("zeros", [0.5, 0.9])
 def test_declared_zeros_are_found(zeros: float) -> None:
     model = measure.random_model(tiny_config(hidden_size=256, intermediate_size=1024), zeros)

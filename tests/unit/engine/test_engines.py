@@ -181,6 +181,32 @@ def test_nothing_is_written_past_the_buffers(monkeypatch: pytest.MonkeyPatch) ->
         assert (whole[32 + inside.size :] == 99).all()
 
 
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("format", ["bf16", "int4"])
+def test_parts_that_threads_take_as_they_are_free_give_the_same_bits(
+    monkeypatch: pytest.MonkeyPatch, format: Format, groups: int
+) -> None:
+    shape = {"num_attention_heads": 8, "num_key_value_heads": groups, "head_dim": 8, "vocab_size": 1100}
+    model = tiny_model(torch.bfloat16, **shape, intermediate_size=700, num_hidden_layers=3)
+    weights, tokens = from_model(model, format), some_tokens(60)
+
+    def texts(threads: int) -> tuple[torch.Tensor, list[list[int]]]:
+        with cpu.CpuEngine(weights, 120, threads=threads, slots=2) as engine:
+            for slot in range(2):  # prompts in steps whose logits nobody wants
+                for first in range(0, 20, 4):
+                    engine.read(tokens[first + slot : first + slot + 4], slot)
+            logits = torch.cat([engine.step(tokens[at : at + 1 + at % 3], 0).clone() for at in range(20, 50)])
+            return logits, engine.greedy(tokens[:2], 30, slots=(0, 1))
+
+    expected = texts(1)
+    monkeypatch.setattr(cpu, "SMALL", 0)  # as for a large model
+    for threads in (1, 2, 3, 5):
+        assert cpu.CpuEngine(weights, 8, threads=threads)._shared[6][cpu.compiled.IN_TURN] == 0
+        logits, chosen = texts(threads)
+        assert torch.equal(logits, expected[0]), threads
+        assert chosen == expected[1], threads
+
+
 def test_wrong_use_is_refused() -> None:
     weights = from_model(tiny_model())
     engine = cpu.CpuEngine(weights, 4)
