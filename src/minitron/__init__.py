@@ -1,6 +1,7 @@
-"""minitron: run, shrink, retrain, evaluate, serve and convert models of the Nemotron-4 / Minitron family.
+"""minitron: run, shrink, retrain, evaluate and convert models of the Nemotron-4 / Minitron family.
 
-Importing this package is light: torch and transformers are imported when a name that needs them is first used.
+Importing this package is light: torch and transformers are imported when a name that needs them is first used. Its
+modules need no import of their own: `minitron.prune.importance` is there after `import minitron`.
 Nothing is changed in transformers until `register()` is called.
 """
 
@@ -9,13 +10,16 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from .submodules import submodule
 from .version import __version__
 
 if TYPE_CHECKING:
+    from . import checkpoint, compress, distill, engine, evaluate, ops, prune, report
     from .assets import bundled_model
     from .auto import register
     from .cache import NemotronCache
     from .config import PRESETS, NemotronConfig
+    from .distill.losses import DistillLoss
     from .heads import (
         NemotronForQuestionAnswering,
         NemotronForSequenceClassification,
@@ -27,6 +31,7 @@ if TYPE_CHECKING:
 
 # public name -> module of this package that defines it
 _LAZY = {
+    "DistillLoss": "distill.losses",
     "PRESETS": "config",
     "NemotronCache": "cache",
     "NemotronConfig": "config",
@@ -44,6 +49,7 @@ _LAZY = {
 
 __all__ = [
     "PRESETS",
+    "DistillLoss",
     "NemotronCache",
     "NemotronConfig",
     "NemotronForCausalLM",
@@ -54,16 +60,27 @@ __all__ = [
     "NemotronPreTrainedModel",
     "__version__",
     "bundled_model",
+    "checkpoint",
+    "compress",
+    "distill",
+    "engine",
+    "evaluate",
     "load",
     "load_tokenizer",
+    "ops",
+    "prune",
     "register",
+    "report",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module 'minitron' has no attribute {name!r}; it has: {', '.join(__all__)}")
-    return getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
+    if name in _LAZY:
+        return getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
+    try:
+        return submodule(__name__, name)
+    except AttributeError as error:
+        raise AttributeError(f"{error}; it has: {', '.join(__all__)}") from None
 
 
 def __dir__() -> list[str]:

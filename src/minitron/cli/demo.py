@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from .common import human_bytes, human_count, quiet_libraries, sentence_errors
+from .invocation import program
 
 if TYPE_CHECKING:
     from ..generate import SamplingSettings
@@ -29,11 +30,12 @@ def demo(
     settings = SamplingSettings(max_new_tokens, temperature=0.7, top_p=0.9, seed=seed)
     _write("The bundled Nemotron", bundled_model(), prompt, settings)
     _write("Its child by `minitron compress`", bundled_model("half"), prompt, settings)
+    minitron = program()
     typer.echo(
         "Three things to try next:\n"
-        '  .venv/bin/minitron generate -p "The old man looked at the sea" --seed 3\n'
-        "  .venv/bin/minitron inspect minitron-4b\n"
-        "  .venv/bin/minitron train --help"
+        f'  {minitron} generate -p "The old man looked at the sea" --seed 3\n'
+        f"  {minitron} inspect minitron-4b\n"
+        f"  {minitron} train --help"
     )
 
 

@@ -1,1 +1,11 @@
 """Training: one loop, its schedule, its log; the loss is a parameter."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from ..submodules import submodule
+
+
+def __getattr__(name: str) -> ModuleType:
+    return submodule(__name__, name)

@@ -1,1 +1,11 @@
 """Text generation close to what memory allows: packed weights, a reference in torch, and a CPU decode step in Numba."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from ..submodules import submodule
+
+
+def __getattr__(name: str) -> ModuleType:
+    return submodule(__name__, name)
