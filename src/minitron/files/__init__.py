@@ -1,0 +1,32 @@
+"""Everything that writes, replaces or deletes goes through here.
+
+`writing` explains failures of the disk, `new_file` and `new_folder` write all or nothing, `check_target` protects what
+is there already, and `locked` keeps two processes out of one folder. The standard library is all that this needs.
+"""
+
+from .drafts import new_file, new_folder, write_bytes, write_text
+from .errors import WriteError, allocate, explain, require_space, writing
+from .locks import LockedError, locked, require_unlocked
+from .ownership import RECORD, write_record
+from .targets import TargetError, check_target, require_apart, require_folder_name
+
+__all__ = [
+    "RECORD",
+    "LockedError",
+    "TargetError",
+    "WriteError",
+    "allocate",
+    "check_target",
+    "explain",
+    "locked",
+    "new_file",
+    "new_folder",
+    "require_apart",
+    "require_folder_name",
+    "require_space",
+    "require_unlocked",
+    "write_bytes",
+    "write_record",
+    "write_text",
+    "writing",
+]

@@ -1,0 +1,144 @@
+"""Failures of the disk as sentences: which file, what is wrong, how many bytes.
+
+The operating system names no file when a write fails, and libraries wrap its errors in kinds of their own.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_NO_ROOM = {
+    errno.ENOSPC: "no space left on the disk",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "larger than a file may be here (the file system's limit, or that of `ulimit -f`)",
+}
+_FORBIDDEN = {
+    errno.EROFS: "the file system is read-only",
+    errno.EACCES: "no permission to write there",
+    errno.EPERM: "no permission to write there",
+    errno.ENOTDIR: "a part of the path is a file, not a folder",
+    errno.ENAMETOOLONG: "the name is too long",
+    errno.ELOOP: "its symbolic links lead in a circle",
+}
+# How libraries that do not raise OSError put it: safetensors (Rust), SQLite, PyTorch's writers.
+_PHRASES = {
+    "no space left on device": errno.ENOSPC,
+    "database or disk is full": errno.ENOSPC,
+    "disk quota exceeded": errno.EDQUOT,
+    "file too large": errno.EFBIG,
+    "read-only file system": errno.EROFS,
+    "readonly database": errno.EROFS,
+    "permission denied": errno.EACCES,
+}
+
+
+DRAFT_SUFFIX = ".partial"
+"""Of the hidden folders in which drafts lie; see `drafts`."""
+
+
+class WriteError(OSError):
+    """A file that cannot be written. The message is a sentence with the path, the reason and, if it is full, bytes."""
+
+    def __init__(self, code: int, sentence: str) -> None:
+        super().__init__(code, sentence)
+
+    def __str__(self) -> str:
+        return self.strerror or ""
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn errors of the disk in the block, of whatever library, into a sentence about `path`.
+
+    Raises:
+        WriteError: in place of such an error; all others pass.
+    """
+    try:
+        yield
+    except Exception as error:
+        code = _code(error, path)
+        if code is None or isinstance(error, WriteError):
+            raise
+        raise WriteError(code, f"{path}: cannot be written: {explain(error, path)}") from None
+
+
+def explain(error: BaseException, path: Path) -> str:
+    """Why something could not be written to `path`: one line, with the free bytes if there are too few."""
+    if isinstance(error, WriteError):
+        return str(error)
+    code = _code(error, path)
+    if code in _NO_ROOM:
+        return f"{_NO_ROOM[code]}; {free_bytes(path):,} bytes are free on this disk"
+    if code is not None:
+        return _FORBIDDEN[code]
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split()) or type(error).__name__
+
+
+def _code(error: BaseException, path: Path) -> int | None:
+    """The `errno` of a failed write at `path`; None if the error is something else."""
+    if not isinstance(error, OSError):
+        text = str(error).lower()
+        return next((code for phrase, code in _PHRASES.items() if phrase in text), None)
+    if error.errno is None:  # NumPy's tofile says "4096 requested and 0 written"
+        return errno.ENOSPC if str(error).endswith(" written") else None
+    if error.errno in _FORBIDDEN:  # perhaps of another file, which could not be read
+        return error.errno if error.filename is None or _is_near(error.filename, path) else None
+    return error.errno if error.errno in _NO_ROOM else None
+
+
+def _is_near(name: str | bytes, path: Path) -> bool:
+    place, path = Path(os.fsdecode(name)).absolute(), path.absolute()
+    in_a_draft = any(part.endswith(DRAFT_SUFFIX) for part in place.parts)
+    return in_a_draft or place.is_relative_to(path) or path.is_relative_to(place)
+
+
+def free_bytes(path: Path) -> int:
+    """Bytes that are free for this user on the disk of `path`, which need not exist."""
+    place = path.absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    return shutil.disk_usage(place).free
+
+
+def require_space(path: Path, needed: int) -> None:
+    """Refuse to begin to write what cannot fit.
+
+    Raises:
+        WriteError: fewer than `needed` bytes are free where `path` is to be.
+    """
+    free = free_bytes(path)
+    if free < needed:
+        raise WriteError(errno.ENOSPC, f"{path}: needs {needed:,} bytes, and {free:,} bytes are free on this disk")
+
+
+def allocate(path: Path, size: int) -> None:
+    """Make a file of `size` bytes whose blocks are reserved, to be mapped into memory.
+
+    Writing to a mapped file with holes ends the process (SIGBUS) when the disk is full; a reserved one has its room.
+
+    Raises:
+        WriteError: the disk has no room for it. Nothing is left then.
+    """
+    with writing(path), path.open("wb") as file:
+        try:
+            _reserve(file.fileno(), size)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+
+
+def _reserve(descriptor: int, size: int) -> None:
+    try:
+        os.posix_fallocate(descriptor, 0, max(1, size))
+    except (AttributeError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+            raise
+        block = bytes(1 << 20)
+        for start in range(0, size, len(block)):
+            os.write(descriptor, block[: size - start])

@@ -1,0 +1,170 @@
+"""One process in a folder at a time.
+
+The lock is `flock` on a file, which the kernel gives back when the process ends in whatever way, so that none outlives
+a `kill -9`. On NFS, Linux does the same with the server's locks. Where a file system has no locks (some mounts of
+NFS and Lustre), the note in the file decides: a process of this machine is looked up by its number and start time; one
+of another machine cannot be looked up, and counts as alive.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .errors import writing
+
+LOCK = ".lock"
+_UNKNOWN_HERE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+
+
+class LockedError(ValueError):
+    """A folder in which another process is at work; the message says which."""
+
+
+class Lock:
+    """A file that this process holds; `release` deletes it."""
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self.path, self._descriptor = path, descriptor
+
+    def release(self) -> None:
+        """Give it back. The file is deleted first, while nobody else can hold it."""
+        self.path.unlink(missing_ok=True)
+        os.close(self._descriptor)
+
+
+def try_lock(path: Path, **note: Any) -> Lock | None:
+    """Hold `path`, which is made if it is not there; None if another process holds it.
+
+    Args:
+        path: the lock file.
+        note: further JSON values for the note in it.
+
+    Raises:
+        OSError: the file cannot be made.
+    """
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            if not _take(descriptor, path):
+                os.close(descriptor)
+                return None
+            if _is_at(path, descriptor):
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, json.dumps({**_me(), **note}).encode(), 0)
+                return Lock(path, descriptor)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # its owner deleted it in between: once more
+
+
+def _take(descriptor: int, path: Path) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _UNKNOWN_HERE:
+            raise
+        return not is_alive(read_note(path))
+    return True
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def read_note(path: Path) -> dict[str, Any]:
+    """What the holder wrote into a lock file; empty if nothing can be read."""
+    try:
+        note = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return note if isinstance(note, dict) else {}
+
+
+def _me() -> dict[str, Any]:
+    command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:2]]) if sys.argv else ""
+    return {"pid": os.getpid(), "started": _start_time(os.getpid()), "host": socket.gethostname(), "command": command}
+
+
+def is_alive(note: dict[str, Any]) -> bool:
+    """Whether the process of a note still runs, as far as this machine can tell; an empty note is of nobody."""
+    pid = note.get("pid")
+    if not isinstance(pid, int):
+        return False
+    if note.get("host") != socket.gethostname():
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return note.get("started") == _start_time(pid)  # else another process has got the number since
+
+
+def _start_time(pid: int) -> int | None:
+    """Clock ticks from the machine's start to the process's; None where there is no /proc."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
+        return int(text.rpartition(")")[2].split()[19])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes out of `folder`, which must exist, while the block runs.
+
+    Raises:
+        LockedError: one is in there.
+        WriteError: the lock file cannot be made.
+    """
+    path = folder / LOCK
+    with writing(path):
+        lock = try_lock(path)
+    if lock is None:
+        raise _refusal(folder)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def require_unlocked(folder: Path) -> None:
+    """Say early that a folder is taken; the work itself still needs `locked`. Leaves nothing behind.
+
+    Raises:
+        LockedError: another process is in there.
+    """
+    path = folder / LOCK
+    if not path.exists():
+        return
+    with writing(path):
+        lock = try_lock(path)
+    if lock is None:
+        raise _refusal(folder)
+    lock.release()
+
+
+def _refusal(folder: Path) -> LockedError:
+    note = read_note(folder / LOCK)
+    who = f"process {note['pid']} on {note.get('host')}" if "pid" in note else "its process is not known"
+    command = f", `{note['command']}`" if note.get("command") else ""
+    return LockedError(
+        f"{folder}: another run is at work in this folder ({who}{command}); wait until it ends, stop it, or choose "
+        f"another folder"
+    )

@@ -1,0 +1,74 @@
+"""Which files of a folder this package wrote: a record beside them, so that `--overwrite` deletes nothing else.
+
+The record holds the size and a digest of every file, so that a file which was edited, or trained further, is told from
+the one that was written. Copies of the folder keep it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+RECORD = ".minitron-files.json"
+_VERSION = 1
+_SAMPLE_BYTES = 1 << 18
+_SAMPLES = 5
+
+
+def write_record(folder: Path) -> None:
+    """Write down what lies in `folder` now."""
+    files = {path.relative_to(folder).as_posix(): _facts(path) for path in _entries(folder)}
+    text = json.dumps({"version": _VERSION, "files": files}, indent=1) + "\n"
+    (folder / RECORD).write_text(text, encoding="utf-8")
+
+
+def foreign_files(folder: Path) -> tuple[list[str], list[str]]:
+    """(files that the record does not know, files that were changed since), as paths within `folder`.
+
+    Without a record every file is unknown.
+    """
+    known = _read(folder)
+    unknown, changed = [], []
+    for path in _entries(folder):
+        name = path.relative_to(folder).as_posix()
+        if name not in known:
+            unknown.append(name)
+        elif path.is_symlink() or known[name] != _facts(path):
+            changed.append(name)
+    return unknown, changed
+
+
+def _read(folder: Path) -> dict[str, list[object]]:
+    try:
+        values = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        return dict(values["files"]) if values["version"] == _VERSION else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _entries(folder: Path) -> Iterator[Path]:
+    """All that is not a plain folder, links to folders included; not the record itself."""
+    for place, folders, files in os.walk(folder):
+        for name in sorted((*files, *(n for n in folders if (Path(place) / n).is_symlink()))):
+            path = Path(place) / name
+            if path != folder / RECORD:
+                yield path
+
+
+def _facts(path: Path) -> list[object]:
+    """[size, digest of the whole file, or of samples spread over a large one]; of a pipe or a device nothing."""
+    if not path.is_file():
+        return []
+    size = path.stat().st_size
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        if size <= _SAMPLES * _SAMPLE_BYTES:
+            digest.update(file.read())
+        else:
+            for number in range(_SAMPLES):
+                file.seek(number * (size - _SAMPLE_BYTES) // (_SAMPLES - 1))
+                digest.update(file.read(_SAMPLE_BYTES))
+    return [size, digest.hexdigest()]
