@@ -26,12 +26,16 @@ def compress(
     heldout_share: Annotated[
         Optional[float], typer.Option(help="Share of the documents of --data to hold out.")
     ] = None,
-    params: Annotated[Optional[str], typer.Option(help="Budget: parameters, as in 4B.")] = None,
+    params: Annotated[Optional[str], typer.Option(help="Budget: at most so many parameters, as in 4B.")] = None,
     non_embedding_params: Annotated[
-        Optional[str], typer.Option(help="Budget: parameters without embedding and LM head, as in 2.6B.")
+        Optional[str], typer.Option(help="Budget: the same without embedding and LM head, as in 2.6B.")
     ] = None,
-    memory: Annotated[Optional[str], typer.Option(help="Budget: weights and cache, as in 6GB.")] = None,
-    speed: Annotated[Optional[str], typer.Option(help="Budget: decoding on this machine, as in 20tok/s.")] = None,
+    memory: Annotated[
+        Optional[str], typer.Option(help="Budget: at most so much for weights and cache, as in 6GB.")
+    ] = None,
+    speed: Annotated[
+        Optional[str], typer.Option(help="Budget: decoding at least so fast on this machine, as in 20tok/s.")
+    ] = None,
     keep: Annotated[Optional[str], typer.Option(help="The shape itself, as in heads=24,ffn=9216,hidden=3072.")] = None,
     steps: Annotated[Optional[str], typer.Option(help="Several sizes in parameters, large to small: 8B,4B.")] = None,
     tokens: Annotated[Optional[str], typer.Option(help="Length of each distillation in tokens, as in 20M.")] = None,

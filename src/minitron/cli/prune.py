@@ -17,17 +17,17 @@ from .common import JsonOption, print_json, quiet_libraries, sentence_errors
 def prune(
     model: Annotated[str, typer.Argument(help="Checkpoint folder or repository id; `bundled` for the bundled model.")],
     out: Annotated[Path, typer.Argument(help="Folder to make.")],
-    params: Optional[str] = typer.Option(None, help="Budget: parameters, e.g. 4B."),
-    non_embedding_params: Optional[str] = typer.Option(None, help="Budget: parameters less embeddings, e.g. 2.6B."),
-    memory: Optional[str] = typer.Option(None, help="Budget: bytes of weights and cache, e.g. 6GB."),
-    speed: Optional[str] = typer.Option(None, help="Budget: decoding on this machine, e.g. 20tok/s."),
+    params: Optional[str] = typer.Option(None, help="Budget: at most so many parameters, e.g. 4B."),
+    non_embedding_params: Optional[str] = typer.Option(None, help="Budget: the same without embeddings, e.g. 2.6B."),
+    memory: Optional[str] = typer.Option(None, help="Budget: at most so many bytes of weights and cache, e.g. 6GB."),
+    speed: Optional[str] = typer.Option(None, help="Budget: decoding at least so fast on this machine, e.g. 20tok/s."),
     keep: Optional[str] = typer.Option(
         None, help="The shape: heads=24,groups=8,ffn=9216,hidden=3072,layers=32; with a budget: axes that stay fixed."
     ),
     plan: Annotated[Optional[Path], typer.Option(help="Carry out this plan.json.")] = None,
     sort: bool = typer.Option(False, "--sorted", help="Keep everything, most important first; smaller is a prefix."),
     grid: str = typer.Option("auto", help="Shapes to look at: auto, paper-4b or paper-8b."),
-    tolerance: float = typer.Option(0.05, help="How far from the budget a candidate may be."),
+    tolerance: float = typer.Option(0.05, help="How far below the budget (speed: above it) candidates are looked for."),
     rank: str = typer.Option("loss", help="How candidates are ranked: loss or kl (to MODEL)."),
     candidates: Optional[int] = typer.Option(None, help="Most candidates to rank, spread evenly over their sizes."),
     depth: str = typer.Option("influence", help="How layers are scored: influence, loss, distance or greedy."),

@@ -29,7 +29,8 @@ def estimate(recipe: Recipe, out: Path, *, cache: Path | None = None, device: st
     source = teacher
     shapes: dict[str, list[NemotronConfig]] = {}
     for index in range(len(recipe.targets)):
-        candidates = [c.architecture for c in within_budget(context, index, source)]
+        found, _ = within_budget(context, index, source)
+        candidates = [candidate.architecture for candidate in found]
         first = spread(candidates, recipe.ranking.most)
         ordered = [*first, *(c for c in candidates if c not in first)]
         shapes[recipe.target_name(index)] = [shape.config(source) for shape in ordered]

@@ -192,8 +192,16 @@ def make_report(context: Context, folders: Mapping[str, Path], marks: Mapping[st
             "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {context.device}",
         },
         hashes={**marks, **{f"text {key}": f"weight {weight:g}" for key, weight in _data(context).items()}},
-        notes=["Samples: temperature 0.7, top-p 0.9, seed 1, not selected. Speed: greedy, one prompt, this machine."],
+        notes=[
+            *_stage_notes(context),
+            "Samples: temperature 0.7, top-p 0.9, seed 1, not selected. Speed: greedy, one prompt, this machine.",
+        ],
     )
+
+
+def _stage_notes(context: Context) -> list[str]:
+    """What stages had to say about their results."""
+    return [note for facts in context.stages.facts.values() for note in facts.get("notes", [])]
 
 
 def _data(context: Context) -> dict[str, float]:

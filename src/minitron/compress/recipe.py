@@ -22,16 +22,16 @@ class RecipeError(ValueError):
 
 @dataclass(frozen=True)
 class Target:
-    """How large a model of the family shall be: exactly one budget."""
+    """How large a model of the family may be: exactly one budget, which the model keeps within."""
 
     params: str | None = None
-    """Parameters in all, as in "4B"."""
+    """At most so many parameters in all, as in "4B"."""
     non_embedding_params: str | None = None
-    """Parameters without embedding and LM head, as in "2.6B"."""
+    """At most so many parameters without embedding and LM head, as in "2.6B"."""
     memory: str | None = None
-    """Bytes of weights and of the cache at a full context, as in "6GB"."""
+    """At most so many bytes of weights and of the cache at a full context, as in "6GB"."""
     speed: str | None = None
-    """Decoding on this machine, as in "20tok/s"."""
+    """Decoding on this machine at least so fast, as in "20tok/s"."""
     keep: str | None = None
     """The shape itself, as in "heads=24,ffn=9216,hidden=3072,layers=32"; nothing is searched."""
     name: str | None = None

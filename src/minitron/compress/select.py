@@ -14,9 +14,10 @@ from ..config import NemotronConfig
 from ..distill.targets import OnlineTeacher
 from ..prune.architecture import Architecture
 from ..prune.choose import make_plan
+from ..prune.costs import machine_for, with_bandwidth
 from ..prune.rank import rank_candidates, zero_shot
 from ..prune.scores import Scores
-from ..prune.search import Budget, Candidate, Machine, enumerate_architectures, thin_out
+from ..prune.search import Budget, Candidate, Machine, enumerate_architectures, thin_out, unused
 from .costs import refit_flops, training_flops
 from .cutting import cut_out
 from .ranking import Contender, rank
@@ -37,23 +38,21 @@ def selection_inputs(context: Context, index: int) -> dict[str, Any]:
     return {**chosen_by, "refit": context.recipe.calibration.refit}
 
 
-def within_budget(context: Context, index: int, config: NemotronConfig) -> list[Candidate]:
-    """Shapes that meet the budget of a target, thinned evenly to `ranking.scored`.
+def within_budget(context: Context, index: int, config: NemotronConfig) -> tuple[list[Candidate], str | None]:
+    """Shapes that meet the budget of a target, thinned evenly to `ranking.scored`; a sentence if none is near it.
 
     Raises:
         SearchError: none does; says which are nearest.
     """
     kind, value = context.recipe.targets[index].budget
     if kind == "keep":
-        return [Candidate.of(Architecture.parse(value, config), config, Machine())]
-    bandwidth = None
+        return [Candidate.of(Architecture.parse(value, config), config, Machine())], None
+    machine = machine_for(kind, config, context.out_dtype)
     if kind == "speed":
-        from ..engine.measure import read_bandwidth
-
-        bandwidth = read_bandwidth() * 1e9
-    machine = Machine(context=config.max_position_embeddings, bytes_per_second=bandwidth)
-    found = enumerate_architectures(config, Budget.parse(kind, value), context.recipe.ranking.grid, machine)
-    return thin_out(found, context.recipe.ranking.scored)
+        machine = with_bandwidth(machine)
+    budget = Budget.parse(kind, value)
+    found = enumerate_architectures(config, budget, context.recipe.ranking.grid, machine)
+    return thin_out(found, context.recipe.ranking.scored), unused(budget, found)
 
 
 def choose(context: Context, index: int, source: Path, scores: Scores) -> Architecture:
@@ -63,10 +62,13 @@ def choose(context: Context, index: int, source: Path, scores: Scores) -> Archit
     inputs = {"source": mark, **selection_inputs(context, index)}
 
     def score(folder: Path) -> dict[str, Any]:
-        candidates = within_budget(context, index, config)
+        candidates, note = within_budget(context, index, config)
+        notes = [] if note is None else [f"{name}: {note}"]
+        for sentence in notes:
+            context.say(sentence)
         if len(candidates) == 1:
             row = {"shape": candidates[0].architecture.as_dict(), "loss": None}
-            return {"candidates": [row], "tokens": 0, "flops": 0.0}
+            return {"candidates": [row], "tokens": 0, "flops": 0.0, "notes": notes}
         blocks = context.scoring()
         ranked = rank_candidates(
             candidates,
@@ -79,7 +81,7 @@ def choose(context: Context, index: int, source: Path, scores: Scores) -> Archit
         each = blocks.input_ids.numel()
         middle = candidates[len(candidates) // 2].architecture.config(config)
         flops = each * len(candidates) * float(middle.flops_per_token(context.recipe.train.sequence // 2))
-        return {"candidates": rows, "tokens": each * len(candidates), "flops": flops}
+        return {"candidates": rows, "tokens": each * len(candidates), "flops": flops, "notes": notes}
 
     found = context.stages.run(f"{name}/score", inputs, score)["candidates"]
     shapes = [Architecture.from_dict(row["shape"], f"{name}/score") for row in found]

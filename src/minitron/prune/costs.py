@@ -14,7 +14,7 @@ from ..engine.generation import why_not_model
 from ..engine.measure import decode, random_model, read_bandwidth
 from ..engine.weights import from_model
 from ..loading import load
-from .search import Machine
+from .search import BYTES_PER_VALUE, Machine, SearchError
 
 ENGINE_COPIES = 2.5
 """Bytes of a model that the engine needs to load, pack and run it, over those of its weights."""
@@ -22,6 +22,7 @@ _PROMPT, _NEW_TOKENS = 16, 24
 _FORWARD_SHARE = 0.5
 """Of the speed of large matrix products, what a streamed forward pass reaches."""
 _READ_BYTES_PER_SECOND = 1e9
+_DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 _IMPORTS = 600e6
 """Bytes that the libraries take."""
 
@@ -78,6 +79,30 @@ def available_memory() -> float:
 def runs_in_memory(config: NemotronConfig, bytes_per_value: float) -> bool:
     """Whether the engine can be tried on a model without pushing other programs out."""
     return ENGINE_COPIES * bytes_per_value * config.num_parameters() < 0.8 * available_memory()
+
+
+def machine_for(
+    kind: str | None, config: NemotronConfig, weights: torch.dtype, dtype: str | None = None, context: int | None = None
+) -> Machine:
+    """What a budget is counted with.
+
+    Args:
+        kind: of the budget, one of `search.BUDGETS`; None if there is none.
+        config: of the model to prune.
+        weights: in which its checkpoint holds them, and the smaller one will.
+        dtype: in which they will run; as they are held if None.
+        context: tokens in the cache; if None, all that the model can for a budget of memory, else none.
+
+    Raises:
+        SearchError: a budget of memory or speed for weights in a dtype that nothing runs in.
+    """
+    if context is None:
+        context = config.max_position_embeddings if kind == "memory" else 0
+    if dtype is None and weights not in _DTYPES and kind in ("memory", "speed"):
+        raise SearchError(
+            f"the weights are in {weights}; --dtype must say what they will run in: {', '.join(BYTES_PER_VALUE)}"
+        )
+    return Machine(dtype or _DTYPES.get(weights, "fp32"), context)
 
 
 def with_bandwidth(machine: Machine) -> Machine:

@@ -13,8 +13,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..checkpoint.fingerprint import fingerprint
 from ..checkpoint.hf import check_target, open_hf
 from ..checkpoint.limits import require
@@ -41,12 +39,11 @@ from .search import (
     SearchError,
     enumerate_architectures,
     thin_out,
+    unused,
 )
 from .streaming import StreamedModel, batch_digest
 from .surgery import check_fingerprint, prune_checkpoint
 from .texts import Texts, open_text
-
-_DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 @dataclass(frozen=True)
@@ -186,10 +183,8 @@ class PruneJob:
     def machine(self) -> Machine:
         """Dtype and context of the budget; the bandwidth where a speed is asked for or shown."""
         embedding = next(x for name, x in self.checkpoint.tensors.items() if name.endswith("embed_tokens.weight"))
-        context = self.options.context
-        if context is None:
-            context = self.config.max_position_embeddings if self.options.memory is not None else 0
-        machine = Machine(self.options.dtype or _DTYPES.get(embedding.dtype, "fp32"), context)
+        kind = next((name for name in BUDGETS if getattr(self.options, name) is not None), None)
+        machine = costs.machine_for(kind, self.config, embedding.dtype, self.options.dtype, self.options.context)
         wanted = self.options.speed is not None or self.options.measure
         return costs.with_bandwidth(machine) if wanted else machine
 
@@ -293,7 +288,9 @@ class PruneJob:
             grid = grid.fixed(**parse_axes(options.keep))
         if budget.kind == "speed":
             self.machine = self._calibrated(budget, grid)
-        return enumerate_architectures(self.config, budget, grid, self.machine)
+        found = enumerate_architectures(self.config, budget, grid, self.machine)
+        self.notes += filter(None, [unused(budget, found)])
+        return found
 
     def _calibrated(self, budget: Budget, grid: Grid) -> Machine:
         """The machine by a short run of the engine on random weights, of a shape that bandwidth alone would choose."""

@@ -1,7 +1,8 @@
 """Which architectures fit a budget: enumeration of a grid (arXiv:2407.14679, section 2.3 and Table 9).
 
-A budget is a window in one quantity: parameters, parameters without embeddings, bytes of weights and cache, or tokens
-per second. Everything in the window is returned, small and large; choosing among them is `rank`'s business.
+A budget is a limit in one quantity that no candidate exceeds: a most of parameters, parameters without embeddings, or
+bytes of weights and cache; a least of tokens per second. Candidates come from a window on the allowed side of it.
+Everything in the window is returned, small and large; choosing among them is `rank`'s business.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from .architecture import AXES, Architecture, ArchitectureError
 
 BUDGETS = ("params", "non_embedding_params", "memory", "speed")
 TOLERANCE = 0.05
-"""The paper's: candidates lie within 5% of the parameters asked for."""
+"""Candidates lie at most so far from the budget, on the allowed side of it; the paper has 5% on both sides."""
 BYTES_PER_VALUE = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "int8": 1 + 2 / 32, "int4": 0.5 + 2 / 32}
 """Weights; the integer formats have an fp16 scale per 32 values. Keys and values are kept in 16 bits (fp32: 32)."""
 _SUFFIXES = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12}
@@ -69,6 +70,9 @@ class Budget:
     kind: str
     low: float
     high: float
+    limit: bool = False
+    """Whether the far end of the window is only a wish: where it is empty, the nearest shapes within the limit (`high`;
+    `low` for a speed) are taken."""
 
     def __post_init__(self) -> None:
         if self.kind not in BUDGETS:
@@ -78,7 +82,7 @@ class Budget:
 
     @classmethod
     def parse(cls, kind: str, text: str, tolerance: float = TOLERANCE) -> Budget:
-        """ "4B" parameters: within `tolerance` on both sides; "6GB": from `tolerance` below; "20tok/s": to it above.
+        """A limit: "4B" parameters or "6GB" are from `tolerance` below up to that, "20tok/s" from that to it above.
 
         Raises:
             SearchError: not a quantity of this kind.
@@ -86,9 +90,18 @@ class Budget:
         if not 0 <= tolerance < 1:
             raise SearchError(f"tolerance is {tolerance}; it must be from 0 up to, but not including, 1")
         value = parse_quantity(kind, text)
-        low = value if kind == "speed" else value * (1 - tolerance)
-        high = value if kind == "memory" else value * (1 + tolerance)
-        return cls(kind, low, high)
+        if kind == "speed":
+            return cls(kind, value, value * (1 + tolerance), limit=True)
+        return cls(kind, value * (1 - tolerance), value, limit=True)
+
+    def allows(self, value: float) -> bool:
+        """Whether a quantity is within the limit, near it or not."""
+        return value >= self.low if self.kind == "speed" else value <= self.high
+
+    def nearest(self, value: float) -> Budget:
+        """The window of the same width that begins, on the allowed side, at `value`."""
+        scale = value / (self.low if self.kind == "speed" else self.high)
+        return replace(self, low=self.low * scale, high=self.high * scale)
 
     def measure(self, config: NemotronConfig, machine: Machine) -> float:
         """The quantity of a configuration.
@@ -107,15 +120,28 @@ class Budget:
             raise SearchError("a budget of speed needs the bandwidth of the machine")
         return speed
 
+    def of(self, candidate: Candidate) -> float:
+        """The quantity of a candidate, as `measure` gave it."""
+        return {
+            "params": candidate.parameters,
+            "non_embedding_params": candidate.non_embedding_parameters,
+            "memory": candidate.memory_bytes,
+            "speed": candidate.tokens_per_second or 0.0,
+        }[self.kind]
+
     def show(self, value: float) -> str:
         """A value with its unit."""
         if self.kind == "speed":
-            return f"{value:.3g} tokens/s"
-        unit = "bytes" if self.kind == "memory" else "parameters"
+            return f"{value:.4g} tokens/s"
+        unit = {"memory": "bytes", "params": "parameters"}.get(self.kind, "parameters without embeddings")
         for limit, letter in ((1e12, "T"), (1e9, "G" if unit == "bytes" else "B"), (1e6, "M"), (1e3, "k")):
             if value >= limit:
-                return f"{value / limit:.2f}{letter}{'B' if unit == 'bytes' else ' parameters'}"
+                return f"{value / limit:.2f}{letter}{'B' if unit == 'bytes' else f' {unit}'}"
         return f"{value:.0f} {unit}"
+
+    def show_limit(self) -> str:
+        """ "at most 4.00B parameters", "at least 20 tokens/s"."""
+        return f"at least {self.show(self.low)}" if self.kind == "speed" else f"at most {self.show(self.high)}"
 
 
 def parse_quantity(kind: str, text: str) -> float:
@@ -256,9 +282,12 @@ def enumerate_architectures(
         grid: shapes to look at; `Grid.around(source)` if None.
         machine: dtype and context for memory, bandwidth for speed.
 
+    Where no shape is in the window of a limit, the shapes nearest to it on the allowed side are returned; `unused` says
+    so in a sentence.
+
     Raises:
-        SearchError: no shape of the grid can be cut out of the source, or none is in the window; says which are
-            nearest.
+        SearchError: no shape of the grid can be cut out of the source, or none is within the budget; says which are
+            nearest. The source itself is within a limit, so that there is nothing to cut.
     """
     machine = machine or Machine()
     whole = Architecture.of(source)
@@ -273,11 +302,38 @@ def enumerate_architectures(
         found.append((budget.measure(_sized(shape, source), machine), shape))
     if not found:
         raise SearchError(f"no shape of the grid can be cut out of a model of {whole}{why}")
-    inside = [shape for value, shape in found if budget.low <= value <= budget.high]
+    inside = _inside(budget, found)
+    if not inside and budget.limit:
+        here = budget.measure(source, machine)
+        if budget.allows(here):
+            raise SearchError(
+                f"the model has {budget.show(here)} itself, which is within the budget of {budget.show_limit()}; "
+                f"nothing needs to be cut"
+            )
+        allowed = [value for value, _ in found if budget.allows(value)]
+        if allowed:
+            best = min(allowed) if budget.kind == "speed" else max(allowed)
+            inside = _inside(budget.nearest(best), found)
     if not inside:
         raise SearchError(_nearest(budget, found))
     candidates = [Candidate.of(shape, source, machine) for shape in inside]
     return sorted(candidates, key=lambda candidate: (candidate.parameters, candidate.architecture))
+
+
+def unused(budget: Budget, candidates: Sequence[Candidate]) -> str | None:
+    """A sentence where all candidates are farther from a limit than its tolerance; None where some are near."""
+    values = [budget.of(candidate) for candidate in candidates]
+    if any(budget.low <= value <= budget.high for value in values):
+        return None
+    best = min(values) if budget.kind == "speed" else max(values)
+    return (
+        f"No shape of the grid has {budget.show(budget.low)} to {budget.show(budget.high)}; the nearest within the "
+        f"budget of {budget.show_limit()} has {budget.show(best)}."
+    )
+
+
+def _inside(budget: Budget, found: Sequence[tuple[float, Architecture]]) -> list[Architecture]:
+    return [shape for value, shape in found if budget.low <= value <= budget.high]
 
 
 def _sized(shape: Architecture, source: NemotronConfig) -> NemotronConfig:
@@ -298,7 +354,7 @@ def _nearest(budget: Budget, found: Sequence[tuple[float, Architecture]]) -> str
     below = max((pair for pair in found if pair[0] < budget.low), default=None)
     above = min((pair for pair in found if pair[0] > budget.high), default=None)
     near = " and ".join(f"{budget.show(pair[0])} ({pair[1]})" for pair in (below, above) if pair)
-    window = f"{budget.show(budget.low)} to {budget.show(budget.high)}"
+    window = budget.show_limit() if budget.limit else f"{budget.show(budget.low)} to {budget.show(budget.high)}"
     return f"no shape of the grid has {window}; the nearest {'have' if below and above else 'has'} {near}"
 
 

@@ -88,7 +88,7 @@ def test_a_shape(source: Path, text: Path, tmp_path: Path) -> None:
 def test_a_budget_is_searched_measured_and_reported(source: Path, text: Path, tmp_path: Path) -> None:
     options = ["--non-embedding-params", "9k", "--tolerance", 0.2, "--calibration", text, "--rank", "kl"]
     result = well(source, tmp_path / "small", *options, "--sequence", 32, "--samples", 8)
-    assert 7200 <= result["after"]["parameters"]["non_embedding"] <= 10800
+    assert 7200 <= result["after"]["parameters"]["non_embedding"] <= 9000
     scores = [row["score"] for row in result["candidates"]]
     assert len(scores) > 1
     assert scores == sorted(scores)
@@ -155,7 +155,9 @@ def test_an_interrupted_run_goes_on(source: Path, text: Path, tmp_path: Path, mo
         ([], "nothing says how small: give one of --params"),
         (["--params", "4B", "--memory", "6GB"], "--params and --memory were given together"),
         (["--params", "many"], "--params is 'many'; expected something like 4B"),
-        (["--params", "4B"], "no shape of the grid has 3.80B parameters to 4.20B parameters; the nearest has"),
+        (["--params", "4B"], "itself, which is within the budget of at most 4.00B parameters; nothing needs to be cut"),
+        (["--params", "100"], "no shape of the grid has at most 100 parameters; the nearest has"),
+        (["--memory", "1kB"], "no shape of the grid has at most 1.00kB; the nearest has"),
         (["--keep", "heads=3"], "heads is 3, not a multiple of groups (2)"),
         (["--grid", "mine", "--params", "4M"], "--grid is 'mine'; it must be auto, paper-8b, paper-4b"),
         (["--grid", "paper-4b"], "no shape of the grid can be cut out of a model of 2 layers"),

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pytest
 from checkpoint_samples import tiny_config
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from minitron import NemotronConfig
 from minitron.prune.architecture import Architecture, ArchitectureError
 from minitron.prune.search import (
+    BUDGETS,
     PAPER_GRIDS,
     Budget,
     Grid,
@@ -16,6 +19,7 @@ from minitron.prune.search import (
     enumerate_architectures,
     parse_quantity,
     thin_out,
+    unused,
 )
 
 SOURCE = NemotronConfig.preset("nemotron-4-15b")
@@ -39,14 +43,14 @@ def test_the_fifteen_candidates_for_8b_are_those_of_table_19() -> None:
     assert len(candidates) == 15
     assert shapes(candidates) == TABLE_19
     # The tolerance that the paper states gives another set.
-    literal = shapes(enumerate_architectures(SOURCE, Budget.parse("params", "8B"), grid))
+    literal = shapes(enumerate_architectures(SOURCE, Budget("params", 7.6e9, 8.4e9), grid))
     assert len(literal) == 18
     assert len(literal & TABLE_19) == 13
 
 
 def test_eighteen_candidates_for_4b() -> None:
     grid, budget = PAPER_GRIDS["paper-4b"]
-    assert budget == Budget.parse("params", "4B")
+    assert (budget.low, budget.high) == (0.95 * 4e9, 1.05 * 4e9)
     candidates = enumerate_architectures(SOURCE, budget, grid)
     assert len(candidates) == len(shapes(candidates)) == 18
     assert (32, 24, 9216, 3072) in shapes(candidates)  # Minitron 4B
@@ -66,28 +70,55 @@ def test_costs_are_those_of_the_published_shape() -> None:
     assert four.tokens_per_second == pytest.approx(20e9 / read)
 
 
-@pytest.mark.parametrize("kind", ["non_embedding_params", "memory", "speed"])
-def test_every_kind_of_budget_is_a_window(kind: str) -> None:
-    goal = {"non_embedding_params": "2.6B", "memory": "9GB", "speed": "2.5tok/s"}[kind]
+@pytest.mark.parametrize("kind", BUDGETS)
+def test_no_candidate_exceeds_a_budget_of_any_kind(kind: str) -> None:
+    goal = {"params": "4B", "non_embedding_params": "2.6B", "memory": "9GB", "speed": "2.5tok/s"}[kind]
     machine = Machine(context=2048, bytes_per_second=20e9)
     budget = Budget.parse(kind, goal, 0.1)
     candidates = enumerate_architectures(SOURCE, budget, None, machine)
     value = parse_quantity(kind, goal)
     for found in candidates:
-        number = {
-            "non_embedding_params": found.non_embedding_parameters,
-            "memory": found.memory_bytes,
-            "speed": found.tokens_per_second,
-        }[kind]
-        assert number is not None
-        assert number <= value * (1.1 if kind != "memory" else 1)
-        assert number >= value * (0.9 if kind != "speed" else 1)
+        number = budget.of(found)
+        assert number == budget.measure(found.architecture.config(SOURCE), machine)
+        assert value <= number <= 1.1 * value if kind == "speed" else 0.9 * value <= number <= value
     everything = [
         a
         for a in Grid.around(SOURCE).shapes()
         if budget.low <= budget.measure(a.config(SOURCE), machine) <= budget.high
     ]
     assert {c.architecture for c in candidates} == set(everything)
+    assert unused(budget, candidates) is None
+
+
+SMALL = tiny_config(hidden_size=256, intermediate_size=1024, num_hidden_layers=4, num_attention_heads=4)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(BUDGETS), st.floats(0.05, 2.0), st.sampled_from([0.0, 0.001, 0.05, 0.3]))
+def test_a_budget_is_kept_or_refused(kind: str, share: float, tolerance: float) -> None:
+    machine = Machine(context=64, bytes_per_second=1e9)
+    whole = Budget(kind, 1, 2).measure(SMALL, machine)
+    budget = Budget.parse(kind, f"{whole / share if kind == 'speed' else round(whole * share)}", tolerance)
+    sizes = [Budget(kind, 1, 2).measure(shape.config(SMALL), machine) for shape in Grid.around(SMALL).shapes()]
+    kept = [size for size in sizes if budget.allows(size)]
+    inside = [size for size in sizes if budget.low <= size <= budget.high]
+    try:
+        candidates = enumerate_architectures(SMALL, budget, None, machine)
+    except SearchError as error:
+        # Nothing keeps the budget, or nothing has to be cut for it.
+        assert not inside
+        assert not kept or budget.allows(whole)
+        assert ("nothing needs to be cut" in str(error)) == budget.allows(whole)
+        return
+    found = [budget.of(candidate) for candidate in candidates]
+    assert all(budget.allows(size) for size in found)
+    if inside:
+        assert sorted(found) == sorted(inside)
+        assert unused(budget, candidates) is None
+    else:  # the shapes nearest to the budget stand in
+        best = min(kept) if kind == "speed" else max(kept)
+        assert best in found
+        assert "nearest within the budget" in (unused(budget, candidates) or "")
 
 
 def test_a_grid_below_any_model() -> None:
@@ -112,8 +143,16 @@ def test_fixed_axes() -> None:
 
 
 def test_a_budget_that_cannot_be_met_names_the_nearest() -> None:
-    with pytest.raises(SearchError, match=r"no shape of the grid has 11\.40B parameters to 12\.60B .* nearest has"):
+    with pytest.raises(
+        SearchError, match=r"the model has 8\.27B parameters itself, which is within .* at most 12\.00B"
+    ):
         enumerate_architectures(NemotronConfig.preset("minitron-8b"), Budget.parse("params", "12B"))
+    with pytest.raises(
+        SearchError, match=r"has at most 100\.00M parameters; the nearest has \d\.\d\dB parameters \(\d"
+    ):
+        enumerate_architectures(SOURCE, Budget.parse("params", "100M"))
+    with pytest.raises(SearchError, match=r"has at least 900 tokens/s; the nearest has 90\.88 tokens/s \(\d+ layers"):
+        enumerate_architectures(SOURCE, Budget.parse("speed", "900"), None, Machine(bytes_per_second=2e11))
     with pytest.raises(SearchError, match=r"; the nearest have 1\.99B .* and 2\.0\dB parameters \(\d+ layers"):
         enumerate_architectures(SOURCE, Budget("params", 2.0e9, 2.0001e9))
     with pytest.raises(SearchError, match=r"no shape of the grid can be cut out of a model of 2 layers.*layers is 29"):
