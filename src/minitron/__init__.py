@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .assets import bundled_model
     from .auto import register
     from .cache import NemotronCache
-    from .config import PRESETS, NemotronConfig
+    from .config import NemotronConfig
     from .distill.losses import DistillLoss
     from .heads import (
         NemotronForQuestionAnswering,
@@ -27,12 +27,13 @@ if TYPE_CHECKING:
     )
     from .loading import load
     from .model import NemotronForCausalLM, NemotronModel, NemotronPreTrainedModel
+    from .presets import PRESETS
     from .tokenizer import load_tokenizer
 
 # public name -> module of this package that defines it
 _LAZY = {
     "DistillLoss": "distill.losses",
-    "PRESETS": "config",
+    "PRESETS": "presets",
     "NemotronCache": "cache",
     "NemotronConfig": "config",
     "NemotronForCausalLM": "model",

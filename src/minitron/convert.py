@@ -20,12 +20,13 @@ from typing import Any, BinaryIO, cast
 
 import torch
 
+from .checkpoint.detect import detect
 from .checkpoint.gguf_write import QUANTIZATIONS, write_gguf
 from .checkpoint.hf import DEFAULT_SHARD_BYTES, check_target, write_hf
 from .checkpoint.limits import CheckpointError, require
 from .checkpoint.names import is_norm_weight
 from .checkpoint.nemo_write import write_nemo
-from .checkpoint.sources import Observed, Observer, detect, open_checkpoint
+from .checkpoint.sources import Observed, Observer, open_checkpoint
 from .checkpoint.tensors import BLOCK_BYTES, Checkpoint, LazyTensor, raw, write_all
 from .config import NemotronConfig
 
@@ -201,15 +202,15 @@ def _wants_chat_template(checkpoint: Checkpoint) -> bool:
 
 
 def _config(name: str | None) -> NemotronConfig | None:
-    from .checkpoint.hf import read_config
-    from .config import PRESETS
+    from .checkpoint.hf import read_config, read_config_file
+    from .presets import PRESETS
 
     if name is None:
         return None
     if name in PRESETS:
         return NemotronConfig.preset(name)
     path = Path(name).expanduser()
-    return read_config(path.parent if path.is_file() else path)
+    return read_config_file(path) if path.is_file() else read_config(path)
 
 
 def _write(checkpoint: Checkpoint, target: Path, kind: str, options: Options) -> list[str]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from .assets import BUNDLED, bundled_model
+from .checkpoint.detect import detect
 from .checkpoint.hf import check_checkpoint, read_config
 from .config import NemotronConfig
+from .converted import converted_folder
 from .engine.memory import require_memory
+from .locate import fetch, locate
 from .model import NemotronForCausalLM
 from .quantize import FORMATS
 from .tokenizer import load_tokenizer
@@ -27,32 +30,36 @@ class Loaded(NamedTuple):
 
 
 def load(
-    path: str | Path | None = None, dtype: str = "auto", device: str = "auto", format: str | None = None
+    path: str | Path | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    format: str | None = None,
+    say: Callable[[str], object] = lambda sentence: None,
 ) -> Loaded:
     """Load a causal language model in evaluation mode, and its tokenizer.
 
     Args:
-        path: folder of a checkpoint in the Hugging Face layout, a repository id, "bundled" or "bundled-half"; the
-            bundled model if None.
+        path: a checkpoint in any format that `minitron convert` reads, a LoRA adapter's folder, a repository id,
+            "bundled" or "bundled-half"; the bundled model if None.
         dtype: "auto" (the checkpoint's own), "bf16", "fp16" or "fp32".
         device: "auto" (CUDA where there is one, otherwise the CPU) or a name that torch knows.
         format: load only what decoding on the CPU reads, in this format ("bf16", "fp32", "bf12", "int8" or "int4"): the
             least memory; the model can generate and nothing else.
+        say: see `checkpoint_folder`.
 
     Raises:
         FileNotFoundError, ValueError: something is missing or wrong; the message names the file, the field, what was
             found and what was expected. Nothing is ever filled with random numbers.
     """
-    source = bundled_model() if path is None else resolve(path)
     if dtype != "auto" and dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}; it must be auto, {', '.join(DTYPES)}")
+    source = checkpoint_folder(path, say)
     if format is not None:
         return _load_packed(source, dtype, device, format)
-    if isinstance(source, Path):
-        check_checkpoint(source)
-        if device == "cpu" or not torch.cuda.is_available():
-            config = read_config(source)
-            require_memory(str(source), config, _format_name(config, dtype), packed=False)
+    check_checkpoint(source)
+    if device == "cpu" or not torch.cuda.is_available():
+        config = read_config(source)
+        require_memory(str(source), config, _format_name(config, dtype), packed=False)
     model, info = NemotronForCausalLM.from_pretrained(source, dtype=DTYPES.get(dtype, "auto"), output_loading_info=True)
     if info["missing_keys"]:
         raise ValueError(f"{source}: tensor {sorted(info['missing_keys'])[0]!r} is missing from the checkpoint")
@@ -66,13 +73,11 @@ def _format_name(config: NemotronConfig, dtype: str) -> str:
     return next((name for name, known in DTYPES.items() if known == wanted), "fp32")
 
 
-def _load_packed(source: Path | str, dtype: str, device: str, format: str) -> Loaded:
+def _load_packed(source: Path, dtype: str, device: str, format: str) -> Loaded:
     from .engine.packed import packed_model  # needs more than a model of torch does
 
     if format not in FORMATS:
         raise ValueError(f"format is {format!r}; it must be one of {', '.join(FORMATS)}")
-    if not isinstance(source, Path):
-        raise ValueError(f"{source}: a format needs the checkpoint's folder; download it first (hf download {source})")
     if device not in ("auto", "cpu") or dtype != "auto":
         raise ValueError(f"format {format} was given with device {device!r} and dtype {dtype!r}; leave both out")
     check_checkpoint(source)
@@ -81,23 +86,23 @@ def _load_packed(source: Path | str, dtype: str, device: str, format: str) -> Lo
     return Loaded(model, load_tokenizer(source, vocab_size=model.config.vocab_size))
 
 
-def resolve(path: str | Path) -> Path | str:
-    """A folder, or what "bundled" and "bundled-half" mean, as a `Path`; `nvidia/Minitron-4B-Base` and the like as is.
+def checkpoint_folder(model: str | Path | None = None, say: Callable[[str], object] = lambda sentence: None) -> Path:
+    """The folder in the Hugging Face layout of any model that `locate` knows.
+
+    A repository is fetched. A checkpoint in another format (GGUF, NeMo, Megatron, a LoRA adapter with its base) is
+    converted once, into `$MINITRON_CACHE` (`~/.cache/minitron`); it is converted anew when a file of it has changed.
+
+    Args:
+        model: see `locate.locate`.
+        say: is given a sentence before a conversion, which takes a while for a large model.
 
     Raises:
-        FileNotFoundError: neither an existing folder nor the form of a repository id.
+        FileNotFoundError: there is no such model.
+        CheckpointError: it cannot be read, or not be converted.
     """
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        return folder
-    text = str(path)
-    if text in BUNDLED:
-        return bundled_model(BUNDLED[text])
-    if folder.exists():
-        raise FileNotFoundError(f"{text}: a file; expected the folder of a checkpoint with config.json")
-    if text.count("/") == 1 and not text.startswith((".", "/", "~")) and not text.endswith("/"):
-        return text
-    raise FileNotFoundError(f"{text}: no such folder; expected a checkpoint folder or a repository id (owner/name)")
+    found = locate(model)
+    folder = found if isinstance(found, Path) else fetch(found)
+    return folder if detect(folder) == "hf" else converted_folder(folder, say)
 
 
 def pick_device(device: str) -> torch.device:

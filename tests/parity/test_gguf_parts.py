@@ -9,10 +9,10 @@ import pytest
 import torch
 from checkpoint_samples import random_state, tiny_config
 
+from minitron.checkpoint.detect import detect
 from minitron.checkpoint.gguf_read import open_gguf
 from minitron.checkpoint.gguf_write import write_gguf
 from minitron.checkpoint.limits import CheckpointError
-from minitron.checkpoint.sources import detect
 from minitron.checkpoint.tensors import Checkpoint, from_tensor
 
 gguf = pytest.importorskip("gguf")

@@ -11,9 +11,10 @@ import yaml
 from checkpoint_samples import random_state, tiny_config
 from test_nemo import megatron_state, model_config_yaml
 
+from minitron.checkpoint.detect import detect
 from minitron.checkpoint.limits import CheckpointError
 from minitron.checkpoint.nemo_read import open_nemo
-from minitron.checkpoint.sources import detect, open_checkpoint
+from minitron.checkpoint.sources import open_checkpoint
 
 LAYERS, TP, PP, VP = 8, 2, 2, 2
 ROWS = ("word_embeddings.weight", "output_layer.weight", "linear_qkv.weight", "linear_fc1.weight")

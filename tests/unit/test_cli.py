@@ -264,7 +264,7 @@ def test_speculation(checkpoint: Path, tmp_path: Path) -> None:
         assert found["text"] == plain["text"]
         assert found["tokens_per_step"] >= 1
         assert 0 <= found["acceptance_rate"] <= 1
-    assert "no such folder" in refused(*command, "--speculate", "nowhere")
+    assert "no such file or folder" in refused(*command, "--speculate", "nowhere")
     other = tmp_path / "other"
     shutil.copytree(checkpoint, other)
     words = json.loads((other / "tokenizer.json").read_text())

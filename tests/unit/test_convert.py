@@ -13,8 +13,9 @@ from checkpoint_samples import data_folder, random_state, save_reference, senten
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+from minitron.checkpoint.detect import detect
 from minitron.checkpoint.limits import CheckpointError
-from minitron.checkpoint.sources import all_finite, detect
+from minitron.checkpoint.sources import all_finite
 from minitron.checkpoint.spm import read_spm, tokenizer_config, tokenizer_json
 from minitron.cli import app
 from minitron.cli.convert import parse_size

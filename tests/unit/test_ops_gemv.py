@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minitron import NemotronConfig
-from minitron.config import PRESETS
+from minitron.presets import PRESETS
 from minitron.quantize import FORMATS, Matrix, pack
 
 gemv = pytest.importorskip("minitron.ops.gemv")

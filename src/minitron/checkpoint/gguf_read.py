@@ -338,9 +338,3 @@ def yarn_default_attention(factor: float, scale: float = 1.0) -> float:
 
 TIED_KEY = "nemotron.tie_word_embeddings"
 """Our own key: llama.cpp wants `output.weight` in every Nemotron file, so tied weights are written twice."""
-
-
-def is_gguf(path: Path) -> bool:
-    """Whether a file begins like GGUF."""
-    with open(path, "rb") as file:
-        return file.read(4) == b"GGUF"

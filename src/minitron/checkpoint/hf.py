@@ -69,6 +69,15 @@ def read_config(folder: Path) -> NemotronConfig:
     require(folder.is_dir(), f"{folder}: not a folder; expected a Hugging Face checkpoint with config.json in it")
     path = folder / "config.json"
     require(path.is_file(), f"{folder}: no config.json in it; expected a Hugging Face checkpoint")
+    return read_config_file(path)
+
+
+def read_config_file(path: Path) -> NemotronConfig:
+    """The configuration in a JSON file of any name.
+
+    Raises:
+        CheckpointError: not JSON; another architecture; values that cannot be.
+    """
     values = read_json(path)
     found = values.get("model_type")
     require(found == "nemotron", f"{path}: model_type is {found!r}, expected 'nemotron'; this is another architecture")

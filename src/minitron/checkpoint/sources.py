@@ -13,40 +13,15 @@ import numpy as np
 import torch
 
 from minitron.config import NemotronConfig
+from minitron.locate import fetch, locate
 
-from .gguf_read import is_gguf, open_gguf
+from .detect import ADAPTER_CONFIG, detect
+from .gguf_read import open_gguf
 from .hf import open_hf
 from .limits import CheckpointError, require
+from .lora import merge_adapter, read_adapter_config
 from .nemo_read import config_beside, open_nemo
 from .tensors import Checkpoint, LazyTensor, raw
-
-FORMATS = ("hf", "nemo", "nemo2", "megatron", "gguf")
-
-
-def detect(path: Path) -> str:
-    """The format of a checkpoint: "hf", "nemo", "nemo2", "megatron" (a bare distributed folder) or "gguf".
-
-    Raises:
-        CheckpointError: nothing there, or nothing known.
-    """
-    require(path.exists(), f"{path}: no such file or folder")
-    if path.is_file():
-        if is_gguf(path):
-            return "gguf"
-        require(path.suffix != ".safetensors", f"{path}: pass the folder that holds config.json, not one file of it")
-        return "nemo"  # a tar, plain or gzip; the reader says what is wrong if it is not
-    if (path / "context").is_dir() or (path / "weights" / ".metadata").is_file():
-        return "nemo2"
-    ranks = any(path.glob("*/model_weights.ckpt")) or any(path.glob("mp_rank_*/model_optim_rng.pt"))
-    if (path / "model_config.yaml").is_file() or (path / "model_weights").exists() or ranks:
-        return "nemo"
-    if (path / ".metadata").is_file() or (path / "metadata.json").is_file() or any(path.glob("*/.zarray")):
-        return "megatron"
-    if (path / "config.json").is_file():
-        return "hf"
-    found = sorted(place.name for place in path.glob("*.gguf"))
-    require(not found, f"{path}: a folder with {', '.join(found[:3])}; pass the file (of several parts, any one)")
-    raise CheckpointError(f"{path}: none of config.json, model_config.yaml, context/, metadata.json in it")
 
 
 @contextmanager
@@ -54,11 +29,14 @@ def open_checkpoint(path: Path, scratch: Path, config: NemotronConfig | None = N
     """A checkpoint in any format, readable while the block runs.
 
     Raises:
-        CheckpointError: see the readers: hf.py, nemo_read.py, gguf_read.py.
+        CheckpointError: see the readers: hf.py, lora.py, nemo_read.py, gguf_read.py.
     """
     kind = detect(path)
     if kind == "hf":
         yield open_hf(path)
+    elif kind == "lora":
+        with open_checkpoint(adapted_model(path), scratch) as base:
+            yield merge_adapter(path, base)
     elif kind == "gguf":
         yield open_gguf(path)
     else:
@@ -66,6 +44,24 @@ def open_checkpoint(path: Path, scratch: Path, config: NemotronConfig | None = N
             config = config_beside(path)
         with open_nemo(path, scratch, config) as checkpoint:
             yield checkpoint
+
+
+def adapted_model(folder: Path) -> Path:
+    """The base model of the LoRA adapter in `folder`: as its config names it, from here or from the adapter's folder.
+
+    Raises:
+        CheckpointError: the base model cannot be found, or is an adapter itself.
+    """
+    name = read_adapter_config(folder).base
+    beside = folder / name
+    try:
+        found = locate(beside if beside.exists() else name)
+        found = found if isinstance(found, Path) else fetch(found)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{folder / ADAPTER_CONFIG}: base_model_name_or_path: {error}") from None
+    kind = detect(found)
+    require(kind != "lora", f"{folder / ADAPTER_CONFIG}: base_model_name_or_path: {found} is an adapter itself")
+    return found
 
 
 @dataclass

@@ -7,7 +7,8 @@ from typing import Any, Optional
 
 import typer
 
-from .common import JsonOption, ModelArgument, human_bytes, print_json, quiet_libraries, sentence_errors
+from ..locate import locate
+from .common import JsonOption, ModelArgument, human_bytes, print_json, quiet_libraries, say, sentence_errors
 
 PEERS = ("transformers", "llama.cpp")
 
@@ -41,6 +42,7 @@ def bench(
 
       minitron bench path/to/checkpoint --json
     """
+    locate(model)
     _check(model, preset, layers, random_weights, peers, format)
     for name, value, least in (
         ("prompt-tokens", prompt_tokens, 1),
@@ -115,11 +117,11 @@ def _subject(
     from ..loading import load
 
     if preset is None and not random:
-        return load(model, device="cpu").model, str(model or "bundled"), "the checkpoint's"
+        return load(model, device="cpu", say=say).model, str(model or "bundled"), "the checkpoint's"
     if preset is not None:
         config, name = NemotronConfig.preset(preset), preset
     else:
-        config, name = load(model, device="cpu").model.config, str(model or "bundled")
+        config, name = load(model, device="cpu", say=say).model.config, str(model or "bundled")
     if layers is not None:
         name = f"{name}, {layers} of {config.num_hidden_layers} layers and as much of the vocabulary"
         config = shortened(config, layers)

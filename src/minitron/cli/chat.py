@@ -7,7 +7,8 @@ from typing import Any, Optional
 
 import typer
 
-from .common import DeviceOption, DtypeOption, ModelArgument, quiet_libraries, sentence_errors
+from ..locate import locate
+from .common import DeviceOption, DtypeOption, ModelArgument, quiet_libraries, say, sentence_errors
 
 
 @sentence_errors
@@ -29,6 +30,7 @@ def chat(
 
       minitron chat path/to/checkpoint --system "Answer in one sentence."
     """
+    locate(model)
     from ..generate import SamplingSettings
 
     settings = SamplingSettings(max_new_tokens, temperature, top_p, seed=seed)
@@ -36,7 +38,7 @@ def chat(
     from ..chat import TURN_MARK
     from ..loading import load
 
-    loaded = load(model, dtype=dtype, device=device)
+    loaded = load(model, dtype=dtype, device=device, say=say)
     if loaded.tokenizer.chat_template is None:
         raise ValueError(
             f"{model}: the tokenizer has no chat template and no {TURN_MARK}; "

@@ -14,9 +14,8 @@ import typer
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-ModelArgument = typer.Argument(
-    None, help="Checkpoint folder, repository id, or `bundled-half`; if left out, `bundled`."
-)
+MODEL_HELP = "Checkpoint (Hugging Face, GGUF, NeMo, LoRA), repository id, `bundled` or `bundled-half`."
+ModelArgument = typer.Argument(None, help=f"{MODEL_HELP} If left out, `bundled`.")
 DtypeOption = typer.Option("auto", "--dtype", help="auto, bf16, fp16 or fp32.")
 DeviceOption = typer.Option("auto", "--device", help="auto, cpu, cuda, cuda:1, ...")
 JsonOption = typer.Option(False, "--json", help="Print one JSON object on stdout, progress on stderr.")
@@ -68,6 +67,11 @@ def quiet_libraries() -> None:
 
     their_logging.set_verbosity_error()
     their_logging.disable_progress_bar()
+
+
+def say(sentence: str) -> None:
+    """One line on stderr."""
+    typer.echo(sentence, err=True)
 
 
 def print_json(value: Any) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from ..locate import locate
 from .common import DeviceOption, JsonOption, human_bytes, human_count, print_json, quiet_libraries, sentence_errors
 
 # Typer reads the annotations at run time, where it wants Optional.
@@ -69,6 +70,8 @@ def compress(
     """
     if recipe is not None and out is None and model is not None:
         model, out = None, Path(model)
+    if model is not None:
+        locate(model)
     if out is None:
         raise ValueError("the run folder is missing: minitron compress MODEL OUT, or --recipe FILE OUT")
     from ..compress.recipe import load_recipe, parse_count, recipe_from

@@ -7,16 +7,17 @@ from typing import Any, Optional
 
 import typer
 
-from .common import JsonOption, human_bytes, human_count, print_json, quiet_libraries, sentence_errors
+from ..locate import fetch, locate
+from .common import MODEL_HELP, JsonOption, human_bytes, human_count, print_json, quiet_libraries, sentence_errors
 
-_Source = typer.Argument(..., help="HF folder, .nemo file or folder, NeMo 2 or Megatron folder, .gguf file.")
+_Source = typer.Argument(..., help=MODEL_HELP)
 _Target = typer.Argument(..., help="What to write: a folder, NAME.nemo or NAME.gguf.")
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
 @sentence_errors
 def convert(
-    source: Path = _Source,
+    source: str = _Source,
     target: Path = _Target,
     to: Optional[str] = typer.Option(None, help="hf, nemo, nemo2 or gguf; by TARGET's name if left out."),  # noqa: UP045
     dtype: str = typer.Option("auto", help="bf16, fp16 or fp32; auto keeps the source's."),
@@ -45,6 +46,7 @@ def convert(
 
       minitron convert megatron/torch_dist 4b-hf --config minitron-4b --dtype bf16
     """
+    found = locate(source)
     quiet_libraries()
     from tqdm import tqdm
 
@@ -65,7 +67,9 @@ def convert(
         )
 
     with bar:
-        report = run(source, target, options, announce=announce, progress=bar.update)
+        report = run(
+            found if isinstance(found, Path) else fetch(found), target, options, announce=announce, progress=bar.update
+        )
     if as_json:
         print_json(report.as_dict())
     else:

@@ -7,8 +7,9 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from ..locate import locate
 from . import training as options
-from .common import DeviceOption, JsonOption, quiet_libraries, sentence_errors
+from .common import MODEL_HELP, DeviceOption, JsonOption, quiet_libraries, sentence_errors
 
 # Typer reads the annotations at run time, where it wants Optional.
 # ruff: noqa: UP045
@@ -16,10 +17,10 @@ from .common import DeviceOption, JsonOption, quiet_libraries, sentence_errors
 
 @sentence_errors
 def distill(
-    student: Annotated[Path, typer.Argument(help="Checkpoint folder of the model that learns.")],
+    student: Annotated[str, typer.Argument(help=f"The model that learns: {MODEL_HELP}")],
     data: Annotated[list[str], options.DataOption],
     out: Annotated[Path, options.RunOption],
-    teacher: Annotated[Optional[Path], typer.Option(help="Checkpoint folder of the teacher.")] = None,
+    teacher: Annotated[Optional[str], typer.Option(help=f"The teacher: {MODEL_HELP}")] = None,
     teacher_cache: Annotated[
         Optional[Path], typer.Option(help="Its answers, from `minitron teacher-cache`; then it need not be there.")
     ] = None,
@@ -81,6 +82,8 @@ def distill(
       torchrun --nproc-per-node 8 -m minitron distill pruned --teacher 15b --data corpus/ --steps 400 --out runs/kd
     """
     settings = options.settings_from(locals())
+    for name in [student] if teacher is None else [student, teacher]:
+        locate(name)
     quiet_libraries()
     from ..distill.losses import DistillOptions
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..locate import locate
 from .common import DeviceOption, DtypeOption, JsonOption, print_json, quiet_libraries, sentence_errors
 
 
@@ -52,7 +53,9 @@ def eval_(
 
       minitron eval before after --suite quick --data held-out.txt
     """
-    paths = [None if path == "bundled" else path for path in models or ["bundled"]]
+    paths: list[str | None] = [*(models or ["bundled"])]
+    for path in paths:
+        locate(path)
     for file in (plot, out):
         if file is not None and not file.absolute().parent.is_dir():
             raise ValueError(f"{file}: there is no folder {file.absolute().parent}")

@@ -8,7 +8,17 @@ from typing import Any, Optional
 
 import typer
 
-from .common import DeviceOption, DtypeOption, JsonOption, ModelArgument, print_json, quiet_libraries, sentence_errors
+from ..locate import locate
+from .common import (
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    ModelArgument,
+    print_json,
+    quiet_libraries,
+    say,
+    sentence_errors,
+)
 
 
 @sentence_errors
@@ -50,18 +60,21 @@ def generate(
 
       echo "Dear Anna," | minitron generate -p - --seed 7 --json
     """
+    locate(model)
+    for name in [] if speculate in (None, "default", "lookup", "self") else [speculate]:
+        locate(name)
+    text = sys.stdin.read() if prompt == "-" else prompt
+    if not text.strip():
+        raise ValueError("the prompt is empty; give some text to go on from")
     from ..generate import SamplingSettings, TextStream, encode_prompt
 
     settings = SamplingSettings(
         max_new_tokens, temperature, top_p, top_k, min_p, repetition_penalty, seed, tuple(stop or ())
     )
-    text = sys.stdin.read() if prompt == "-" else prompt
-    if not text.strip():
-        raise ValueError("the prompt is empty; give some text to go on from")
     quiet_libraries()
     from ..loading import load
 
-    loaded = load(model, dtype=dtype, device=device, format=format)
+    loaded = load(model, dtype=dtype, device=device, format=format, say=say)
     ids = encode_prompt(loaded.tokenizer, text)
     draft = None if speculate is None else _draft(speculate, loaded)
     stream = TextStream(loaded.model, loaded.tokenizer, ids, settings, draft=draft)
@@ -112,7 +125,7 @@ def _draft(wanted: str, loaded: Any) -> Any:
         return wanted
     from ..loading import load
 
-    helper = load(wanted, device=str(loaded.model.device))
+    helper = load(wanted, device=str(loaded.model.device), say=say)
     if helper.tokenizer.get_vocab() != loaded.tokenizer.get_vocab():
         raise ValueError(
             f"--speculate {wanted}: its tokenizer has other tokens than the model's; they must be the same"

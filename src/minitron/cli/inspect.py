@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any, Optional
 
 import typer
 
+from ..locate import fetch, locate
+from ..presets import PRESETS
 from .common import JsonOption, ModelArgument, human_bytes, human_count, print_json, quiet_libraries, sentence_errors
 
 # Bytes per parameter. int8: one byte and an fp16 scale per 32 weights; int4: half a byte and the same scale.
@@ -21,8 +24,8 @@ def inspect(
 ) -> None:
     """Show architecture, parameters per part, memory by format, and cache size.
 
-    MODEL is a checkpoint folder, a config.json, or a preset such as minitron-4b. Only the config is needed; where
-    weights lie beside it, their headers are checked against it.
+    MODEL may also be a config.json, or a preset such as minitron-4b. Only the config is needed (of a repository only
+    that is fetched); where weights lie beside it, their headers are checked against it.
 
     Examples:
 
@@ -30,8 +33,9 @@ def inspect(
 
       minitron inspect path/to/checkpoint --json
     """
+    found = _find(model)
     quiet_libraries()
-    config, source, weights = _read(model)
+    config, source, weights = _read(found)
     facts = _facts(config, context or config.max_position_embeddings)
     facts = {"model": source, "weights": weights, **facts}
     if as_json:
@@ -40,26 +44,37 @@ def inspect(
         _print(facts)
 
 
-def _read(model: str | None) -> tuple[Any, str, str]:
-    """Config, what it came from, and the state of the weights beside it."""
-    from ..assets import BUNDLED, bundled_model
-    from ..checkpoint.hf import check_checkpoint, read_config
-    from ..config import PRESETS, NemotronConfig
-
+def _find(model: str | None) -> Path | str:
+    """A path, a repository id, or the name of a preset."""
     if model in PRESETS:
-        return NemotronConfig.preset(model), f"preset {model}", "none"
-    path = Path(model or "bundled").expanduser()
-    if str(path) in BUNDLED and not path.exists():
-        path = bundled_model(BUNDLED[str(path)])
-    if path.is_file() and path.suffix == ".json":
-        path = path.parent
-    if not path.is_dir():
-        raise FileNotFoundError(f"{model}: no such folder, config.json or preset; presets are {', '.join(PRESETS)}")
-    config = read_config(path)
-    if not any(path.glob("*.safetensors*")):
-        return config, str(path), "none"
-    check_checkpoint(path)
-    return config, str(path), "complete"
+        return str(model)
+    try:
+        return locate(model, config_only=True)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}; or a preset: {', '.join(PRESETS)}") from None
+
+
+def _read(found: Path | str) -> tuple[Any, str, str]:
+    """Config, what it came from, and the state of the weights beside it."""
+    from ..checkpoint.detect import detect
+    from ..checkpoint.hf import check_checkpoint, read_config, read_config_file
+    from ..checkpoint.sources import open_checkpoint
+    from ..config import NemotronConfig
+
+    if not isinstance(found, Path):
+        if found in PRESETS:
+            return NemotronConfig.preset(found), f"preset {found}", "none"
+        return read_config(fetch(found, config_only=True)), f"repository {found}", "not fetched"
+    if found.is_file() and found.suffix == ".json":
+        return read_config_file(found), str(found), "none"
+    if detect(found) != "hf":
+        with tempfile.TemporaryDirectory() as scratch, open_checkpoint(found, Path(scratch)) as checkpoint:
+            return checkpoint.config, str(found), "complete"
+    config = read_config(found)
+    if not any(found.glob("*.safetensors*")) and not any(found.glob("pytorch_model*.bin*")):
+        return config, str(found), "none"
+    check_checkpoint(found)
+    return config, str(found), "complete"
 
 
 def _facts(config: Any, context: int) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from .common import JsonOption, print_json, quiet_libraries, sentence_errors
+from ..locate import locate
+from .common import MODEL_HELP, JsonOption, print_json, quiet_libraries, sentence_errors
 
 # Typer reads the annotations at run time, where it wants Optional.
 # ruff: noqa: UP045
@@ -15,7 +16,7 @@ from .common import JsonOption, print_json, quiet_libraries, sentence_errors
 
 @sentence_errors
 def prune(
-    model: Annotated[str, typer.Argument(help="Checkpoint folder or repository id; `bundled` for the bundled model.")],
+    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
     out: Annotated[Path, typer.Argument(help="Folder to make.")],
     params: Optional[str] = typer.Option(None, help="Budget: at most so many parameters, e.g. 4B."),
     non_embedding_params: Optional[str] = typer.Option(None, help="Budget: the same without embeddings, e.g. 2.6B."),
@@ -64,7 +65,9 @@ def prune(
 
       minitron prune bundled small --non-embedding-params 1.5M --rank kl
     """
+    locate(model)
     quiet_libraries()
+    from ..loading import checkpoint_folder
     from ..prune.job import Options, PruneJob
 
     options = Options(
@@ -75,7 +78,7 @@ def prune(
         overwrite=overwrite,
     )  # fmt: skip
     with _Bars() as bars:
-        result = PruneJob(_folder(model), out, options, bars.say, bars.show).run()
+        result = PruneJob(checkpoint_folder(model, bars.say), out, options, bars.say, bars.show).run()
     if as_json:
         print_json(result.as_dict())
         return
@@ -86,21 +89,6 @@ def prune(
     for note in result.notes:
         typer.echo(f"note: {note}")
     typer.echo(f"{result.out}: cut in {result.seconds:.1f} s, plan {result.plan[:12]}")
-
-
-def _folder(model: str) -> Path:
-    """The folder of a checkpoint; of a repository it is fetched."""
-    from ..assets import bundled_model
-    from ..loading import resolve
-
-    if model == "bundled" and not Path(model).exists():
-        return bundled_model()
-    found = resolve(model)
-    if isinstance(found, Path):
-        return found
-    from huggingface_hub import snapshot_download
-
-    return Path(snapshot_download(found))
 
 
 class _Bars:

@@ -7,8 +7,19 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from ..locate import locate
 from . import training as options
-from .common import DeviceOption, DtypeOption, JsonOption, human_bytes, print_json, quiet_libraries, sentence_errors
+from .common import (
+    MODEL_HELP,
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    human_bytes,
+    print_json,
+    quiet_libraries,
+    say,
+    sentence_errors,
+)
 
 # Typer reads the annotations at run time, where it wants Optional.
 # ruff: noqa: UP045
@@ -16,7 +27,7 @@ from .common import DeviceOption, DtypeOption, JsonOption, human_bytes, print_js
 
 @sentence_errors
 def teacher_cache(
-    teacher: Annotated[Path, typer.Argument(help="Checkpoint folder of the teacher.")],
+    teacher: Annotated[str, typer.Argument(help=MODEL_HELP)],
     data: Annotated[list[str], options.DataOption],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the cache; an interrupted one is continued.")],
     kind: str = typer.Option("hidden", help="hidden (exact, large), sampled (unbiased, small) or topk (biased)."),
@@ -42,22 +53,24 @@ def teacher_cache(
       minitron teacher-cache teacher --data corpus/ --out targets
       minitron teacher-cache 15b --data web.jsonl --kind sampled --blocks 460800 --sequence 4096 --out targets
     """
+    locate(teacher)
     quiet_libraries()
     from ..checkpoint.fingerprint import fingerprint
     from ..checkpoint.hf import check_checkpoint
     from ..distill.inputs import open_texts
     from ..distill.schedule import TrainConfig
     from ..distill.teacher_cache import make_codec, measure_bytes, plan_cache, write_cache
-    from ..loading import load
+    from ..loading import checkpoint_folder, load
     from ..tokenizer import load_tokenizer
 
-    check_checkpoint(teacher)
-    tokens: Any = load_tokenizer(teacher)
+    folder = checkpoint_folder(teacher, say)
+    check_checkpoint(folder)
+    tokens: Any = load_tokenizer(folder)
     settings = TrainConfig(steps=1, sequence=sequence, seed=seed)
     texts = open_texts(data, [], heldout_share, tokens, settings, cache or out.parent / "token-cache")
-    model = load(teacher, dtype=dtype, device=device).model
+    model = load(folder, dtype=dtype, device=device).model
     codec = make_codec(kind, model, samples=samples, k=k)
-    plan = plan_cache(texts.stream, model, codec, fingerprint(teacher), blocks=blocks, seed=seed)
+    plan = plan_cache(texts.stream, model, codec, fingerprint(folder), blocks=blocks, seed=seed)
     size = measure_bytes(plan, texts.stream, model)
     count = len(plan.places) * sequence
     typer.echo(

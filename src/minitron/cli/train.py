@@ -7,8 +7,9 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from ..locate import locate
 from . import training as options
-from .common import DeviceOption, JsonOption, quiet_libraries, sentence_errors
+from .common import MODEL_HELP, DeviceOption, JsonOption, quiet_libraries, say, sentence_errors
 
 # Typer reads the annotations at run time, where it wants Optional.
 # ruff: noqa: UP045
@@ -21,12 +22,12 @@ def train(
     heldout: Annotated[Optional[list[str]], options.HeldoutOption] = None,
     heldout_share: float = options.HeldoutShareOption,
     tokenizer: Annotated[
-        Optional[Path], typer.Option(help="Folder of a tokenizer; that of --model by default.")
+        Optional[str], typer.Option(help="Folder of a tokenizer, or a model with one; --model's by default.")
     ] = None,
     field: str = options.FieldOption,
     cache: Annotated[Optional[Path], options.CacheOption] = None,
     model: Annotated[
-        Optional[Path], typer.Option("--model", "--init", help="Start from the weights of this checkpoint folder.")
+        Optional[str], typer.Option("--model", "--init", help=f"Start from the weights of a model: {MODEL_HELP}")
     ] = None,
     tune: str = typer.Option("full", help="With --model: what is trained: full, norms, or lora (peft)."),
     lora_rank: int = typer.Option(16, help="Rank of the adapters of lora."),
@@ -97,32 +98,44 @@ def train(
     vocabulary = tokenizer or model
     if vocabulary is None:
         raise ValueError("a new model needs --tokenizer, the folder of a tokenizer")
+    if model is not None:
+        locate(model)
     quiet_libraries()
     with options.processes(device, tensor_parallel) as (world, place):
         from ..checkpoint.hf import read_config
         from ..distill.correction import choose_trained
         from ..distill.inputs import fresh_config, new_model, open_texts, saved_model
         from ..distill.memory import require_memory
+        from ..loading import checkpoint_folder
         from ..tokenizer import load_tokenizer
 
-        encoder: Any = load_tokenizer(vocabulary)
+        start = None if model is None else world.first_then_all(lambda: checkpoint_folder(model, say))
+        encoder: Any = load_tokenizer(_tokenizer_folder(vocabulary) if start is None or tokenizer else start)
         folder = cache or out.parent / "token-cache"
         texts = world.first_then_all(
             lambda: open_texts(data, heldout or [], heldout_share, encoder, settings, folder, field)
         )
-        if model is not None:
-            made = read_config(model)
+        if start is not None:
+            made = read_config(start)
         else:
             made = fresh_config(encoder, sequence, file=config, preset=preset, shape=given)
         require_memory(made, settings, place, world, trained=None if tune == "full" else 0)
         net: Any
-        if model is None:
+        if start is None:
             net = new_model(made, seed).to(place)  # type: ignore[arg-type]
         else:
             # Adapters are drawn beside weights that are there.
-            net = saved_model(model, place, None if tune == "lora" else world)
+            net = saved_model(start, place, None if tune == "lora" else world)
             net = choose_trained(net, tune, lora_rank)
         _run(net, texts, settings, out, encoder, world, place, peak_tflops, as_json)
+
+
+def _tokenizer_folder(name: str) -> Any:
+    """The folder of a tokenizer: as it is where it lies without a model, else that of the model."""
+    from ..loading import checkpoint_folder
+
+    folder = Path(name).expanduser()
+    return folder if folder.is_dir() else checkpoint_folder(name, say)
 
 
 def _run(

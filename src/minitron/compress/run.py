@@ -25,7 +25,7 @@ from ..distill.losses import DistillLoss, DistillOptions
 from ..distill.schedule import TrainConfig
 from ..distill.targets import OnlineTeacher
 from ..distill.train import train
-from ..loading import pick_device, resolve
+from ..loading import checkpoint_folder, pick_device
 from ..prune.choose import make_plan
 from ..prune.importance import check_language, compute_importance
 from ..prune.scores import Scores
@@ -129,9 +129,7 @@ def open_context(
     Raises:
         RecipeError, RunError, ValueError: see `compress`.
     """
-    teacher = resolve(recipe.model)
-    if not isinstance(teacher, Path):
-        raise RecipeError(f"model is {recipe.model!r}, no folder; download it first: hf download {recipe.model}")
+    teacher = checkpoint_folder(recipe.model, say)
     check_checkpoint(teacher)
     config = read_config(teacher)
     if recipe.train.sequence > config.max_position_embeddings:

@@ -13,6 +13,7 @@ from torch import nn
 from ..checkpoint.fingerprint import fingerprint
 from ..checkpoint.hf import check_checkpoint, read_config
 from ..config import NemotronConfig
+from ..loading import checkpoint_folder
 from ..tokenizer import load_tokenizer
 from .correction import CorrectedTeacher
 from .inputs import Texts, open_texts, saved_model
@@ -52,8 +53,8 @@ class Distillation:
 
 
 def open_distillation(
-    student: Path,
-    teacher: Path | None,
+    student: str | Path,
+    teacher: str | Path | None,
     data: Sequence[str],
     config: TrainConfig,
     device: torch.device,
@@ -69,8 +70,8 @@ def open_distillation(
     """Check what can be checked without loading weights, tokenize, then load both models.
 
     Args:
-        student: checkpoint folder; loaded in fp32.
-        teacher: checkpoint folder; loaded in the dtype of the matrix products, in fp32 if it is corrected. Beside a
+        student: any model that `locate.locate` knows; loaded in fp32.
+        teacher: the same; loaded in the dtype of the matrix products, in fp32 if it is corrected. Beside a
             cache it is needed only for the KL of held-out text.
         data: `PATH[:WEIGHT]` of text to train on.
         config: the settings.
@@ -91,6 +92,9 @@ def open_distillation(
         raise TrainError("give --teacher, the checkpoint folder of the teacher, or --teacher-cache, its answers")
     if correct_teacher and teacher_cache is not None:
         raise TrainError("a teacher whose answers come from a cache cannot learn; leave out one of the two")
+    student = world.first_then_all(lambda: checkpoint_folder(student))
+    if teacher is not None:
+        teacher = world.first_then_all(lambda: checkpoint_folder(teacher))
     ours, theirs = _checked_shapes(student, teacher)
     tokenizer = shared_tokenizer(student, teacher)
     require_memory(ours, config, device, world, theirs, correct_teacher=correct_teacher)

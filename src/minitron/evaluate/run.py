@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint.fingerprint import fingerprint
-from ..loading import Loaded, load, resolve
+from ..loading import Loaded, checkpoint_folder, load
 from .answers import Answers
 from .compare import difference_of, mean_of
 from .published import published_for
@@ -114,11 +114,7 @@ def _finite(value: float) -> float | None:
 
 def identity_of(path: str | Path | None, loaded: Loaded) -> str:
     """What identifies a model for the cache: its weights and configuration, its tokenizer, and the dtype it runs in."""
-    from ..assets import bundled_model
-
-    source = bundled_model() if path is None else resolve(path)
-    commit = getattr(loaded.model.config, "_commit_hash", None)
-    weights = fingerprint(source) if isinstance(source, Path) else f"{source}@{commit}"
+    weights = fingerprint(checkpoint_folder(path))
     tokenizer: Any = loaded.tokenizer
     backend = getattr(tokenizer, "backend_tokenizer", None)
     words = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))

@@ -192,4 +192,4 @@ def test_texts_plans_and_scores_that_do_not_fit(source: Path, text: Path, tmp_pa
     code, _, errors = call(source, tmp_path / "cut", *SHAPE, *QUICK)
     assert (code, "is there already; pass --overwrite" in errors) == (2, True)
     code, _, errors = call(tmp_path / "nothing", tmp_path / "small", *SHAPE)
-    assert (code, "no such folder" in errors) == (2, True)
+    assert (code, "no such file or folder" in errors) == (2, True)

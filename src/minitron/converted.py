@@ -1,0 +1,71 @@
+"""Checkpoints of other formats as Hugging Face folders, each converted once and kept in a cache."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from .checkpoint.detect import detect
+from .checkpoint.limits import CheckpointError
+from .checkpoint.sources import adapted_model
+from .convert import Options, convert
+from .version import __version__
+
+
+def cache_folder() -> Path:
+    """Where converted checkpoints are kept; may be deleted at any time."""
+    named = os.environ.get("MINITRON_CACHE")
+    return (Path(named).expanduser() if named else Path.home() / ".cache" / "minitron") / "converted"
+
+
+def converted_folder(source: Path, say: Callable[[str], object] = lambda sentence: None) -> Path:
+    """A Hugging Face folder with the model in `source`.
+
+    Args:
+        source: a checkpoint in another format.
+        say: is given a sentence before a conversion.
+
+    Raises:
+        CheckpointError: see `convert.convert`.
+    """
+    kind = detect(source)
+    target = cache_folder() / f"{source.resolve().name}-{_state_of(source, kind)}"
+    if (target / "config.json").is_file():
+        return target
+    name = "LoRA adapter and its base" if kind == "lora" else kind
+    say(f"{source} ({name}) is converted to the Hugging Face layout once, into {target}")
+    try:
+        convert(source, target, Options(to="hf"))
+    except CheckpointError:
+        if not (target / "config.json").is_file():  # another process may have been first
+            raise
+    return target
+
+
+def _state_of(source: Path, kind: str) -> str:
+    """Sixteen hex digits that change whenever a file of the checkpoint does.
+
+    The time of the last change of the inode is among what is hashed: unlike the time of modification, no program sets
+    it back.
+    """
+    parts = [source, adapted_model(source)] if kind == "lora" else [source]
+    files = [[str(path.resolve()), *_stat(path)] for part in parts for path in _files(part)]
+    return hashlib.sha256(json.dumps([__version__, kind, files]).encode()).hexdigest()[:16]
+
+
+def _stat(path: Path) -> tuple[int, ...]:
+    found = path.stat()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def _files(path: Path) -> Iterator[Path]:
+    if path.is_file():
+        split = re.fullmatch(r"(.+)-\d{5}-of-\d{5}\.gguf", path.name)
+        yield from sorted(path.parent.glob(f"{glob.escape(split[1])}-*-of-*.gguf")) if split else [path]
+    else:
+        yield from sorted(file for file in path.rglob("*") if file.is_file())

@@ -1,0 +1,142 @@
+"""LoRA adapters merged from disk, against peft's own merge in memory."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from model_samples import build
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+
+import minitron
+from minitron.checkpoint.limits import CheckpointError
+from minitron.checkpoint.sources import open_checkpoint
+
+IDS = torch.tensor([[5, 17, 2, 60, 33, 8]])
+
+
+def adapted(tmp_path: Path, seed: int = 0, **settings: Any) -> tuple[Path, Any]:
+    """A base checkpoint and an adapter of it on disk, all of whose weights are random; the adapter's folder, and what
+    peft makes of both in memory."""
+    base = build(tie_word_embeddings=settings.pop("tied", False))
+    base.save_pretrained(tmp_path / "base")
+    base.name_or_path = str(tmp_path / "base")
+    model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", **settings))
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name or "modules_to_save" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
+    model.save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter", model.merge_and_unload().eval()
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "attention": {"target_modules": ["q_proj", "v_proj"], "r": 4, "lora_alpha": 12},
+    "all linear": {"target_modules": "all-linear", "r": 2, "lora_alpha": 5},
+    "rank-stabilized": {"target_modules": ["up_proj", "down_proj"], "r": 4, "lora_alpha": 8, "use_rslora": True},
+    "patterns": {
+        "target_modules": ["q_proj", "o_proj"],
+        "r": 4,
+        "rank_pattern": {"layers.1.self_attn.q_proj": 6},
+        "alpha_pattern": {"layers.1.self_attn.q_proj": 3, "o_proj": 32},
+    },
+    "embedding": {"target_modules": ["embed_tokens", "q_proj"], "r": 4},
+    "whole modules": {"target_modules": ["q_proj"], "r": 4, "modules_to_save": ["lm_head"]},
+    "tied": {"target_modules": ["k_proj"], "r": 3, "tied": True},
+}
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=list(SETTINGS))
+def test_a_merged_adapter_gives_the_logits_of_pefts_merge(settings: dict[str, Any], tmp_path: Path) -> None:
+    folder, expected = adapted(tmp_path, **settings)
+    with open_checkpoint(folder, tmp_path) as merged:
+        found = {name: tensor.load() for name, tensor in merged.tensors.items()}
+    model = build()
+    if merged.config.tie_word_embeddings:
+        found["lm_head.weight"] = found["model.embed_tokens.weight"]
+    model.load_state_dict(found)
+    with torch.no_grad():
+        torch.testing.assert_close(model(IDS).logits, expected(IDS).logits, rtol=1e-4, atol=1e-5)
+    assert any("merged into" in note for note in merged.notes)
+
+
+def edit(folder: Path, **values: Any) -> None:
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
+        ({"use_dora": True}, "use_dora is set"),
+        ({"layer_replication": [[0, 1]]}, "layer_replication is set"),
+        ({"base_model_name_or_path": None}, "base_model_name_or_path is None"),
+        ({"base_model_name_or_path": "nowhere-at-all"}, "no such file or folder"),
+        ({"r": "8"}, "r is '8'"),
+        ({"lora_alpha": -1}, "lora_alpha is -1"),
+        ({"alpha_pattern": {"(a+)+$": 4}}, "is a regular expression"),
+        ({"alpha_pattern": [1]}, "alpha_pattern is a list"),
+    ],
+)
+def test_an_adapter_that_cannot_be_merged_exactly_is_refused(values: dict[str, Any], said: str, tmp_path: Path) -> None:
+    folder, _ = adapted(tmp_path, target_modules=["q_proj"], r=2)
+    edit(folder, **values)
+    with pytest.raises(CheckpointError, match=re.escape(said)), open_checkpoint(folder, tmp_path):
+        pass
+
+
+def test_patterns_in_target_modules_are_never_run(tmp_path: Path) -> None:
+    folder, _ = adapted(tmp_path, target_modules=["q_proj"], r=2)
+    edit(folder, target_modules="(([a-z_.0-9]+)+)+!", exclude_modules="((.*)*)*x")
+    with open_checkpoint(folder, tmp_path) as merged:
+        assert merged.tensors
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda t: t | {"base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector": torch.ones(32)},
+         "belongs to nothing in the base model"),
+        (lambda t: {k: v for k, v in t.items() if "lora_B" not in k}, "has lora_A only"),
+        (lambda t: {k: v[:1] if "lora_A" in k else v for k, v in t.items()}, "do not fit the weight"),
+        (lambda t: {k.replace("q_proj", "z_proj"): v for k, v in t.items()}, "has no model.layers.0.self_attn.z_proj"),
+        (lambda t: {k.removeprefix("base_model.model."): v for k, v in t.items()}, "does not begin with"),
+    ],
+)  # fmt: skip
+def test_tensors_that_do_not_belong_are_refused(change: Any, said: str, tmp_path: Path) -> None:
+    folder, _ = adapted(tmp_path, target_modules=["q_proj"], r=2)
+    path = folder / "adapter_model.safetensors"
+    save_file(change(load_file(path)), path)
+    with pytest.raises(CheckpointError, match=said), open_checkpoint(folder, tmp_path):
+        pass
+
+
+def test_an_adapter_of_an_adapter_is_refused(tmp_path: Path) -> None:
+    folder, _ = adapted(tmp_path, target_modules=["q_proj"], r=2)
+    edit(folder, base_model_name_or_path=".")
+    with pytest.raises(CheckpointError, match="is an adapter itself"), open_checkpoint(folder, tmp_path):
+        pass
+
+
+def test_a_base_beside_the_adapter_is_found_from_anywhere(tmp_path: Path) -> None:
+    folder, expected = adapted(tmp_path, target_modules=["q_proj"], r=2)
+    edit(folder, base_model_name_or_path="../base")
+    with open_checkpoint(folder, tmp_path) as merged:
+        weight = merged.get("model.layers.0.self_attn.q_proj.weight").load()
+    torch.testing.assert_close(weight, expected.model.layers[0].self_attn.q_proj.weight.detach())
+
+
+def test_the_base_may_be_the_bundled_model(tmp_path: Path) -> None:
+    loaded = minitron.load()
+    model = get_peft_model(loaded.model, LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], r=2))
+    model.save_pretrained(tmp_path)
+    edit(tmp_path, base_model_name_or_path="bundled")
+    with open_checkpoint(tmp_path, tmp_path) as merged:
+        assert "tokenizer.json" in merged.files
