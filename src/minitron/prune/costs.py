@@ -99,9 +99,8 @@ def machine_for(
     if context is None:
         context = config.max_position_embeddings if kind == "memory" else 0
     if dtype is None and weights not in _DTYPES and kind in ("memory", "speed"):
-        raise SearchError(
-            f"the weights are in {weights}; --dtype must say what they will run in: {', '.join(BYTES_PER_VALUE)}"
-        )
+        known = ", ".join(BYTES_PER_VALUE)
+        raise SearchError(f"the weights are in {weights}; --dtype must say what they will run in: {known}")
     return Machine(dtype or _DTYPES.get(weights, "fp32"), context)
 
 

@@ -100,8 +100,9 @@ class Budget:
 
     def nearest(self, value: float) -> Budget:
         """The window of the same width that begins, on the allowed side, at `value`."""
-        scale = value / (self.low if self.kind == "speed" else self.high)
-        return replace(self, low=self.low * scale, high=self.high * scale)
+        if self.kind == "speed":
+            return replace(self, low=value, high=value * (self.high / self.low))
+        return replace(self, low=value * (self.low / self.high), high=value)
 
     def measure(self, config: NemotronConfig, machine: Machine) -> float:
         """The quantity of a configuration.
@@ -302,14 +303,14 @@ def enumerate_architectures(
         found.append((budget.measure(_sized(shape, source), machine), shape))
     if not found:
         raise SearchError(f"no shape of the grid can be cut out of a model of {whole}{why}")
+    here = budget.measure(source, machine)
+    if budget.limit and budget.allows(here):
+        raise SearchError(
+            f"the model has {budget.show(here)} itself, which is within the budget of {budget.show_limit()}; "
+            f"nothing needs to be cut"
+        )
     inside = _inside(budget, found)
     if not inside and budget.limit:
-        here = budget.measure(source, machine)
-        if budget.allows(here):
-            raise SearchError(
-                f"the model has {budget.show(here)} itself, which is within the budget of {budget.show_limit()}; "
-                f"nothing needs to be cut"
-            )
         allowed = [value for value, _ in found if budget.allows(value)]
         if allowed:
             best = min(allowed) if budget.kind == "speed" else max(allowed)
