@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from .quiet import drop_import_messages
 from .submodules import submodule
 from .version import __version__
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from .model import NemotronForCausalLM, NemotronModel, NemotronPreTrainedModel
     from .presets import PRESETS
     from .tokenizer import load_tokenizer
+
+drop_import_messages()
 
 # public name -> module of this package that defines it
 _LAZY = {

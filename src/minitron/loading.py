@@ -17,6 +17,7 @@ from .engine.memory import require_memory
 from .locate import fetch, locate
 from .model import NemotronForCausalLM
 from .quantize import FORMATS
+from .quiet import progress_bars
 from .tokenizer import load_tokenizer
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -60,7 +61,10 @@ def load(
     if device == "cpu" or not torch.cuda.is_available():
         config = read_config(source)
         require_memory(str(source), config, _format_name(config, dtype), packed=False)
-    model, info = NemotronForCausalLM.from_pretrained(source, dtype=DTYPES.get(dtype, "auto"), output_loading_info=True)
+    with progress_bars(read_config(source).num_parameters() * 2):
+        model, info = NemotronForCausalLM.from_pretrained(
+            source, dtype=DTYPES.get(dtype, "auto"), output_loading_info=True
+        )
     if info["missing_keys"]:
         raise ValueError(f"{source}: tensor {sorted(info['missing_keys'])[0]!r} is missing from the checkpoint")
     tokenizer = load_tokenizer(source, vocab_size=model.config.vocab_size)

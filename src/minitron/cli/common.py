@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import logging
 import os
 import sys
 from collections.abc import Callable
@@ -31,9 +30,6 @@ def sentence_errors(verb: F) -> F:
     def run(*args: Any, **kwargs: Any) -> Any:
         if os.environ.get("MINITRON_DEBUG"):
             return verb(*args, **kwargs)
-        # transformers looks at torchao where it is installed, which tells of each GPU kernel that does not load here.
-        for name in ("torchao", "torch.utils._pytree"):
-            logging.getLogger(name).setLevel(logging.ERROR)
         try:
             return verb(*args, **kwargs)
         except (typer.Exit, typer.Abort, typer.BadParameter):

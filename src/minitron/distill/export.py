@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..quiet import progress_bars
 from .correction import merged_weights
 from .sharded import whole_weights
 from .world import World
@@ -51,7 +52,8 @@ def _write(
     try:
         written = type(plain.config)(**plain.config.to_dict())
         written.dtype = next(iter(weights.values())).dtype
-        plain.save_pretrained(work, state_dict=weights)
+        with progress_bars(sum(value.nbytes for value in weights.values())):
+            plain.save_pretrained(work, state_dict=weights)
         written.save_pretrained(work)
         if tokenizer is not None:
             tokenizer.save_pretrained(work)

@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 
-from ..checkpoint.hf import check_checkpoint, config_from
+from ..checkpoint.hf import check_checkpoint, config_from, read_config
 from ..config import NemotronConfig
 from ..data import BlockStream, Encoder, PackedBlocks, Source, split_documents, tokenize
 from ..model import NemotronForCausalLM
+from ..quiet import progress_bars
 from .schedule import TrainConfig
 from .unloaded import unloaded_model
 from .world import World
@@ -116,5 +117,6 @@ def saved_model(
     model = unloaded_model(folder, dtype) if world is not None and world.mesh is not None else None
     if model is not None:
         return model
-    loaded: Any = NemotronForCausalLM.from_pretrained(folder, dtype=dtype)
+    with progress_bars(read_config(folder).num_parameters() * dtype.itemsize):
+        loaded: Any = NemotronForCausalLM.from_pretrained(folder, dtype=dtype)
     return loaded.to(device)

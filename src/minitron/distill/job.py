@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..checkpoint.resume import OPTIMIZER_FILE, check_step, remove_old, save_step
 from ..data import BlockStream
+from ..quiet import progress_bars
 from . import sharded
 from .log import METRICS_FILE
 from .machine import autocast
@@ -175,7 +176,8 @@ class Job:
         return "" if self.world.mesh is None else f".{self.world.mesh.get_rank()}"
 
     def _write_model(self, folder: Path) -> None:
-        self.model.save_pretrained(folder)  # type: ignore[operator]
+        with progress_bars(0):  # a checkpoint is one of many; the log names it
+            self.model.save_pretrained(folder)  # type: ignore[operator]
         if hasattr(self.model, "peft_config"):
             trained = {n: p.detach() for n, p in self.model.named_parameters() if p.requires_grad}
             save_file(trained, folder / TRAINED_FILE)

@@ -1,0 +1,57 @@
+"""Messages and progress bars of other packages that tell the user nothing, kept off the terminal."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+LARGE_BYTES = 1_000_000_000
+"""Reading or writing less than this takes too short a time for a progress bar."""
+
+# transformers imports torchao where it is installed. torchao reports each GPU kernel that does not load on this
+# machine, and registers its enums in a way that torch warns about.
+_IMPORT_MESSAGES = (("torchao", "Failed to load "), ("torch.utils._pytree", "<enum "))
+
+
+class _Beginning(logging.Filter):
+    """Drops records whose message begins with a text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.text = text
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith(self.text)
+
+
+def drop_import_messages() -> None:
+    """Keep what importing torchao reports off the terminal; everything else that is logged stays."""
+    for name, text in _IMPORT_MESSAGES:
+        logger = logging.getLogger(name)
+        if not any(isinstance(known, _Beginning) for known in logger.filters):
+            logger.addFilter(_Beginning(text))
+
+
+@contextmanager
+def progress_bars(nbytes: int) -> Iterator[None]:
+    """Let transformers show its progress bars in this block for large work on a terminal only.
+
+    Args:
+        nbytes: bytes to be read or written.
+    """
+    from transformers.utils import logging as theirs
+
+    shown = theirs.is_progress_bar_enabled()
+    if not shown or (nbytes >= LARGE_BYTES and sys.stderr.isatty()):
+        yield
+        return
+    theirs.disable_progress_bar()
+    try:
+        yield
+    finally:
+        with warnings.catch_warnings():  # the hub's client warns where the environment keeps its own bars off
+            warnings.simplefilter("ignore")
+            theirs.enable_progress_bar()

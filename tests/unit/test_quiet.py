@@ -1,0 +1,49 @@
+"""Nothing on the terminal that the user did not ask for."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+from transformers.utils import logging as transformers_logging
+
+from minitron.quiet import drop_import_messages, progress_bars
+
+
+def test_loading_and_generating_in_python_prints_nothing(tmp_path: Path) -> None:
+    # Also where torchao is installed, which reports on every kernel that does not load.
+    code = (
+        "import minitron\n"
+        "model, tokenizer = minitron.load()\n"
+        "ids = tokenizer('Once upon a time', return_tensors='pt')\n"
+        "model.generate(**ids, max_new_tokens=3, engine='off', do_sample=False)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")
+
+
+def test_other_messages_of_the_same_loggers_stay(caplog: pytest.LogCaptureFixture) -> None:
+    drop_import_messages()
+    logger = logging.getLogger("torchao")
+    logger.warning("Failed to load kernels.so: Could not load this library")
+    logger.warning("this model was not quantized")
+    assert [record.getMessage() for record in caplog.records] == ["this model was not quantized"]
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_progress_bars_are_as_before_afterwards(shown: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    before = transformers_logging.is_progress_bar_enabled()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        (transformers_logging.enable_progress_bar if shown else transformers_logging.disable_progress_bar)()
+        warnings.simplefilter("error")
+        with progress_bars(10):
+            assert not transformers_logging.is_progress_bar_enabled()
+        assert transformers_logging.is_progress_bar_enabled() is shown
+        warnings.simplefilter("ignore")
+        (transformers_logging.enable_progress_bar if before else transformers_logging.disable_progress_bar)()
