@@ -7,8 +7,8 @@ writers are in checkpoint/; this file decides what to do with them and proves th
 from __future__ import annotations
 
 import os
+import re
 import resource
-import shutil
 import sys
 import tempfile
 import time
@@ -22,15 +22,18 @@ import torch
 
 from .checkpoint.detect import detect
 from .checkpoint.gguf_write import QUANTIZATIONS, write_gguf
-from .checkpoint.hf import DEFAULT_SHARD_BYTES, check_target, write_hf
+from .checkpoint.hf import DEFAULT_SHARD_BYTES, write_hf
 from .checkpoint.limits import CheckpointError, require
 from .checkpoint.names import is_norm_weight
 from .checkpoint.nemo_write import write_nemo
 from .checkpoint.sources import Observed, Observer, open_checkpoint
 from .checkpoint.tensors import BLOCK_BYTES, Checkpoint, LazyTensor, raw, write_all
 from .config import NemotronConfig
+from .files import new_file, new_folder
 
 TARGETS = ("hf", "nemo", "nemo2", "gguf")
+_FOLDERS = ("hf", "nemo2")
+_BY_SUFFIX = {".nemo": "nemo", ".gguf": "gguf"}
 DTYPES = {
     "bf16": torch.bfloat16,
     "bfloat16": torch.bfloat16,
@@ -117,51 +120,75 @@ def convert(
 
     Args:
         source: a Hugging Face folder, `.nemo` file or folder, NeMo 2 or Megatron folder, or GGUF file.
-        target: what to write; a folder for "hf" and "nemo2", a file for "nemo" and "gguf". All or nothing.
+        target: what to write; a folder for "hf" and "nemo2", a file for "nemo" and "gguf". All or nothing: it appears,
+            and what it replaces goes, when it was verified.
         options: see `Options`.
         announce: is given the estimate before anything is written.
         progress: is called with the number of bytes of each block that is converted.
 
     Raises:
-        CheckpointError: the source cannot be read, the target is there already, a format lacks what is needed, or the
-            verification finds a difference (the target is removed then).
+        CheckpointError: the source cannot be read, a format lacks what is needed, or the verification finds a
+            difference.
+        TargetError: the target is there already, overlaps with the source, or holds files of others.
+        WriteError: the disk is full or refuses.
     """
     options = options or Options()
     kind = target_format(target, options)
-    check_target(target, overwrite=options.overwrite)
-    require(target.resolve() != source.resolve(), f"{target}: source and target are the same")
     report = Report(str(source), str(target), detect(source), kind)
-    scratch = target.absolute().parent
-    with _one_thread(), open_checkpoint(source, scratch, _config(options.config)) as opened:
+    new = new_folder if kind in _FOLDERS else new_file
+    sources = [source, *([Path(options.config).expanduser()] if options.config else [])]
+    with _one_thread(), new(target, overwrite=options.overwrite, sources=sources) as draft:
+        _convert(source, draft, kind, options, report, announce, progress)
+    report.peak_memory = _peak_memory()
+    return report
+
+
+def _convert(
+    source: Path,
+    draft: Path,
+    kind: str,
+    options: Options,
+    report: Report,
+    announce: Callable[[Estimate], object],
+    progress: Callable[[int], object],
+) -> None:
+    """Write and verify a draft; what it is read back from, and all that is temporary, lies beside it."""
+    scratch = draft.parent
+    with open_checkpoint(source, scratch, _config(options.config)) as opened:
         checkpoint = prepare(opened, options, kind)
-        announce(estimate(report.source_format, checkpoint, target, kind, options))
+        announce(estimate(report.source_format, checkpoint, draft, kind, options))
         observer = Observer(progress)
         begin = time.perf_counter()
-        report.notes = [*checkpoint.notes, *_write(observer.watch(checkpoint), target, kind, options)]
+        report.notes = [*checkpoint.notes, *_write(observer.watch(checkpoint), draft, kind, options)]
         report.seconds = time.perf_counter() - begin
         if observer.not_finite:
             report.notes.append(
                 f"NaN or infinite values in {len(observer.not_finite)} tensors: {observer.not_finite[:5]}"
             )
-        _describe(report, checkpoint, target, observer)
+        _describe(report, checkpoint, draft, observer)
         if options.verify:
-            try:
-                verify(checkpoint, observer, target, kind, options, report, scratch)
-            except CheckpointError:
-                shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
-                raise
-    report.peak_memory = _peak_memory()
-    return report
+            verify(checkpoint, observer, draft, kind, options, report, scratch)
 
 
 def target_format(target: Path, options: Options) -> str:
-    """The format to write.
+    """The format to write: as asked for, or by the target's name.
 
     Raises:
-        CheckpointError: unknown; or `quantize` for another format than GGUF.
+        CheckpointError: unknown; a name that means another one; or `quantize` for another format than GGUF.
     """
-    kind = options.to or {".nemo": "nemo", ".gguf": "gguf"}.get(target.suffix.lower(), "hf")
+    suffix = target.suffix.lower()
+    kind = options.to or _BY_SUFFIX.get(suffix, "hf")
     require(kind in TARGETS, f"--to is {kind!r}, expected one of {', '.join(TARGETS)}")
+    if options.to is None:
+        # "Minitron-4.19B" is a fine name of a folder, "model.bin" is a slip.
+        known = suffix in _BY_SUFFIX or target.is_dir() or not re.fullmatch(r"\.[a-z]\w{0,11}", suffix)
+        require(
+            known,
+            f"{target}: {target.suffix} is no format that can be written; expected a folder's name (Hugging Face), "
+            f"NAME.gguf or NAME.nemo, or --to {', '.join(TARGETS)}",
+        )
+    meant = _BY_SUFFIX.get(suffix, kind)
+    require(meant == kind, f"{target}: the name is that of a {meant} file, and --to is {kind}; change one of them")
     if options.quantize is not None:
         require(kind == "gguf", f"--quantize {options.quantize} is for GGUF; the target is {kind}")
         require(
@@ -215,13 +242,11 @@ def _config(name: str | None) -> NemotronConfig | None:
 
 def _write(checkpoint: Checkpoint, target: Path, kind: str, options: Options) -> list[str]:
     if kind == "hf":
-        write_hf(checkpoint, target, max_shard_bytes=options.max_shard_bytes, overwrite=options.overwrite)
+        write_hf(checkpoint, target, max_shard_bytes=options.max_shard_bytes)
         return []
     if kind == "gguf":
-        return write_gguf(
-            checkpoint, target, quantization=_quantization(checkpoint, options), overwrite=options.overwrite
-        )
-    write_nemo(checkpoint, target, form=kind, overwrite=options.overwrite)
+        return write_gguf(checkpoint, target, quantization=_quantization(checkpoint, options))
+    write_nemo(checkpoint, target, form=kind)
     if "tokenizer.model" not in checkpoint.files and kind == "nemo":
         return ["no SentencePiece model in the source: NeMo will need to be told where its tokenizer is"]
     return []
@@ -268,7 +293,6 @@ def estimate(source_format: str, checkpoint: Checkpoint, target: Path, kind: str
 def _sample_rate(checkpoint: Checkpoint, folder: Path) -> float:
     """Bytes a second of reading a block and writing it to the disk of the target."""
     largest = max(checkpoint.tensors.values(), key=lambda tensor: tensor.nbytes)
-    folder.mkdir(parents=True, exist_ok=True)
     begin, done = time.perf_counter(), 0
     with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
         for block in largest.blocks():

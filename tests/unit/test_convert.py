@@ -108,23 +108,34 @@ def test_all_finite_against_torch(dtype: torch.dtype) -> None:
     assert all_finite(torch.empty(0, dtype=dtype))
 
 
-def test_a_corrupted_target_is_found_and_removed(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_corrupted_draft_is_found_and_what_was_there_stays(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import minitron.convert as module
 
     write = module._write
 
-    def damage(*args: object) -> list[str]:
-        notes = write(*args)  # type: ignore[arg-type]
-        path = tmp_path / "out" / "model.safetensors"
+    def damage(checkpoint: object, draft: Path, *args: object) -> list[str]:
+        notes = write(checkpoint, draft, *args)  # type: ignore[arg-type]
+        path = draft / "model.safetensors"
         data = bytearray(path.read_bytes())
         data[-5] ^= 1
         path.write_bytes(data)
         return notes
 
     monkeypatch.setattr(module, "_write", damage)
-    with pytest.raises(CheckpointError, match=r"checksum .* expected"):
+    says = rf"^{tmp_path / 'out'}: verification failed: .* checksum .* expected"
+    with pytest.raises(CheckpointError, match=says):
         convert(source, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["source", "spm.vocab"]
+    monkeypatch.setattr(module, "_write", write)
+    convert(source, tmp_path / "out")
+    before = state_of(tmp_path / "out")
+    monkeypatch.setattr(module, "_write", damage)
+    with pytest.raises(CheckpointError, match=says):
+        convert(source, tmp_path / "out", Options(overwrite=True))
+    after = state_of(tmp_path / "out")
+    assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_command_line(tmp_path: Path, source: Path) -> None:

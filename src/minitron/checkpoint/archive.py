@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import os
 import tarfile
-import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from ..files import require_space, scratch_folder, writing
 from .limits import (
     MAX_ARCHIVE_HEADER_READ,
     MAX_ARCHIVE_MEMBERS,
@@ -23,7 +23,6 @@ from .limits import (
     CheckpointError,
     member_path,
     require,
-    require_disk_space,
 )
 from .tensors import ByteRange
 
@@ -48,14 +47,11 @@ def open_archive(path: Path, scratch: Path) -> Iterator[Files]:
     if magic != b"\x1f\x8b":
         yield tar_files(path)
         return
-    scratch.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=".inflated-", suffix=".tar", dir=scratch)
-    try:
-        with os.fdopen(handle, "wb") as out:
+    with scratch_folder(scratch) as place:
+        inflated = place / "inflated.tar"
+        with writing(inflated), inflated.open("wb") as out:
             _inflate(path, out)
-        yield tar_files(Path(name), shown_as=str(path))
-    finally:
-        Path(name).unlink(missing_ok=True)
+        yield tar_files(inflated, shown_as=str(path))
 
 
 def folder_files(folder: Path) -> Files:
@@ -129,7 +125,7 @@ def _inflate(path: Path, out: BinaryIO) -> None:
     total = 0
     with path.open("rb") as file:
         while piece := file.read(1 << 20):
-            require_disk_space(Path(out.name) if isinstance(out.name, str) else path.parent, 1 << 26)
+            require_space(Path(out.name), 1 << 26)
             while piece:
                 try:
                     data = inflater.decompress(piece, 1 << 22)
@@ -157,9 +153,6 @@ class FolderSink:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("wb") as file:
             yield file
-
-    def close(self) -> None:
-        """Nothing to finish."""
 
 
 class TarSink:
@@ -196,12 +189,16 @@ class TarSink:
         info.size, info.type, info.mode = size, kind, mode
         self._file.write(info.tobuf(tarfile.GNU_FORMAT))
 
-    def close(self) -> None:
-        """Write the end of the archive."""
-        end = self._file.seek(0, os.SEEK_END)
-        self._file.write(b"\0" * (2 * tarfile.BLOCKSIZE))
-        self._file.write(b"\0" * (-(end + 2 * tarfile.BLOCKSIZE) % tarfile.RECORDSIZE))
-        self._file.close()
+    def __enter__(self) -> TarSink:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        """Write the end of the archive, unless an error cut it short; close the file."""
+        with self._file:
+            if kind is None:
+                end = self._file.seek(0, os.SEEK_END)
+                self._file.write(b"\0" * (2 * tarfile.BLOCKSIZE))
+                self._file.write(b"\0" * (-(end + 2 * tarfile.BLOCKSIZE) % tarfile.RECORDSIZE))
 
 
 class _Member:

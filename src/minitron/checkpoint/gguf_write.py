@@ -6,7 +6,6 @@ llama.cpp cannot load (heads * head_dim != hidden_size in versions without the f
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,10 +18,10 @@ import torch
 
 from minitron.config import NemotronConfig
 
+from ..files import new_file, require_space
 from .gguf_read import TIED_KEY, _gguf, yarn_default_attention
 from .gguf_vocab import HF_JSON_KEY, Vocabulary, vocabulary_of
-from .hf import check_target, remove
-from .limits import require, require_disk_space, temporary_beside
+from .limits import require
 from .names import hf_to_gguf, is_norm_weight
 from .tensors import Checkpoint, LazyTensor, ahead, raw, write_all
 
@@ -62,16 +61,17 @@ def write_gguf(
         name: `general.name` in the file.
 
     Raises:
-        CheckpointError: the target exists; an activation or RoPE type that llama.cpp's Nemotron does not have; no room.
+        CheckpointError: an activation or RoPE type that llama.cpp's Nemotron does not have.
+        TargetError: the target is there and `overwrite` is false.
+        WriteError: no room on the disk.
     """
     gguf = _gguf()
     require(
         quantization in QUANTIZATIONS, f"quantization is {quantization!r}, expected one of {', '.join(QUANTIZATIONS)}"
     )
-    check_target(target, overwrite=overwrite)
     vocabulary = vocabulary_of(checkpoint)
     plans = _plans(checkpoint, quantization, gguf)
-    require_disk_space(target.parent, sum(plan.nbytes for plan in plans))
+    require_space(target, sum(plan.nbytes for plan in plans))
     writer = gguf.GGUFWriter(path=None, arch="nemotron")
     add_keys(writer, checkpoint.config, quantization, name or target.stem, gguf)
     if vocabulary is None:
@@ -80,21 +80,16 @@ def write_gguf(
         add_vocabulary(writer, vocabulary)
     for plan in plans:
         writer.add_tensor_info(plan.name, list(plan.source.shape), np.dtype(np.float32), plan.nbytes, plan.kind)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_beside(target)
-    try:
-        writer.write_header_to_file(temporary)
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        file = writer.fout[0]
-        writer.write_padding(file, file.tell())
-        _write_tensors(writer, file, plans)
-        writer.close()
-        remove(target)
-        os.replace(temporary, target)
-    finally:
-        writer.close()
-        temporary.unlink(missing_ok=True)
+    with new_file(target, overwrite=overwrite) as draft:
+        try:
+            writer.write_header_to_file(draft)
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+            file = writer.fout[0]
+            writer.write_padding(file, file.tell())
+            _write_tensors(writer, file, plans)
+        finally:
+            writer.close()
     return _notes(checkpoint.config, vocabulary)
 
 

@@ -7,14 +7,12 @@ bounded size, with an index, into a temporary folder that is renamed when everyt
 from __future__ import annotations
 
 import json
-import os
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from minitron.config import NemotronConfig
+from minitron.files import new_folder, require_space, writing
 
 from .limits import (
     MAX_TENSORS,
@@ -23,8 +21,6 @@ from .limits import (
     file_inside,
     read_json,
     require,
-    require_disk_space,
-    temporary_beside,
 )
 from .names import hf_shapes
 from .safetensors_io import read_safetensors, write_safetensors
@@ -210,12 +206,13 @@ def write_hf(
     Tied embeddings are written once, as `model.embed_tokens.weight`. Memory: one block of one tensor.
 
     Raises:
-        CheckpointError: the folder exists and `overwrite` is false; too little room on the disk.
+        TargetError: the folder is there and `overwrite` is false, or it holds files that were not written here.
+        WriteError: too little room on the disk.
     """
     tensors = dict(checkpoint.tensors)
     if checkpoint.config.tie_word_embeddings:
         tensors.pop("lm_head.weight", None)
-    require_disk_space(folder.parent, sum(tensor.nbytes for tensor in tensors.values()))
+    require_space(folder, sum(tensor.nbytes for tensor in tensors.values()))
     with new_folder(folder, overwrite=overwrite) as target:
         write_shards(tensors, target, max_shard_bytes)
         write_side_files(checkpoint, target)
@@ -245,43 +242,9 @@ def write_side_files(checkpoint: Checkpoint, target: Path) -> None:
     """Copy the checkpoint's other files and write those that a conversion made."""
     for name, data in checkpoint.files.items():
         (target / name).parent.mkdir(parents=True, exist_ok=True)
-        with (target / name).open("wb") as file:
+        with writing(target / name), (target / name).open("wb") as file:
             for start in range(0, data.size, 1 << 24):
                 write_all(file, data.read(start, min(1 << 24, data.size - start)))
     for name, text in checkpoint.texts.items():
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         (target / name).write_text(text, encoding="utf-8")
-
-
-@contextmanager
-def new_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """A temporary folder beside `folder` that becomes it when the block ends well, and vanishes otherwise.
-
-    Raises:
-        CheckpointError: `folder` is there, is not empty, and `overwrite` is false.
-    """
-    check_target(folder, overwrite=overwrite)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_beside(folder)
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        yield temporary
-        remove(folder)
-        os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def check_target(target: Path, *, overwrite: bool) -> None:
-    """Refuse to replace what is there, unless told to."""
-    taken = target.exists() and not (target.is_dir() and not any(target.iterdir()))
-    require(overwrite or not taken, f"{target}: is there already; pass --overwrite to replace it")
-
-
-def remove(path: Path) -> None:
-    """Delete a file, a link or a folder, if it is there."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

@@ -8,9 +8,7 @@ and what was expected.
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -190,21 +188,3 @@ def check_config_numbers(config: dict[str, Any], where: object) -> None:
 
 def _is_count(value: object, most: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= most
-
-
-def require_disk_space(folder: Path, needed: int) -> None:
-    """Refuse to start writing what cannot fit.
-
-    Raises:
-        CheckpointError: fewer than `needed` bytes are free where `folder` is (or will be).
-    """
-    place = folder
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    free = shutil.disk_usage(place).free
-    require(free >= needed, f"{place}: {free:,} bytes free on this disk, {needed:,} needed")
-
-
-def temporary_beside(target: Path) -> Path:
-    """A fresh hidden name in the folder of `target`, so that the final rename stays on one file system."""
-    return target.with_name(f".{target.name}.{os.getpid()}.partial")

@@ -7,7 +7,6 @@ padded; everything is streamed, the tar too.
 from __future__ import annotations
 
 import hashlib
-import os
 import pickle
 import re
 from pathlib import Path
@@ -16,10 +15,10 @@ from typing import Any
 import torch
 
 from minitron.config import NemotronConfig
+from minitron.files import new_file, new_folder, require_space
 
 from .archive import FolderSink, TarSink
-from .hf import check_target, new_folder, remove
-from .limits import CheckpointError, require, require_disk_space, temporary_beside
+from .limits import CheckpointError, require
 from .megatron_files import metadata_json
 from .names import hf_shapes, hf_to_megatron, qkv_rows
 from .nemo_config import nemo1_config, nemo2_model, yaml_values
@@ -45,12 +44,14 @@ def write_nemo(checkpoint: Checkpoint, target: Path, *, form: str = "nemo", over
         overwrite: replace what is there.
 
     Raises:
-        CheckpointError: the target exists; no room on the disk; an activation or RoPE type that NeMo has no key for.
+        CheckpointError: an activation or RoPE type that NeMo has no key for.
+        TargetError: the target is there and `overwrite` is false, or holds files that were not written here.
+        WriteError: no room on the disk.
     """
     require(form in ("nemo", "nemo2"), f"form is {form!r}, expected 'nemo' or 'nemo2'")
     config, stacks = checkpoint.config, megatron_stacks(checkpoint)
     dtype = str(next(iter(checkpoint.tensors.values())).dtype).removeprefix("torch.")
-    require_disk_space(target.parent, sum(t.nbytes for stack in stacks.values() for t in stack))
+    require_space(target, sum(t.nbytes for stack in stacks.values() for t in stack))
     if form == "nemo2":
         _write_nemo2(checkpoint, target, stacks, dtype, overwrite=overwrite)
         return
@@ -61,20 +62,11 @@ def write_nemo(checkpoint: Checkpoint, target: Path, *, form: str = "nemo", over
         name = f"{hashlib.md5(model, usedforsecurity=False).hexdigest()}_tokenizer.model"
         files[name] = model
     text = _yaml(nemo1_config(config, dtype, name, VOCABULARY_MULTIPLE))
-    check_target(target, overwrite=overwrite)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_beside(target)
-    try:
-        tar = TarSink(temporary)
+    with new_file(target, overwrite=overwrite) as draft, TarSink(draft) as tar:
         _write_bytes(tar, "model_config.yaml", text)
         for each, data in files.items():
             _write_bytes(tar, each, data)
         write_torch_dist(tar, "model_weights", "model.", stacks)
-        tar.close()
-        remove(target)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _write_nemo2(

@@ -7,7 +7,6 @@ then the data without gaps. The library's `save_file` wants all tensors of a fil
 from __future__ import annotations
 
 import json
-import os
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 import torch
 
+from ..files import new_file
 from .limits import MAX_SAFETENSORS_HEADER_BYTES, MAX_TENSORS, parse_json, require, tensor_bytes
 from .tensors import ByteRange, LazyTensor, ahead, from_bytes, raw, write_all
 
@@ -116,12 +116,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, LazyTensor]) -> None:
         end += tensor.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    temporary = path.with_name(path.name + ".partial")
-    try:
-        with temporary.open("wb", buffering=0) as file:
-            write_all(file, struct.pack("<Q", len(text)) + text)
-            for block in ahead(block for tensor in tensors.values() for block in tensor.blocks()):
-                write_all(file, raw(block))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with new_file(path, overwrite=True) as draft, draft.open("wb", buffering=0) as file:
+        write_all(file, struct.pack("<Q", len(text)) + text)
+        for block in ahead(block for tensor in tensors.values() for block in tensor.blocks()):
+            write_all(file, raw(block))

@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 import typer
 
+from ..files import WriteError
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 MODEL_HELP = "Checkpoint (Hugging Face, GGUF, NeMo, LoRA), repository id, `bundled` or `bundled-half`."
@@ -21,7 +23,8 @@ JsonOption = typer.Option(False, "--json", help="Print one JSON object on stdout
 
 
 def sentence_errors(verb: F) -> F:
-    """Turn errors of `verb` into one line on stderr: exit code 2 for bad input, 1 for anything unforeseen.
+    """Turn errors of `verb` into one line on stderr: exit code 2 for bad input, 1 for a disk that
+    refuses and for anything unforeseen.
 
     MINITRON_DEBUG=1 shows the traceback instead.
     """
@@ -40,6 +43,9 @@ def sentence_errors(verb: F) -> F:
         except BrokenPipeError:  # the reader of our output went away; nothing is wrong
             sys.stderr.close()
             raise typer.Exit(0) from None
+        except WriteError as error:
+            typer.echo(f"error: {one_line(error)}", err=True)
+            raise typer.Exit(1) from None
         except (ValueError, OSError) as error:
             typer.echo(f"error: {one_line(error)}", err=True)
             raise typer.Exit(2) from None

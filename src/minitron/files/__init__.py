@@ -4,7 +4,7 @@
 is there already, and `locked` keeps two processes out of one folder. The standard library is all that this needs.
 """
 
-from .drafts import new_file, new_folder, write_bytes, write_text
+from .drafts import new_file, new_folder, scratch_folder, write_bytes, write_text
 from .errors import WriteError, allocate, explain, require_space, writing
 from .locks import LockedError, locked, require_unlocked
 from .ownership import RECORD, write_record
@@ -25,6 +25,7 @@ __all__ = [
     "require_folder_name",
     "require_space",
     "require_unlocked",
+    "scratch_folder",
     "write_bytes",
     "write_record",
     "write_text",

@@ -75,6 +75,23 @@ def new_folder(
 
 
 @contextmanager
+def scratch_folder(folder: Path) -> Iterator[Path]:
+    """A hidden folder in `folder` for temporary files; it goes when the block ends, as the folder of a draft does.
+
+    Raises:
+        WriteError: the disk refuses.
+    """
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(folder)
+        place, lock = _begin(Path(os.path.realpath(folder)) / "scratch")
+    try:
+        yield place
+    finally:
+        _clear(place, lock, None)
+
+
+@contextmanager
 def _draft(target: Path, folder: bool, overwrite: bool, sources: tuple[Path, ...], record: bool) -> Iterator[Path]:
     check_target(target, folder=folder, overwrite=overwrite, sources=sources)
     final = Path(os.path.realpath(target))

@@ -15,7 +15,7 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +127,8 @@ def _start_time(pid: int) -> int | None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes out of `folder`, which must exist, while the block runs.
+    """Keep other processes out of `folder` while the block runs. It is made if it is not there, and goes if it is empty
+    in the end.
 
     Raises:
         LockedError: one is in there.
@@ -135,6 +136,7 @@ def locked(folder: Path) -> Iterator[None]:
     """
     path = folder / LOCK
     with writing(path):
+        folder.mkdir(parents=True, exist_ok=True)
         lock = try_lock(path)
     if lock is None:
         raise _refusal(folder)
@@ -142,6 +144,8 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def require_unlocked(folder: Path) -> None:

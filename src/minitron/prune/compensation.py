@@ -21,10 +21,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..checkpoint.hf import check_target, open_hf, write_hf
+from ..checkpoint.hf import open_hf, write_hf
 from ..checkpoint.safetensors_io import read_safetensors, write_safetensors
 from ..checkpoint.tensors import LazyTensor, from_tensor
 from ..data import Batch
+from ..files import check_target
 from ..model import NemotronDecoderLayer, NemotronLayerNorm1P
 from .architecture import Architecture
 from .plan import PlanError, PrunePlan
@@ -79,9 +80,10 @@ def compensate(
     Raises:
         PlanError: the plan is for another source, or `pruned` has another shape than it says.
         StreamError: too few blocks, an unknown part, or activations that are not finite.
-        CheckpointError: a checkpoint cannot be read; `out` is there already.
+        CheckpointError: a checkpoint cannot be read.
+        TargetError: `out` is there already, overlaps with what is read, or holds files that were not written here.
     """
-    check_target(out, overwrite=overwrite)
+    check_target(out, folder=True, overwrite=overwrite, sources=[source, pruned])
     unknown = [part for part in parts if part not in PARTS]
     if unknown or not parts:
         raise StreamError(

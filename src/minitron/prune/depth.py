@@ -7,7 +7,6 @@ Influence, which needs no variant, is part of the pass of `importance`.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from ..checkpoint.fingerprint import fingerprint
 from ..data import Batch
+from ..files import write_text
 from .head_loss import Judged, judge
 from .ranks import add_up, gather, own_folder, share
 from .streaming import Removed, StreamedModel, StreamError, Walk, batch_digest, workplace
@@ -131,9 +131,7 @@ class _Judgements:
             mine = self._walk(variants)
             rows = [[j.tokens, j.nats, j.squared_difference, j.squares] for j in mine.values()]
             if path is not None:
-                temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-                temporary.write_text(json.dumps({"identity": identity, "sums": rows}), encoding="utf-8")
-                os.replace(temporary, path)
+                write_text(path, json.dumps({"identity": identity, "sums": rows}))
         whole, *rest = (add_up(gather(Judged(*row))) for row in rows)
         return whole, dict(zip(variants, rest, strict=True))
 

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from ..checkpoint.fingerprint import fingerprint
 from ..data import Batch, DataError, PackedBlocks, collate
+from ..files import new_file
 from .depth import DEPTH_METHODS, Progress, score_layers
 from .head_loss import Judged, judge
 from .observe import LayerStatistics, Statistics, turning, watching
@@ -166,7 +167,8 @@ def _pass(
     for step in walk.steps():
         layers.append(_one_layer(walk, step, counts, (1, *windows)))
         if work is not None:
-            save_file(layers[-1].state(), _file(work, step.index))
+            with new_file(_file(work, step.index), overwrite=True) as draft:
+                save_file(layers[-1].state(), draft)
         if progress is not None:
             progress(step.index + 1, total)
     final = LayerStatistics()

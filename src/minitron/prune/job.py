@@ -6,6 +6,7 @@ an interruption. The target appears when it is complete.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -14,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint.fingerprint import fingerprint
-from ..checkpoint.hf import check_target, open_hf
-from ..checkpoint.limits import require
+from ..checkpoint.hf import open_hf
 from ..config import NemotronConfig
+from ..files import check_target, locked, new_folder, require_folder_name, writing
 from . import costs
 from .architecture import Architecture, parse_axes
 from .card import CANDIDATES, FOLDER, PLAN, SCORES, Facts, model_card, text_table
@@ -143,13 +144,16 @@ class PruneJob:
     def __init__(
         self, source: Path, out: Path, options: Options, say: Say = lambda _: None, progress: Progress = lambda *_: None
     ) -> None:
-        check_target(out, overwrite=options.overwrite)
-        require(out.resolve() != source.resolve(), f"{out}: source and target are the same")
+        read = (source, options.plan, options.scores, options.calibration, options.heldout)
+        self.sources = [Path(path) for path in read if path is not None]
+        require_folder_name(out)
+        check_target(out, folder=True, overwrite=options.overwrite, sources=self.sources)
         self.source, self.out, self.options = source, out, options
         self.say, self.progress = say, progress
         self.checkpoint = open_hf(source)
         self.config: NemotronConfig = self.checkpoint.config
-        self.work = out.absolute().with_name(f".{out.name}.pruning")
+        place = Path(os.path.realpath(out))
+        self.work = place.with_name(f".{place.name}.pruning")
         self.notes: list[str] = []
 
     def run(self) -> Result:
@@ -157,7 +161,12 @@ class PruneJob:
 
         Raises:
             ValueError: of any kind, one sentence that says what cannot be and what would.
+            WriteError: the disk is full or refuses.
         """
+        with locked(self.work), writing(self.out):
+            return self._run()
+
+    def _run(self) -> Result:
         ranked: list[Ranked] = []
         if self.options.plan is not None:
             plan = PrunePlan.load(self.options.plan)
@@ -222,7 +231,6 @@ class PruneJob:
         passes = 1 if self.options.depth == "influence" else 1 + self.config.num_hidden_layers / 2
         ahead = costs.forward_estimate(self.checkpoint, blocks.input_ids.numel(), blocks.input_ids.shape[1], passes)
         self.say(f"importance: {ahead}")
-        self.work.mkdir(parents=True, exist_ok=True)
         scores = compute_importance(
             self.source, blocks, depth=self.options.depth, windows=windows, work=self.work / "importance",
             progress=lambda done, total: self.progress("importance", done, total),
@@ -321,8 +329,8 @@ class PruneJob:
             done += count
             self.progress("cutting", min(done, total), total)
 
-        self.work.mkdir(parents=True, exist_ok=True)
         draft = self.work / "checkpoint"
+        shutil.rmtree(draft, ignore_errors=True)  # of an interrupted run, with further files in it
         report = prune_checkpoint(self.source, draft, plan, check_source=False, overwrite=True, progress=progress)
         if self.options.compensate:
             draft = self._compensated(draft, plan)
@@ -330,10 +338,8 @@ class PruneJob:
         after = self._facts(draft, config, report.bytes_after)
         rows = [{**r.candidate.as_dict(), "plan": r.plan, "score": _number(r.score)} for r in ranked]
         self._add_files(draft, plan, before, after)
-        check_target(self.out, overwrite=self.options.overwrite)
-        if self.out.exists():
-            shutil.rmtree(self.out)
-        draft.rename(self.out)
+        with new_folder(self.out, overwrite=self.options.overwrite, sources=self.sources) as final:
+            draft.replace(final)
         shutil.rmtree(self.work)
         return Result(str(self.out), plan.hash, before, after, rows, report.seconds, self.notes)
 
@@ -343,6 +349,7 @@ class PruneJob:
         ahead = costs.forward_estimate(self.checkpoint, blocks.input_ids.numel(), blocks.input_ids.shape[1], 3)
         self.say(f"compensation: {ahead}, more where the MLP is wide")
         out = self.work / "compensated"
+        shutil.rmtree(out, ignore_errors=True)
         refits = compensate(
             self.source, draft, plan, blocks, out, overwrite=True,
             progress=lambda done, total: self.progress("compensation", done, total),

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +17,7 @@ from typing import Any
 
 from ..checkpoint.limits import MAX_LAYERS, CheckpointError, read_json
 from ..config import NemotronConfig
+from ..files import write_text
 from .architecture import Architecture, ArchitectureError
 
 FORMAT = "minitron-plan-1"
@@ -132,14 +132,8 @@ class PrunePlan:
         return json.dumps(self.as_dict(), indent=1) + "\n"
 
     def save(self, path: str | Path) -> None:
-        """Write `plan.json`, under a temporary name that is renamed at the end."""
-        path = Path(path)
-        temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-        try:
-            temporary.write_text(self.to_json(), encoding="utf-8")
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        """Write `plan.json`, all or nothing."""
+        write_text(Path(path), self.to_json())
 
     @classmethod
     def load(cls, path: str | Path) -> PrunePlan:

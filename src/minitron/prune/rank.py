@@ -22,6 +22,7 @@ from torch import Tensor
 from ..checkpoint.hf import open_hf
 from ..checkpoint.tensors import LazyTensor
 from ..data import IGNORE_INDEX, Batch
+from ..files import writing
 from ..ops.loss import shift_labels
 from .architecture import Architecture
 from .head_loss import judge
@@ -213,7 +214,7 @@ def _append(
 ) -> None:
     row = {**candidate.as_dict(), "plan": plan.hash, "method": method, "score": score, "seconds": round(seconds, 3)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b") as file:
+    with writing(path), path.open("a+b") as file:
         content_end = file.seek(0, os.SEEK_END)
         if content_end:  # cut off what a crash left of a line
             file.seek(0)

@@ -7,7 +7,6 @@ that pruning again to another size needs no forward pass. Higher means more impo
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ from ..checkpoint.limits import parse_json
 from ..checkpoint.safetensors_io import read_safetensors
 from ..checkpoint.tensors import LazyTensor
 from ..config import NemotronConfig
+from ..files import new_file
 
 FORMAT = "minitron-importance-1"
 _KEY = "minitron"
@@ -97,20 +97,16 @@ class Scores:
             raise ScoresError(f"the scores are of {len(self.channels)} channels, the model has {config.hidden_size}")
 
     def save(self, path: str | Path) -> None:
-        """Write the file, under a temporary name that is renamed at the end."""
+        """Write the file, all or nothing."""
         path = Path(path)
         tensors = {"channels": self.channels, "layers": self.layers}
         tensors |= {f"{axis}.{i}": x for axis in _PER_LAYER for i, x in enumerate(getattr(self, axis))}
         tensors |= {f"windows.{length}": vector for length, vector in self.windows.items()}
         header = {"format": FORMAT, "num_layers": self.num_layers, "about": self.about}
-        temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-        try:
-            # Copies, because the library refuses tensors that share memory.
-            contents = {name: tensor.detach().clone() for name, tensor in tensors.items()}
-            save_file(contents, temporary, metadata={_KEY: json.dumps(header, sort_keys=True)})
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        # Copies, because the library refuses tensors that share memory.
+        contents = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+        with new_file(path, overwrite=True) as draft:
+            save_file(contents, draft, metadata={_KEY: json.dumps(header, sort_keys=True)})
 
     @classmethod
     def load(cls, path: str | Path) -> Scores:

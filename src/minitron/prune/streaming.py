@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from transformers.masking_utils import create_causal_mask
 from ..checkpoint.hf import open_hf
 from ..checkpoint.tensors import Checkpoint, LazyTensor
 from ..data import IGNORE_INDEX, Batch
+from ..files import write_text, writing
 from ..model import NemotronDecoderLayer, NemotronLayerNorm1P, NemotronRotaryEmbedding
 
 TOKENS_AT_ONCE = 2048
@@ -171,7 +171,8 @@ class Residuals:
             self._memory[rows.start : rows.stop] = hidden
             return
         assert self.path is not None
-        with self.path.open("r+b") as file:  # read and written, not mapped: mapped pages would count as memory
+        # Read and written, not mapped: mapped pages would count as memory.
+        with writing(self.path), self.path.open("r+b") as file:
             file.seek(rows.start * self._block_bytes)
             hidden.cpu().contiguous().numpy().tofile(file)
 
@@ -340,9 +341,7 @@ class Walk:
             return
         state = {"identity": self.identity, "done": self.done, "streams": [list(key) for key in self.at]}
         state["earlier"] = [store.path.name for store in self.earlier if store.path is not None]
-        temporary = self.folder / f".walk.json.tmp-{os.getpid()}"
-        temporary.write_text(json.dumps(state), encoding="utf-8")
-        os.replace(temporary, self.folder / "walk.json")
+        write_text(self.folder / "walk.json", json.dumps(state))
 
     def _resume(self) -> int:
         if self.folder is None:

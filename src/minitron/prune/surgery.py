@@ -17,9 +17,10 @@ import numpy as np
 import torch
 
 from ..checkpoint.fingerprint import fingerprint
-from ..checkpoint.hf import DEFAULT_SHARD_BYTES, check_target, open_hf, write_hf
+from ..checkpoint.hf import DEFAULT_SHARD_BYTES, open_hf, write_hf
 from ..checkpoint.limits import require
 from ..checkpoint.tensors import ByteRange, Checkpoint, LazyTensor
+from ..files import check_target
 from .plan import LayerPlan, PlanError, PrunePlan
 
 Axis = str | None
@@ -93,10 +94,11 @@ def prune_checkpoint(
 
     Raises:
         PlanError: the plan is for another checkpoint.
-        CheckpointError: `source` cannot be read or has a tensor that no plan covers; `out` is there already; no room.
+        CheckpointError: `source` cannot be read or has a tensor that no plan covers.
+        TargetError: `out` is there already, overlaps with what is read, or holds files that were not written here.
+        WriteError: no room on the disk.
     """
-    check_target(out, overwrite=overwrite)
-    require(out.resolve() != source.resolve(), f"{out}: source and target are the same")
+    check_target(out, folder=True, overwrite=overwrite, sources=[source, *(files or {}).values()])
     checkpoint = open_hf(source)
     plan.check_config(checkpoint.config, source)
     if check_source:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from minitron.checkpoint.hf import check_checkpoint, open_hf, write_hf
 from minitron.checkpoint.limits import CheckpointError
 from minitron.checkpoint.tensors import Checkpoint, LazyTensor, from_tensor
+from minitron.files import TargetError
 
 
 def test_written_shards_read_by_the_safetensors_library(tmp_path: Path, hf_folder: Path) -> None:
@@ -95,9 +96,14 @@ def test_nothing_is_left_when_writing_fails(tmp_path: Path, hf_folder: Path) -> 
 def test_existing_target_is_kept_unless_told(tmp_path: Path, hf_folder: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "precious").write_text("x")
-    with pytest.raises(CheckpointError, match="overwrite"):
-        write_hf(open_hf(hf_folder), tmp_path / "out")
+    for overwrite in (False, True):
+        with pytest.raises(TargetError, match="overwrite"):
+            write_hf(open_hf(hf_folder), tmp_path / "out", overwrite=overwrite)
     assert (tmp_path / "out" / "precious").read_text() == "x"
+    (tmp_path / "out" / "precious").unlink()
+    write_hf(open_hf(hf_folder), tmp_path / "out")
+    with pytest.raises(TargetError, match="is there already"):
+        write_hf(open_hf(hf_folder), tmp_path / "out")
     write_hf(open_hf(hf_folder), tmp_path / "out", overwrite=True)
     check_checkpoint(tmp_path / "out")
 

@@ -22,6 +22,7 @@ from minitron.checkpoint.fingerprint import fingerprint
 from minitron.checkpoint.hf import SIDE_FILES, check_checkpoint
 from minitron.checkpoint.limits import CheckpointError
 from minitron.checkpoint.tensors import from_tensor
+from minitron.files import TargetError
 from minitron.prune.architecture import Architecture
 from minitron.prune.choose import make_plan, sorted_plan
 from minitron.prune.plan import PlanError, keep_all, prefix_plan
@@ -225,9 +226,9 @@ def test_a_plan_of_another_checkpoint_is_refused(tmp_path: Path) -> None:
 def test_unknown_tensors_taken_targets_and_the_source_itself(tmp_path: Path) -> None:
     model = saved(tmp_path / "big")
     plan = random_plan(model.config, smaller(model.config), source=fingerprint(tmp_path / "big"))
-    with pytest.raises(CheckpointError, match="is there already"):
+    with pytest.raises(TargetError, match="is there already"):
         prune_checkpoint(tmp_path / "big", tmp_path / "big", plan)
-    with pytest.raises(CheckpointError, match="source and target are the same"):
+    with pytest.raises(TargetError, match="source and target are the same"):
         prune_checkpoint(tmp_path / "big", tmp_path / "big", plan, overwrite=True)
     model.lora_A = torch.nn.Linear(2, 2)
     model.save_pretrained(tmp_path / "odd")
