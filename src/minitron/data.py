@@ -1,7 +1,7 @@
-"""Text to packed blocks of tokens: files -> a memory-mapped cache -> blocks -> batches in a reproducible order.
+"""Tokens to packed blocks: a memory-mapped cache -> blocks -> batches in a reproducible order.
 
 Every step is a function of its inputs and a seed, so that the place in the data is one number: how many blocks have
-been used. This file knows tokenizers only by `__call__` and special ids, and knows nothing about models.
+been used. This file knows nothing about models; `documents` reads files and `token_cache` makes tokens of them.
 
 Shapes: B sequences of a batch, T tokens of a block.
 """
@@ -10,23 +10,20 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
-import os
-import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .documents import DataError, Source, read_documents
+from .documents import BadTextError, DataError, Source, read_documents, read_texts
 from .ops.loss import IGNORE_INDEX
+from .token_cache import Encoder, TokenCache, TokenFolder, open_cache, tokenize, tokenize_all
 
 __all__ = [
     "IGNORE_INDEX",
+    "BadTextError",
     "Batch",
     "BlockStream",
     "DataError",
@@ -34,171 +31,15 @@ __all__ = [
     "PackedBlocks",
     "Source",
     "TokenCache",
+    "TokenFolder",
     "collate",
     "open_cache",
     "read_documents",
+    "read_texts",
     "split_documents",
     "tokenize",
+    "tokenize_all",
 ]
-
-CACHE_VERSION = 1
-_TEXTS_PER_CALL = 512
-
-
-class Encoder(Protocol):
-    """What is asked of a tokenizer; every Hugging Face tokenizer fits."""
-
-    bos_token_id: int | None
-    eos_token_id: int | None
-
-    def __call__(self, text: list[str], *, add_special_tokens: bool, verbose: bool) -> Any:
-        """Return an object whose `input_ids` holds a list of ids per text."""
-
-    def __len__(self) -> int:
-        """Return the number of tokens, special ones included."""
-        ...
-
-
-# --- token cache -------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class TokenCache:
-    """The tokens of a source, one document after another, mapped from disk."""
-
-    tokens: np.ndarray
-    """(number of tokens,) uint16, or uint32 for vocabularies above 65,536."""
-    starts: np.ndarray
-    """(documents + 1,) int64: where each document starts; the last is the number of tokens."""
-    text_bytes: np.ndarray
-    """(documents,) int64: length of each document's UTF-8 text."""
-    key: str
-    """Hash of the text and the tokenizer."""
-
-    @property
-    def num_documents(self) -> int:
-        """Number of documents."""
-        return len(self.text_bytes)
-
-
-def tokenize(source: Source, tokenizer: Encoder, folder: Path) -> TokenCache:
-    """The token cache of a source, made on first use in a folder named for the text and the tokenizer.
-
-    Each document is stored as bos + tokens + eos, as far as the tokenizer has these two.
-
-    Raises:
-        DataError: the source has no text, or the cache on disk is damaged.
-    """
-    files = source.files()
-    key = _fingerprint(files, tokenizer, source.field)
-    final = folder / f"{Path(source.path).stem or 'text'}-{key[:16]}"
-    if not final.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        work = folder / f"{final.name}.tmp-{os.getpid()}"
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir()
-        try:
-            _write_cache(work, files, source.field, tokenizer, key)
-            try:
-                work.rename(final)
-            except OSError:
-                if not final.exists():  # else another process was faster, with the same content
-                    raise
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-    return open_cache(final)
-
-
-def _fingerprint(files: Sequence[Path], tokenizer: Encoder, field: str) -> str:
-    digest = hashlib.sha256(f"{CACHE_VERSION} {tokenizer.bos_token_id} {tokenizer.eos_token_id} ".encode())
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    digest.update((backend.to_str() if backend is not None else repr(sorted(_vocabulary(tokenizer)))).encode())
-    if field != "text":
-        digest.update(f"field {field}".encode())
-    for path in files:
-        with path.open("rb") as content:
-            digest.update(hashlib.file_digest(content, "sha256").digest())
-    return digest.hexdigest()
-
-
-def _vocabulary(tokenizer: Any) -> Iterable[tuple[str, int]]:
-    return tokenizer.get_vocab().items()
-
-
-def _write_cache(folder: Path, files: Sequence[Path], field: str, tokenizer: Encoder, key: str) -> None:
-    dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
-    before = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    after = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    lengths: list[int] = []
-    text_bytes: list[int] = []
-    digest = hashlib.sha256()
-    with (folder / "tokens.bin").open("wb") as sink:
-        for texts in _grouped(text for path in files for text in read_documents(path, field)):
-            # Not verbose: documents longer than the context are cut into blocks, which needs no warning.
-            encoded = tokenizer(texts, add_special_tokens=False, verbose=False)
-            for text, ids in zip(texts, encoded.input_ids, strict=True):
-                raw = np.asarray([*before, *ids, *after], dtype=dtype).tobytes()
-                digest.update(raw)
-                sink.write(raw)
-                lengths.append(len(raw) // dtype().itemsize)
-                text_bytes.append(len(text.encode()))
-        _sync(sink)
-    if not lengths:
-        raise DataError(f"{files[0]}{' and the other files' if len(files) > 1 else ''}: no text in it")
-    with (folder / "documents.npy").open("wb") as sink:
-        np.save(sink, np.array([lengths, text_bytes], dtype=np.int64))
-        _sync(sink)
-    meta = {
-        "version": CACHE_VERSION,
-        "key": key,
-        "files": [str(path) for path in files],
-        "dtype": np.dtype(dtype).name,
-        "vocabulary": len(tokenizer),
-        "documents": len(lengths),
-        "tokens": sum(lengths),
-        "text_bytes": sum(text_bytes),
-        "tokens_sha256": digest.hexdigest(),
-    }
-    with (folder / "meta.json").open("w", encoding="utf-8") as sink:
-        json.dump(meta, sink, indent=1)
-        _sync(sink)
-
-
-def _grouped(texts: Iterable[str]) -> Iterator[list[str]]:
-    group: list[str] = []
-    for text in texts:
-        group.append(text)
-        if len(group) == _TEXTS_PER_CALL:
-            yield group
-            group = []
-    if group:
-        yield group
-
-
-def _sync(sink: Any) -> None:
-    sink.flush()
-    os.fsync(sink.fileno())
-
-
-def open_cache(folder: Path) -> TokenCache:
-    """Map a token cache from disk, after comparing it with its checksum.
-
-    Raises:
-        DataError: a part is missing or does not match.
-    """
-    advice = "delete this folder and it will be made again"
-    try:
-        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-        documents = np.load(folder / "documents.npy", allow_pickle=False)
-        with (folder / "tokens.bin").open("rb") as content:
-            found = hashlib.file_digest(content, "sha256").hexdigest()
-        tokens = np.memmap(folder / "tokens.bin", dtype=meta["dtype"], mode="r")
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"{folder}: damaged token cache ({error}); {advice}") from None
-    if found != meta["tokens_sha256"] or documents.sum(axis=1).tolist() != [meta["tokens"], meta["text_bytes"]]:
-        raise DataError(f"{folder}: the tokens do not match their checksum; {advice}")
-    starts = np.concatenate([[0], np.cumsum(documents[0])])
-    return TokenCache(tokens, starts, documents[1], meta["key"])
 
 
 def split_documents(cache: TokenCache, share: float, seed: int, name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -47,7 +47,8 @@ def sentence_errors(verb: F) -> F:
             typer.echo(f"error: {one_line(error)}", err=True)
             raise typer.Exit(1) from None
         except (ValueError, OSError) as error:
-            typer.echo(f"error: {one_line(error)}", err=True)
+            text = str(error) if getattr(error, "keeps_lines", False) else one_line(error)
+            typer.echo(f"error: {text}", err=True)
             raise typer.Exit(2) from None
         except Exception as error:
             typer.echo(f"error: {type(error).__name__}: {one_line(error)} (MINITRON_DEBUG=1 shows more)", err=True)

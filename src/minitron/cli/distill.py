@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -27,6 +28,8 @@ def distill(
     heldout: Annotated[Optional[list[str]], options.HeldoutOption] = None,
     heldout_share: float = options.HeldoutShareOption,
     field: str = options.FieldOption,
+    encoding: str = options.EncodingOption,
+    skip_bad: bool = options.SkipBadOption,
     cache: Annotated[Optional[Path], options.CacheOption] = None,
     loss: str = typer.Option("forward_kl", help="Divergence of the logits: forward_kl, reverse_kl or jsd."),
     temperature: float = typer.Option(1.0, help="Divides the logits of both."),
@@ -56,6 +59,7 @@ def distill(
     eval_every: int = options.EvalEveryOption,
     save_every: int = options.SaveEveryOption,
     keep: int = options.KeepOption,
+    extend: bool = options.ExtendOption,
     dtype: str = options.DtypeOption,
     optimizer: str = options.OptimizerOption,
     recompute: str = options.RecomputeOption,
@@ -89,23 +93,27 @@ def distill(
 
     losses = DistillOptions(loss, temperature, ce_weight, hidden, _pairs(layer_map), embeddings, alpha)
     with options.processes(device, tensor_parallel) as (world, place):
+        from ..data import TokenFolder
         from ..distill.opening import open_distillation
 
-        pair = open_distillation(
-            student,
-            teacher,
-            data,
-            settings,
-            place,
-            world,
-            heldout=heldout or [],
-            heldout_share=heldout_share,
-            cache=cache or out.parent / "token-cache",
-            field=field,
-            correct_teacher=correct_teacher,
-            teacher_cache=teacher_cache,
-        )
-        _run(pair, losses, settings, out, world, place, corrected_lr, peak_tflops, as_json)
+        with TokenFolder(cache or out.parent / "token-cache") as store:
+            pair = open_distillation(
+                student,
+                teacher,
+                data,
+                settings,
+                place,
+                world,
+                heldout=heldout or [],
+                heldout_share=heldout_share,
+                cache=store,
+                field=field,
+                encoding=encoding,
+                skip_bad=skip_bad,
+                correct_teacher=correct_teacher,
+                teacher_cache=teacher_cache,
+            )
+            _run(pair, losses, settings, out, world, place, corrected_lr, peak_tflops, as_json, extend, store.keep)
 
 
 def _pairs(texts: list[str] | None) -> tuple[tuple[int, int], ...] | None:
@@ -131,10 +139,14 @@ def _run(
     corrected_lr: float,
     peak_tflops: float | None,
     as_json: bool,
+    extend: bool,
+    accepted: Callable[[], None],
 ) -> None:
     from ..distill.recipe import distill, flops_per_token, make_loss
     from ..distill.train import estimate
 
+    if world.first:
+        options.tell(pair.texts.notes)
     peak = options.peak_flops(peak_tflops, place, settings.dtype, world)
     need: dict[str, Any] | None = None
     if world.mesh is None:
@@ -160,6 +172,8 @@ def _run(
         world=world,
         export_dtype=pair.export_dtype,
         peak_flops=peak,
+        extend=extend,
+        accepted=accepted,
     )
     if world.first:
         options.report(result, need, as_json)

@@ -122,13 +122,16 @@ def _suite(
 def _quick(
     paths: list[str | None], data: list[str], limit: int | None, stride: int | None, dtype: str, device: str
 ) -> dict[str, Any]:
-    from ..data import Source, read_documents
+    from ..data import Source, read_texts
     from ..evaluate.quick import quick_suite
     from ..loading import load
 
     if not data:
         raise ValueError("the quick suite needs --data, a text file (.txt, .md, .jsonl)")
-    texts = [text for part in data for file in Source(part).files() for text in read_documents(file)][:limit]
+    texts, notes = read_texts([Source(part) for part in data])
+    for note in notes:
+        typer.echo(f"note: {note}", err=True)
+    texts = texts[:limit]
     reference = None
     rows = []
     for path in paths:

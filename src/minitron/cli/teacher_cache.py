@@ -37,6 +37,9 @@ def teacher_cache(
         None, help="Blocks from the start of the run (steps x batch); all if left out."
     ),
     heldout_share: float = options.HeldoutShareOption,
+    field: str = options.FieldOption,
+    encoding: str = options.EncodingOption,
+    skip_bad: bool = options.SkipBadOption,
     cache: Annotated[Optional[Path], options.CacheOption] = None,
     sequence: int = options.SequenceOption,
     seed: int = options.SeedOption,
@@ -57,6 +60,7 @@ def teacher_cache(
     quiet_libraries()
     from ..checkpoint.fingerprint import fingerprint
     from ..checkpoint.hf import check_checkpoint
+    from ..data import TokenFolder
     from ..distill.inputs import open_texts
     from ..distill.schedule import TrainConfig
     from ..distill.teacher_cache import make_codec, measure_bytes, plan_cache, write_cache
@@ -67,18 +71,20 @@ def teacher_cache(
     check_checkpoint(folder)
     tokens: Any = load_tokenizer(folder)
     settings = TrainConfig(steps=1, sequence=sequence, seed=seed)
-    texts = open_texts(data, [], heldout_share, tokens, settings, cache or out.parent / "token-cache")
-    model = load(folder, dtype=dtype, device=device).model
-    codec = make_codec(kind, model, samples=samples, k=k)
-    plan = plan_cache(texts.stream, model, codec, fingerprint(folder), blocks=blocks, seed=seed)
-    size = measure_bytes(plan, texts.stream, model)
-    count = len(plan.places) * sequence
-    typer.echo(
-        f"{len(plan.places):,} blocks of {sequence} tokens: about {human_bytes(size)}, "
-        f"{size / count:.1f} bytes per token",
-        err=True,
-    )
-    write_cache(out, plan, texts.stream, model, _progress)
+    with TokenFolder(cache or out.parent / "token-cache") as store:
+        texts = open_texts(data, [], heldout_share, tokens, settings, store, field, encoding, skip_bad)
+        options.tell(texts.notes)
+        model = load(folder, dtype=dtype, device=device).model
+        codec = make_codec(kind, model, samples=samples, k=k)
+        plan = plan_cache(texts.stream, model, codec, fingerprint(folder), blocks=blocks, seed=seed)
+        size = measure_bytes(plan, texts.stream, model)
+        count = len(plan.places) * sequence
+        typer.echo(
+            f"{len(plan.places):,} blocks of {sequence} tokens: about {human_bytes(size)}, "
+            f"{size / count:.1f} bytes per token",
+            err=True,
+        )
+        write_cache(out, plan, texts.stream, model, _progress, accepted=store.keep)
     written = sum(path.stat().st_size for path in out.iterdir())
     if as_json:
         print_json({"cache": str(out), "kind": kind, "blocks": len(plan.places), "tokens": count, "bytes": written})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -25,6 +26,8 @@ def train(
         Optional[str], typer.Option(help="Folder of a tokenizer, or a model with one; --model's by default.")
     ] = None,
     field: str = options.FieldOption,
+    encoding: str = options.EncodingOption,
+    skip_bad: bool = options.SkipBadOption,
     cache: Annotated[Optional[Path], options.CacheOption] = None,
     model: Annotated[
         Optional[str], typer.Option("--model", "--init", help=f"Start from the weights of a model: {MODEL_HELP}")
@@ -56,6 +59,7 @@ def train(
     eval_every: int = options.EvalEveryOption,
     save_every: int = options.SaveEveryOption,
     keep: int = options.KeepOption,
+    extend: bool = options.ExtendOption,
     dtype: str = options.DtypeOption,
     optimizer: str = options.OptimizerOption,
     recompute: str = options.RecomputeOption,
@@ -78,6 +82,8 @@ def train(
       --intermediate-size 1024 --heads 4 --kv-heads 2 --hours 0.5 --out runs/first
 
       minitron train --model checkpoint --data a.jsonl --data b.jsonl:2 --steps 1000 --lr 2e-4 --out runs/more
+
+      minitron train --model checkpoint --data a.jsonl --data b.jsonl:2 --steps 1500 --lr 2e-4 --out runs/more --extend
 
       minitron train --init teacher --tune lora --data corpus/ --steps 500 --lr 4e-5 --out runs/corrected-teacher
     """
@@ -103,31 +109,36 @@ def train(
     quiet_libraries()
     with options.processes(device, tensor_parallel) as (world, place):
         from ..checkpoint.hf import read_config
+        from ..data import TokenFolder
         from ..distill.correction import choose_trained
         from ..distill.inputs import fresh_config, new_model, open_texts, saved_model
         from ..distill.memory import require_memory
+        from ..distill.runs import require_positions
         from ..loading import checkpoint_folder
         from ..tokenizer import load_tokenizer
 
         start = None if model is None else world.first_then_all(lambda: checkpoint_folder(model, say))
         encoder: Any = load_tokenizer(_tokenizer_folder(vocabulary) if start is None or tokenizer else start)
-        folder = cache or out.parent / "token-cache"
-        texts = world.first_then_all(
-            lambda: open_texts(data, heldout or [], heldout_share, encoder, settings, folder, field)
-        )
         if start is not None:
             made = read_config(start)
         else:
             made = fresh_config(encoder, sequence, file=config, preset=preset, shape=given)
+        require_positions(made, settings)
         require_memory(made, settings, place, world, trained=None if tune == "full" else 0)
-        net: Any
-        if start is None:
-            net = new_model(made, seed).to(place)  # type: ignore[arg-type]
-        else:
-            # Adapters are drawn beside weights that are there.
-            net = saved_model(start, place, None if tune == "lora" else world)
-            net = choose_trained(net, tune, lora_rank)
-        _run(net, texts, settings, out, encoder, world, place, peak_tflops, as_json)
+        with TokenFolder(cache or out.parent / "token-cache") as store:
+            texts = world.first_then_all(
+                lambda: open_texts(
+                    data, heldout or [], heldout_share, encoder, settings, store, field, encoding, skip_bad
+                )
+            )
+            net: Any
+            if start is None:
+                net = new_model(made, seed).to(place)  # type: ignore[arg-type]
+            else:
+                # Adapters are drawn beside weights that are there.
+                net = saved_model(start, place, None if tune == "lora" else world)
+                net = choose_trained(net, tune, lora_rank)
+            _run(net, texts, settings, out, encoder, world, place, peak_tflops, as_json, extend, store.keep)
 
 
 def _tokenizer_folder(name: str) -> Any:
@@ -148,11 +159,15 @@ def _run(
     place: Any,
     peak_tflops: float | None,
     as_json: bool,
+    extend: bool,
+    accepted: Callable[[], None],
 ) -> None:
     from ..distill.recipe import flops_per_token
     from ..distill.train import estimate, next_token_loss
     from ..distill.train import train as run_training
 
+    if world.first:
+        options.tell(texts.notes)
     peak = options.peak_flops(peak_tflops, place, settings.dtype, world)
     flops = flops_per_token(net.config, settings.sequence)
     need: dict[str, Any] | None = None
@@ -172,6 +187,8 @@ def _run(
         world=world,
         peak_flops=peak,
         flops_per_token=flops,
+        extend=extend,
+        accepted=accepted,
     )
     if world.first:
         options.report(result, need, as_json)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -13,7 +13,13 @@ import typer
 from .common import human_bytes, human_count, print_json
 
 DataOption = typer.Option(
-    help="PATH[:WEIGHT] of text: a file, folder or pattern (txt, md, jsonl[.gz|.xz|.zst], parquet, arrow); repeatable."
+    help="PATH[:WEIGHT] of text: a file, folder or pattern (txt, md, jsonl, json, each also .gz, .xz, .bz2 or .zst; "
+    "parquet, arrow); repeatable."
+)
+EncodingOption = typer.Option("utf-8", help="Encoding of text without a byte-order mark, as cp1252 or shift_jis.")
+SkipBadOption = typer.Option(False, "--skip-bad", help="Leave out documents that cannot be read, instead of stopping.")
+ExtendOption = typer.Option(
+    False, "--extend", help="Lengthen the run in the run folder to the length given; the other settings stay."
 )
 FieldOption = typer.Option("text", help="Field or column that holds the text, in files that have some.")
 RunOption = typer.Option("--out", "-o", help="Run folder; an interrupted run in it is continued.")
@@ -44,6 +50,12 @@ OnSpikeOption = typer.Option("stop", help="After a NaN or a spike: stop, or skip
 SpikeOption = typer.Option(0.0, help="A gradient this many times longer than usual is a spike; 0: none is.")
 TensorParallelOption = typer.Option(1, help="Processes that share each matrix (torchrun).")
 PeakOption = typer.Option(None, help="Peak TFLOP/s of a device, for MFU; measured if left out.")
+
+
+def tell(notes: Iterable[str]) -> None:
+    """Say on stderr what was left out of the text."""
+    for note in notes:
+        typer.echo(f"note: {note}", err=True)
 
 
 def settings_from(options: dict[str, Any]) -> Any:

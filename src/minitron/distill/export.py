@@ -11,10 +11,11 @@ from torch import nn
 
 from ..quiet import progress_bars
 from .correction import merged_weights
+from .extending import MODEL_FOLDER
 from .sharded import whole_weights
 from .world import World
 
-MODEL_FOLDER = "model"
+__all__ = ["MODEL_FOLDER", "export_model"]
 
 
 def export_model(

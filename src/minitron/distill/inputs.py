@@ -12,7 +12,16 @@ import torch
 
 from ..checkpoint.hf import check_checkpoint, config_from, read_config
 from ..config import NemotronConfig
-from ..data import BlockStream, Encoder, PackedBlocks, Source, split_documents, tokenize
+from ..data import (
+    BadTextError,
+    BlockStream,
+    Encoder,
+    PackedBlocks,
+    Source,
+    TokenFolder,
+    split_documents,
+    tokenize_all,
+)
 from ..model import NemotronForCausalLM
 from ..quiet import progress_bars
 from .schedule import TrainConfig
@@ -29,6 +38,11 @@ class Texts:
 
     stream: BlockStream
     heldout: dict[str, PackedBlocks]
+    notes: tuple[str, ...] = ()
+    """Sentences about what was left out of the text."""
+
+
+_ADVICE = "--skip-bad leaves them out; --encoding names that of text which is not UTF-8 (cp1252: Western Windows)"
 
 
 def open_texts(
@@ -37,8 +51,10 @@ def open_texts(
     share: float,
     tokenizer: Encoder,
     config: TrainConfig,
-    cache: Path,
+    cache: Path | TokenFolder,
     field: str = "text",
+    encoding: str = "utf-8",
+    skip_bad: bool = False,
 ) -> Texts:
     """Tokenize (once) and pack texts.
 
@@ -50,21 +66,31 @@ def open_texts(
         config: for the sequence length and the seed.
         cache: folder of the token caches; may be shared by runs.
         field: which field or column holds the text, in files that have some.
+        encoding: of files without a byte-order mark.
+        skip_bad: leave out documents that cannot be used instead of refusing all.
+
+    Raises:
+        ValueError, FileNotFoundError: as `data.tokenize_all` and `data.split_documents`.
     """
     if not 0 <= share < 1:
         raise ValueError(f"held-out share is {share}; it must be 0 or more and less than 1")
+    sources = [Source.parse(text, field, encoding, skip_bad) for text in data]
+    measured = [Source(path, 1.0, field, encoding, skip_bad) for path in heldout]
+    try:
+        caches = tokenize_all([*sources, *measured], tokenizer, cache)
+    except BadTextError as error:
+        raise error.with_advice(_ADVICE) from None
     trained: list[tuple[PackedBlocks, float]] = []
     held: dict[str, PackedBlocks] = {}
-    for source in (Source.parse(text, field) for text in data):
-        tokens = tokenize(source, tokenizer, cache)
+    for source, tokens in zip(sources, caches, strict=False):
         kept, left_out = split_documents(tokens, share, config.seed, source.path)
         trained.append((PackedBlocks(tokens, config.sequence, kept, config.seed), source.weight))
         if share:
             held[_new_name(f"{Path(source.path).stem}-heldout", held)] = PackedBlocks(tokens, config.sequence, left_out)
-    for path in heldout:
-        tokens = tokenize(Source(path, field=field), tokenizer, cache)
-        held[_new_name(Path(path).stem, held)] = PackedBlocks(tokens, config.sequence)
-    return Texts(BlockStream(trained, config.seed), held)
+    for source, tokens in zip(measured, caches[len(sources) :], strict=True):
+        held[_new_name(Path(source.path).stem, held)] = PackedBlocks(tokens, config.sequence)
+    notes = dict.fromkeys(note for tokens in caches for note in tokens.notes)
+    return Texts(BlockStream(trained, config.seed), held, tuple(notes))
 
 
 def _new_name(name: str, taken: Mapping[str, Any]) -> str:

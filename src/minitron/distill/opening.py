@@ -13,6 +13,7 @@ from torch import nn
 from ..checkpoint.fingerprint import fingerprint
 from ..checkpoint.hf import check_checkpoint, read_config
 from ..config import NemotronConfig
+from ..data import TokenFolder
 from ..loading import checkpoint_folder
 from ..tokenizer import load_tokenizer
 from .correction import CorrectedTeacher
@@ -20,7 +21,7 @@ from .inputs import Texts, open_texts, saved_model
 from .machine import uses_bfloat16
 from .memory import require_memory
 from .recipe import require_same_tokens, require_same_vocabulary
-from .runs import TrainError
+from .runs import TrainError, require_positions
 from .schedule import TrainConfig
 from .targets import OnlineTeacher, TeacherTargets
 from .teacher_cache import open_targets
@@ -62,8 +63,10 @@ def open_distillation(
     *,
     heldout: Sequence[str] = (),
     heldout_share: float = 0.0,
-    cache: Path,
+    cache: Path | TokenFolder,
     field: str = "text",
+    encoding: str = "utf-8",
+    skip_bad: bool = False,
     correct_teacher: bool = False,
     teacher_cache: Path | None = None,
 ) -> Distillation:
@@ -80,7 +83,7 @@ def open_distillation(
         heldout: paths of text that is only measured.
         heldout_share: part of the documents of `data` that is held out besides.
         cache: folder of token caches.
-        field: which field or column holds the text, in files that have some.
+        field, encoding, skip_bad: how text is read, as of `inputs.open_texts`.
         correct_teacher: whether the teacher is trained beside the student.
         teacher_cache: folder of the teacher's answers, which then does not run on the text to train on.
 
@@ -97,8 +100,11 @@ def open_distillation(
         teacher = world.first_then_all(lambda: checkpoint_folder(teacher))
     ours, theirs = _checked_shapes(student, teacher)
     tokenizer = shared_tokenizer(student, teacher)
+    require_positions(ours, config)
     require_memory(ours, config, device, world, theirs, correct_teacher=correct_teacher)
-    texts = world.first_then_all(lambda: open_texts(data, heldout, heldout_share, tokenizer, config, cache, field))
+    texts = world.first_then_all(
+        lambda: open_texts(data, heldout, heldout_share, tokenizer, config, cache, field, encoding, skip_bad)
+    )
     identity = {"student": world.first_does(lambda: fingerprint(student))}
     guide: nn.Module | None = None
     if teacher is not None:

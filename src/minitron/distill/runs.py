@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from ..checkpoint.resume import list_steps
+from ..config import NemotronConfig
 from ..data import BlockStream
+from .extending import LENGTHS, Extension, TrainError, plan_extension
 from .schedule import TrainConfig
 
+__all__ = ["RUN_FILE", "OpenedRun", "TrainError", "describe", "open_run", "require_positions"]
+
 RUN_FILE = "train.json"
+HISTORY = "extended"
+"""Key of the run file: how often and where the run was lengthened."""
 
 # Settings that a run may change when it continues: they decide what it costs, not what it computes.
 _FREE = ("recompute", "keep", "eval_every", "save_every")
-
-
-class TrainError(ValueError):
-    """A run that cannot start or go on."""
 
 
 def describe(
@@ -40,32 +43,85 @@ def describe(
     return json.loads(json.dumps(description, default=str))
 
 
-def open_run(run: Path, description: Mapping[str, Any]) -> None:
-    """Make a run folder, or make sure that an existing one is of the same run.
+def require_positions(model: NemotronConfig, config: TrainConfig) -> None:
+    """Refuse sequences longer than a model's positions.
 
     Raises:
-        TrainError: it is of another run, or is no run folder.
+        TrainError: they are.
+    """
+    limit = model.max_position_embeddings
+    if config.sequence > limit:
+        raise TrainError(f"sequence is {config.sequence}; the model's max_position_embeddings is {limit}")
+
+
+@dataclass(frozen=True)
+class OpenedRun:
+    """A run folder that will be taken; nothing is written before `begin`."""
+
+    run: Path
+    description: dict[str, Any]
+    extension: Extension | None = None
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences about what is kept of a run that is lengthened."""
+        return [self.extension.note] if self.extension else []
+
+    def begin(self) -> None:
+        """Make the folder, or make it that of the longer run."""
+        self.run.mkdir(parents=True, exist_ok=True)
+        if self.extension is not None:
+            self.extension.rewind(self.run)
+        path = self.run / RUN_FILE
+        work = path.with_suffix(".tmp")
+        work.write_text(json.dumps(self.description, indent=1), encoding="utf-8")
+        work.replace(path)
+
+
+def open_run(run: Path, description: Mapping[str, Any], extend: bool = False) -> OpenedRun:
+    """Find out whether a run can begin or continue in a folder; nothing is changed.
+
+    A run without a checkpoint has nothing to lose, so it begins anew, with other settings too.
+
+    Args:
+        run: the folder.
+        description: what the run shall be, from `describe`.
+        extend: whether a run that differs in its length alone may be lengthened.
+
+    Raises:
+        TrainError: it is of another run, or is no run folder, or cannot be lengthened.
     """
     path = run / RUN_FILE
-    if path.exists():
-        try:
-            before = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise TrainError(f"{path}: cannot be read ({error})") from None
-        differing = _differences(before, description)
-        if differing:
-            raise TrainError(f"{run} holds another run; choose another folder or the same settings: {differing}")
-        return
-    if run.exists() and any(run.iterdir()):
-        raise TrainError(f"{run} is not empty and is not the folder of a run (no {RUN_FILE}); choose another folder")
-    run.mkdir(parents=True, exist_ok=True)
-    work = path.with_suffix(".tmp")
-    work.write_text(json.dumps(description, indent=1), encoding="utf-8")
-    work.replace(path)
+    if not path.exists():
+        if run.exists() and (not run.is_dir() or any(run.iterdir())):
+            raise TrainError(
+                f"{run} is not empty and is not the folder of a run (no {RUN_FILE}); choose another folder"
+            )
+        if extend:
+            raise TrainError(f"{run} holds no run that could be lengthened; leave out --extend to begin one")
+        return OpenedRun(run, dict(description))
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise TrainError(f"{path}: cannot be read ({error})") from None
+    history = before.pop(HISTORY, [])
+    kept = {**description, **({HISTORY: history} if history else {})}
+    if not list_steps(run):
+        return OpenedRun(run, dict(description))
+    differing = _differences(before, description)
+    if not differing:
+        return OpenedRun(run, kept)
+    if not set(differing) <= {f"train {name}" for name in LENGTHS}:
+        raise TrainError(
+            f"{run} holds another run; choose another folder or the same settings: {'; '.join(differing.values())}"
+        )
+    extension = plan_extension(run, before["train"], description["train"], extend)
+    return OpenedRun(run, {**kept, HISTORY: [*history, extension.record]}, extension)
 
 
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    out = []
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
+    """What differs, by part and name: a clause with both values."""
+    out = {}
     # A setting that is newer than the run had its default then.
     defaults = {"train": {f.name: f.default for f in fields(TrainConfig)}}
     for part in sorted({*before, *now}):
@@ -73,5 +129,5 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         free = _FREE if part == "train" else ()
         for key in sorted({*old, *new}):
             if key not in free and old.get(key) != new.get(key):
-                out += [f"{part} {key} was {old.get(key)!r}, is {new.get(key)!r}"]
-    return "; ".join(out)
+                out[f"{part} {key}"] = f"{part} {key} was {old.get(key)!r}, is {new.get(key)!r}"
+    return out

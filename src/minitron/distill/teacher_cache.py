@@ -141,6 +141,7 @@ def write_cache(
     stream: BlockStream,
     model: nn.Module,
     progress: Callable[[int, int], None] | None = None,
+    accepted: Callable[[], object] | None = None,
 ) -> None:
     """Write a cache, or the parts of it that are not there yet.
 
@@ -150,11 +151,14 @@ def write_cache(
         stream: the blocks.
         model: the teacher, on its device.
         progress: called with (files there, files in all).
+        accepted: called when the folder is taken.
 
     Raises:
         TargetCacheError: the folder holds another cache, or something else.
     """
     _open_folder(folder, plan, model)
+    if accepted is not None:
+        accepted()
     was_training = model.training
     model.eval()
     try:

@@ -7,7 +7,7 @@ which it continues bit for bit after any interruption, and at its end `model`, w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
@@ -24,7 +24,7 @@ from .log import RunLog, clock
 from .machine import Estimate, Stopwatch, autocast, peak_memory, state_bytes
 from .objective import LossFunction, Objective, heldout_loss, next_token_loss
 from .parallel import prepare
-from .runs import RUN_FILE, TrainError, describe, open_run
+from .runs import RUN_FILE, TrainError, describe, open_run, require_positions
 from .schedule import TrainConfig, is_decaying, progress
 from .stopping import StopSignals
 from .world import World
@@ -42,6 +42,8 @@ class Surroundings(TypedDict, total=False):
     export_dtype: torch.dtype | None
     peak_flops: float | None
     until: int | None
+    extend: bool
+    accepted: Callable[[], object] | None
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,8 @@ def train(
     peak_flops: float | None = None,
     flops_per_token: float | None = None,
     until: int | None = None,
+    extend: bool = False,
+    accepted: Callable[[], object] | None = None,
 ) -> Result:
     """Train a model, or continue the run in `run`. In a run of many processes, each calls this.
 
@@ -121,6 +125,8 @@ def train(
             with both, their ratio (MFU) is told.
         flops_per_token: see `peak_flops`.
         until: stop after this step with a checkpoint, as after a signal; a later call goes on from there.
+        extend: make the run in the folder longer, if it differs from this one in its length alone; see `extending`.
+        accepted: is called when nothing stands against the run, before anything is written to its folder.
 
     Raises:
         TrainError: the folder holds another run, no checkpoint of it is whole, or the loss is no longer a number.
@@ -130,17 +136,22 @@ def train(
     check(model, stream, heldout or {}, config)
     config.at_once(world.size)
     description = describe(model, stream, config, identity)
-    world.first_does(lambda: open_run(run, description))
+    opened = world.first_does(lambda: open_run(run, description, extend))
     objective = Objective(model, loss)
     prepare(objective, config, world)
     job = Job(objective, stream, config, run, tokenizer, world)
+    if accepted is not None:
+        accepted()
+    world.first_does(opened.begin)
     folder, problems = world.first_does(lambda: newest_whole(run))
     if folder is not None:
         job.load(folder)
+        _forget_old_decay(job)
     elif problems:
         raise TrainError(f"no checkpoint in {run} is whole, so the run cannot continue: {'; '.join(problems)}")
     log = RunLog(run, job.state.step, progress(config, job.state.step, job.state.seconds), quiet, world.first)
-    for text in (*(f"passed over a damaged checkpoint: {p}" for p in problems), *([log.note] if log.note else [])):
+    damaged = [f"passed over a damaged checkpoint: {problem}" for problem in problems]
+    for text in (*opened.notes, *damaged, *([log.note] if log.note else [])):
         log.say(text)
     if folder is not None:
         log.say(f"continuing from {folder}")
@@ -151,6 +162,13 @@ def train(
         return _finish(result, job, export_dtype)
     finally:
         log.close()
+
+
+def _forget_old_decay(job: Job) -> None:
+    """A run that was lengthened has its decay still before it."""
+    state = job.state
+    if not is_decaying(job.config, progress(job.config, state.step, state.seconds)):
+        state.decay_step = None
 
 
 def _finish(result: Result, job: Job, dtype: torch.dtype | None) -> Result:
@@ -170,9 +188,7 @@ def check(model: nn.Module, stream: BlockStream, heldout: Mapping[str, PackedBlo
     """
     if any(blocks.block != config.sequence for blocks in (*stream.sources, *heldout.values())):
         raise TrainError(f"the data's blocks must have sequence = {config.sequence} tokens")
-    limit = model.config.max_position_embeddings  # type: ignore[union-attr]
-    if config.sequence > limit:  # type: ignore[operator]
-        raise TrainError(f"sequence is {config.sequence}; the model's max_position_embeddings is {limit}")
+    require_positions(model.config, config)  # type: ignore[arg-type]
     vocabulary = model.config.vocab_size  # type: ignore[union-attr]
     for blocks in (*stream.sources, *heldout.values()):
         highest = int(blocks.cache.tokens.max())

@@ -17,6 +17,7 @@ from typing import Any
 from ..checkpoint.fingerprint import fingerprint
 from ..checkpoint.hf import open_hf
 from ..config import NemotronConfig
+from ..data import TokenFolder
 from ..files import check_target, locked, new_folder, require_folder_name, writing
 from . import costs
 from .architecture import Architecture, parse_axes
@@ -202,11 +203,13 @@ class PruneJob:
         """Calibration, ranking and held-out blocks."""
         options = self.options
         length = min(options.sequence, self.config.max_position_embeddings)
-        texts = open_text(
-            self.source, self.config.vocab_size, text=options.calibration, heldout=options.heldout,
-            samples=options.samples, length=length, seed=options.seed, cache=self.work / "tokens",
-        )  # fmt: skip
+        with TokenFolder(self.work / "tokens") as store:  # nothing stays of text that is refused
+            texts = open_text(
+                self.source, self.config.vocab_size, text=options.calibration, heldout=options.heldout,
+                samples=options.samples, length=length, seed=options.seed, cache=store,
+            )  # fmt: skip
         self.say(texts.about)
+        self.notes += texts.notes
         return texts
 
     def scores(self, depths: tuple[int, ...]) -> Scores:

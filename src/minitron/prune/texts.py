@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..assets import calibration_text
-from ..data import Batch, DataError, PackedBlocks, Source, collate, tokenize
+from ..data import Batch, DataError, PackedBlocks, Source, TokenFolder, collate, tokenize
 from ..tokenizer import load_tokenizer
 from .importance import check_language
 
@@ -26,6 +26,8 @@ class Texts:
     ranking: Batch
     heldout: Batch
     about: str
+    notes: tuple[str, ...] = ()
+    """Sentences about what was left out of the text."""
 
 
 def open_text(
@@ -37,7 +39,7 @@ def open_text(
     samples: int,
     length: int,
     seed: int,
-    cache: Path,
+    cache: Path | TokenFolder,
 ) -> Texts:
     """Tokenize, pack and divide text.
 
@@ -60,6 +62,7 @@ def open_text(
     name = text or "bundled text (passages of public-domain books in English)"
     own = PackedBlocks(tokenize(Source(text or str(calibration_text())), tokenizer, cache), length, seed=seed)
     order = np.random.default_rng(seed).permutation(len(own)).tolist()
+    notes = own.cache.notes
     if len(own) < FEWEST_BLOCKS:
         raise DataError(f"{name}: fills {len(own)} blocks of {length} tokens; at least {FEWEST_BLOCKS} are needed")
     if heldout is None:
@@ -71,6 +74,7 @@ def open_text(
         other = PackedBlocks(tokenize(Source(heldout), tokenizer, cache), length, seed=seed)
         if len(other) < 2:
             raise DataError(f"{heldout}: fills {len(other)} blocks of {length} tokens; at least 2 are needed")
+        notes += other.cache.notes
         judged = [other.pieces(i) for i in np.random.default_rng(seed).permutation(len(other)).tolist()]
         rest = f"losses on {{}} blocks of {heldout}, ranking on {{}} others of it"
     ranked = min(RANK_BLOCKS, len(judged) // 2)
@@ -79,4 +83,4 @@ def open_text(
     calibration = collate([own.pieces(i) for i in used], length)
     check_language(calibration, tokenizer)
     about = f"importance on {len(used)} blocks of {length} tokens of {name}; {rest.format(len(reported), ranked)}"
-    return Texts(calibration, collate(judged[:ranked], length), collate(reported, length), about)
+    return Texts(calibration, collate(judged[:ranked], length), collate(reported, length), about, notes)
