@@ -29,21 +29,12 @@ from .checkpoint.nemo_write import write_nemo
 from .checkpoint.sources import Observed, Observer, open_checkpoint
 from .checkpoint.tensors import BLOCK_BYTES, Checkpoint, LazyTensor, raw, write_all
 from .config import NemotronConfig
+from .dtypes import parse_dtype
 from .files import new_file, new_folder
 
 TARGETS = ("hf", "nemo", "nemo2", "gguf")
 _FOLDERS = ("hf", "nemo2")
 _BY_SUFFIX = {".nemo": "nemo", ".gguf": "gguf"}
-DTYPES = {
-    "bf16": torch.bfloat16,
-    "bfloat16": torch.bfloat16,
-    "fp16": torch.float16,
-    "f16": torch.float16,
-    "float16": torch.float16,
-    "fp32": torch.float32,
-    "f32": torch.float32,
-    "float32": torch.float32,
-}
 # Largest root-mean-square error of a block, relative to its root mean square, of normally distributed weights.
 _QUANTIZATION_ERROR = {"q8_0": 0.01, "q4_0": 0.15}
 _PROBE_BYTES = 800_000_000
@@ -106,6 +97,12 @@ class Options:
     """For a bare Megatron folder: a preset or a config.json."""
     overwrite: bool = False
     verify: bool = True
+
+    def __post_init__(self) -> None:
+        # llama.cpp writes Q8_0 and BF16; both spellings mean the same.
+        for name in ("to", "dtype", "quantize"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, value.lower() if isinstance(value, str) else value)
 
 
 def convert(
@@ -195,14 +192,16 @@ def target_format(target: Path, options: Options) -> str:
             options.quantize in QUANTIZATIONS,
             f"--quantize is {options.quantize!r}, expected one of {', '.join(QUANTIZATIONS)}",
         )
-    known = options.dtype == "auto" or options.dtype in DTYPES
-    require(known, f"--dtype is {options.dtype!r}, expected auto, bf16, fp16 or fp32")
+    try:
+        parse_dtype(options.dtype, "--dtype")
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None
     return kind
 
 
 def prepare(checkpoint: Checkpoint, options: Options, kind: str) -> Checkpoint:
     """The checkpoint in the dtype that is asked for, with the chat template that its marks call for."""
-    dtype = DTYPES.get(options.dtype)
+    dtype = parse_dtype(options.dtype)
     if dtype is None and any("dequantized" in note for note in checkpoint.notes):
         dtype = torch.bfloat16
     tensors = dict(checkpoint.tensors)

@@ -13,14 +13,13 @@ from .checkpoint.detect import detect
 from .checkpoint.hf import check_checkpoint, read_config
 from .config import NemotronConfig
 from .converted import converted_folder
+from .dtypes import dtype_name, parse_dtype
 from .engine.memory import require_memory
 from .locate import fetch, locate
 from .model import NemotronForCausalLM
 from .quantize import FORMATS
 from .quiet import progress_bars
 from .tokenizer import load_tokenizer
-
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 class Loaded(NamedTuple):
@@ -32,7 +31,7 @@ class Loaded(NamedTuple):
 
 def load(
     path: str | Path | None = None,
-    dtype: str = "auto",
+    dtype: str | torch.dtype = "auto",
     device: str = "auto",
     format: str | None = None,
     say: Callable[[str], object] = lambda sentence: None,
@@ -42,7 +41,7 @@ def load(
     Args:
         path: a checkpoint in any format that `minitron convert` reads, a LoRA adapter's folder, a repository id,
             "bundled" or "bundled-half"; the bundled model if None.
-        dtype: "auto" (the checkpoint's own), "bf16", "fp16" or "fp32".
+        dtype: "auto" (the checkpoint's own), "bf16", "fp16" or "fp32", or the dtype itself.
         device: "auto" (CUDA where there is one, otherwise the CPU) or a name that torch knows.
         format: load only what decoding on the CPU reads, in this format ("bf16", "fp32", "bf12", "int8" or "int4"): the
             least memory; the model can generate and nothing else.
@@ -52,37 +51,34 @@ def load(
         FileNotFoundError, ValueError: something is missing or wrong; the message names the file, the field, what was
             found and what was expected. Nothing is ever filled with random numbers.
     """
-    if dtype != "auto" and dtype not in DTYPES:
-        raise ValueError(f"dtype is {dtype!r}; it must be auto, {', '.join(DTYPES)}")
+    chosen = parse_dtype(dtype)
+    format = format.lower() if format else format
     source = checkpoint_folder(path, say)
     if format is not None:
-        return _load_packed(source, dtype, device, format)
+        return _load_packed(source, chosen, device, format)
     check_checkpoint(source)
     if device == "cpu" or not torch.cuda.is_available():
         config = read_config(source)
-        require_memory(str(source), config, _format_name(config, dtype), packed=False)
+        require_memory(str(source), config, _format_name(config, chosen), packed=False)
     with progress_bars(read_config(source).num_parameters() * 2):
-        model, info = NemotronForCausalLM.from_pretrained(
-            source, dtype=DTYPES.get(dtype, "auto"), output_loading_info=True
-        )
+        model, info = NemotronForCausalLM.from_pretrained(source, dtype=chosen or "auto", output_loading_info=True)
     if info["missing_keys"]:
         raise ValueError(f"{source}: tensor {sorted(info['missing_keys'])[0]!r} is missing from the checkpoint")
     tokenizer = load_tokenizer(source, vocab_size=model.config.vocab_size)
     return Loaded(model.to(pick_device(device)).eval(), tokenizer)
 
 
-def _format_name(config: NemotronConfig, dtype: str) -> str:
+def _format_name(config: NemotronConfig, dtype: torch.dtype | None) -> str:
     stored = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
-    wanted = DTYPES.get(dtype, stored)
-    return next((name for name, known in DTYPES.items() if known == wanted), "fp32")
+    return dtype_name(dtype or stored) or "fp32"
 
 
-def _load_packed(source: Path, dtype: str, device: str, format: str) -> Loaded:
+def _load_packed(source: Path, dtype: torch.dtype | None, device: str, format: str) -> Loaded:
     from .engine.packed import packed_model  # needs more than a model of torch does
 
     if format not in FORMATS:
         raise ValueError(f"format is {format!r}; it must be one of {', '.join(FORMATS)}")
-    if device not in ("auto", "cpu") or dtype != "auto":
+    if device not in ("auto", "cpu") or dtype is not None:
         raise ValueError(f"format {format} was given with device {device!r} and dtype {dtype!r}; leave both out")
     check_checkpoint(source)
     require_memory(str(source), read_config(source), format, packed=True)
