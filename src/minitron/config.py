@@ -63,7 +63,7 @@ class NemotronConfig(PreTrainedConfig):
     """
 
     model_type = "nemotron"
-    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012 (transformers' own attribute)
+    keys_to_ignore_at_inference = ["past_key_values", "cache"]  # noqa: RUF012 (transformers' own attribute)
     base_model_tp_plan = {  # noqa: RUF012
         "layers.*.self_attn.q_proj": "colwise",
         "layers.*.self_attn.k_proj": "colwise",

@@ -8,11 +8,17 @@ from __future__ import annotations
 import importlib
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from .framework import CACHE_NAMES, TESTED, installed, method_of_generation, with_framework_name
+from .masks import padding_mask, restarts
+
 ENGINE_MODULE = "minitron.engine.generation"
+CHECK_MODULE = "minitron.release_check"
 
 ENGINE_CHOICE: ContextVar[str] = ContextVar("minitron_engine", default="auto")
 """The `engine` argument of the `generate` call in progress."""
@@ -90,13 +96,20 @@ class EngineDecoding:
         """
         if engine not in ("auto", "off"):
             raise ValueError(f"engine is {engine!r}; it must be 'auto' or 'off'")
+        if installed() not in TESTED:
+            importlib.import_module(CHECK_MODULE).require(self)
         self.last_generation = None
         before = ENGINE_CHOICE.set(engine), DRAFT_CHOICE.set(draft)
         try:
-            return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
+            return super().generate(inputs, *args, **_checked_masks(kwargs))  # type: ignore[misc]
         finally:
             ENGINE_CHOICE.reset(before[0])
             DRAFT_CHOICE.reset(before[1])
+
+    @wraps(method_of_generation("prepare_inputs_for_generation"))  # transformers reads this signature
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> Any:
+        """As of transformers; the cache may have either of its names."""
+        return super().prepare_inputs_for_generation(*args, **with_framework_name(kwargs))  # type: ignore[misc]
 
     def _sample(
         self,
@@ -110,7 +123,7 @@ class EngineDecoding:
         # transformers' `generate` calls this for greedy decoding and sampling, when all is prepared.
         engine = importlib.import_module(ENGINE_MODULE)
         request = (input_ids, logits_processor, stopping_criteria, generation_config)
-        found = engine.sample(self, *request, streamer, kwargs)
+        found = engine.sample(self, *request, streamer, with_framework_name(kwargs, CACHE_NAMES[0]))
         return super()._sample(*request, streamer=streamer, **kwargs) if found is None else found  # type: ignore[misc]
 
     def _assisted_decoding(
@@ -129,7 +142,8 @@ class EngineDecoding:
         request = (input_ids, logits_processor, stopping_criteria, generation_config)
         if assistant_tokenizer is None:
             engine = importlib.import_module(ENGINE_MODULE)
-            found = engine.assisted(self, *request, streamer, assistant_model, kwargs)
+            named = with_framework_name(kwargs, CACHE_NAMES[0])
+            found = engine.assisted(self, *request, streamer, assistant_model, named)
             if found is not None:
                 return found
         return super()._assisted_decoding(  # type: ignore[misc]
@@ -140,3 +154,24 @@ class EngineDecoding:
             assistant_tokenizer=assistant_tokenizer,
             **kwargs,
         )
+
+
+def _checked_masks(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of `generate` with a mask of padding as int64, the form that tokenizers give and all paths read.
+
+    Raises:
+        ValueError: a mask that is none of padding, or positions that restart within a row.
+    """
+    mask = padding_mask(kwargs.get("attention_mask"))
+    if isinstance(mask, Tensor) and mask.dim() == 2:
+        kwargs = {**kwargs, "attention_mask": mask.long()}
+    positions = kwargs.get("position_ids")
+    if isinstance(positions, Tensor) and positions.dim() == 2 and positions.shape[1] > 1:
+        padding = isinstance(mask, Tensor) and mask.dim() == 2
+        real = mask[:, -positions.shape[1] :] if padding else torch.ones_like(positions)  # type: ignore[index]
+        if (mask is None or padding) and real.shape[1] == positions.shape[1] and restarts(positions, real):
+            raise ValueError(
+                "position_ids restart within a row; generate continues one text in each row. Give each document a row "
+                "of its own, padded on the left"
+            )
+    return kwargs

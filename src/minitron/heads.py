@@ -16,10 +16,10 @@ from transformers.modeling_outputs import (
     SequenceClassifierOutputWithPast,
     TokenClassifierOutput,
 )
-from transformers.utils.generic import can_return_tuple
 
 from .cache import LegacyCache
 from .config import NemotronConfig
+from .framework import CACHE_NAME, can_return_tuple
 from .model import NemotronModel, NemotronPreTrainedModel, check_ids
 from .ops.loss import IGNORE_INDEX, cross_entropy
 
@@ -87,9 +87,9 @@ class NemotronForSequenceClassification(NemotronPreTrainedModel):
         return SequenceClassifierOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            **{CACHE_NAME: outputs.get(CACHE_NAME)},
         )
 
     def _last_token(self, input_ids: Tensor | None, hidden: Tensor) -> Tensor | int:

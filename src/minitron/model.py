@@ -13,30 +13,37 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import initialization as init
-from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
 from transformers.generation.utils import GenerationMixin
-from transformers.masking_utils import create_causal_mask
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel, slice_logits_to_keep
-from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
+from transformers.modeling_utils import PreTrainedModel
 
-from . import pages
+from . import framework, pages
 from .cache import LegacyCache, NemotronCache, from_legacy, to_legacy
 from .config import NemotronConfig
 from .decoding import EngineDecoding
+from .framework import (
+    ACT2FN,
+    ALL_ATTENTION_FUNCTIONS,
+    CACHE_NAME,
+    CACHE_NAMES,
+    ROPE_INIT_FUNCTIONS,
+    GradientCheckpointingLayer,
+    can_return_tuple,
+    capture_outputs,
+    dynamic_rope_update,
+    merge_with_config_defaults,
+)
+from .framework import initialization as init
 from .head_pruning import kept_heads, prune_attention
+from .masks import causal_mask, mask_at, readable
 from .ops.act import SquaredReLU
 from .ops.attention import eager_attention
 from .ops.autocast import autocast_dtype, without_autocast
 from .ops.loss import CHUNK_VALUES, cross_entropy, linear_cross_entropy, shift_labels
 from .ops.norm import layer_norm_1p
 from .ops.rope import apply_rotary, rotary_frequencies
-from .outputs import DeferredLogitsOutput
+from .outputs import DeferredLogitsOutput, kept_positions, one_of
 
 
 class NemotronLayerNorm1P(nn.LayerNorm):
@@ -176,9 +183,9 @@ class NemotronAttention(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """(B, T, D) to (B, T, D), and the weights (B, N, T, S) where the attention function returns them.
 
-        With `wanted` (n,) only these places attend: (B, n, D), by a mask (B, 1, n, S). `kwargs` reach the attention
-        function: paged caches, sequence lengths of packed batches, and what a
-        registered attention of the user's own expects.
+        With `wanted` (n,) only these places attend: (B, n, D), by a mask (B, 1, n, S). The cache may also be named
+        `cache`. Other `kwargs` reach the attention function: paged caches, sequence lengths of packed batches, and
+        what a registered attention of the user's own expects.
         """
         shape = (*hidden_states.shape[:-1], -1, self.head_dim)
         q = self.q_proj(hidden_states).view(shape)
@@ -188,8 +195,9 @@ class NemotronAttention(nn.Module):
         if wanted is not None:
             q = q[:, wanted]
         q, k = q.transpose(1, 2), k.transpose(1, 2)
-        if past_key_values is not None:
-            k, v = past_key_values.update(k, v, self.layer_idx)
+        cache = framework.given_cache(past_key_values, kwargs)
+        if cache is not None:
+            k, v = framework.update_cache(cache, k, v, self.layer_idx, kwargs)
 
         attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)  # type: ignore[arg-type]
         if kwargs.get("output_attentions"):
@@ -229,7 +237,7 @@ class NemotronPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["NemotronDecoderLayer"]  # noqa: RUF012
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _skip_keys_device_placement = [*CACHE_NAMES]  # noqa: RUF012
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -336,21 +344,27 @@ class NemotronModel(NemotronPreTrainedModel):
 
         Args:
             input_ids: (B, T), or `inputs_embeds`: (B, T, D); exactly one of them.
-            attention_mask: (B, S), 1 to attend and 0 for padding; or a 4-D mask that is used as it is.
-            position_ids: (B, T); by default they go on from the cached tokens. Positions that restart at 0 within
-                a row separate packed documents, if no mask and no cache are given.
-            past_key_values: a `Cache`, or the legacy tuple; what is given decides what is returned.
+            attention_mask: (B, S), 1 (or true) to attend and 0 for padding, in any dtype; or four dimensions, of bools
+                or integers, true to attend, or of floats that are added to the scores.
+            position_ids: (B, T); by default they go on from the cached tokens. Without a mask, a position that is
+                not one more than the position before it begins another document (positions that restart at 0, for
+                instance); the documents of a row do not attend to each other.
+            past_key_values: a `Cache`, or the legacy tuple; what is given decides what is returned. May also be named
+                `cache`, as transformers does from 5.24 on.
             use_cache, output_attentions, output_hidden_states, return_dict: None means what the config says.
             cache_position: (T,), positions of the new tokens in the sequence.
             **kwargs: `wanted` (n,): places whose hidden states are returned, (B, n, D); the last layer leaves the
                 others out. The rest goes to the attention function.
 
         Returns:
-            `last_hidden_state` (B, T, D), `past_key_values`, `hidden_states` (layers + 1 tensors, the last one after
-            the final norm), `attentions` (layers tensors (B, N, T, S), whatever the attention implementation).
+            `last_hidden_state` (B, T, D), `past_key_values` (`cache` from transformers 5.24 on, which still reads
+            the other name), `hidden_states` (layers + 1 tensors, the last one after the final norm), `attentions`
+            (layers tensors (B, N, T, S), whatever the attention implementation).
 
         Raises:
-            ValueError: both or none of ids and embeddings; ids outside the vocabulary (checked on the CPU).
+            ValueError: both or none of ids and embeddings; ids outside the vocabulary and mask values other than 0
+                and 1 (checked on the CPU); a mask of another width than S; packed documents behind a filled cache;
+                two caches, or a cache under a name that is not known.
         """
         # The framework's decorators take the presence of a flag, even None, as an answer.
         flags = {
@@ -358,11 +372,13 @@ class NemotronModel(NemotronPreTrainedModel):
             "output_hidden_states": output_hidden_states,
             "return_dict": return_dict,
         }
+        cache = framework.given_cache(past_key_values, kwargs)
+        framework.refuse_stray_caches(kwargs)
         return self._decode(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            past=cache,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             cache_position=cache_position,
@@ -377,7 +393,7 @@ class NemotronModel(NemotronPreTrainedModel):
         input_ids: Tensor | None,
         attention_mask: Tensor | None,
         position_ids: Tensor | None,
-        past_key_values: Cache | LegacyCache | None,
+        past: Cache | LegacyCache | None,
         inputs_embeds: Tensor | None,
         use_cache: bool | None,
         cache_position: Tensor | None,
@@ -390,59 +406,41 @@ class NemotronModel(NemotronPreTrainedModel):
             check_ids(input_ids, self.embed_tokens.num_embeddings, "input_ids")  # type: ignore[arg-type]
             inputs_embeds = self.embed_tokens(input_ids)
 
-        legacy = isinstance(past_key_values, tuple | list)
-        cache: Cache | None = from_legacy(past_key_values, len(self.layers)) if legacy else past_key_values  # type: ignore[assignment, arg-type]
+        legacy = isinstance(past, tuple | list)
+        cache: Cache | None = from_legacy(past, len(self.layers)) if legacy else past  # type: ignore[assignment, arg-type]
         if use_cache and cache is None:
             cache = NemotronCache(config=self.config)
         if position_ids is None:
             position_ids = cache_position
+        positions_given = position_ids is not None
         if position_ids is None:
-            past = cache.get_seq_length() if cache is not None else 0
-            position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + past  # type: ignore[union-attr]
+            seen = cache.get_seq_length() if cache is not None else 0
+            position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + seen  # type: ignore[union-attr]
         if position_ids.dim() == 1:
             position_ids = position_ids.unsqueeze(0)
 
         output_attentions = kwargs.pop("output_attentions", self.config.output_attentions)
         wanted: Tensor | None = kwargs.pop("wanted", None)
-        mask = create_causal_mask(
-            config=self.config.eager_copy() if output_attentions else self.config,
-            inputs_embeds=inputs_embeds,  # type: ignore[arg-type]
-            attention_mask=attention_mask,
-            past_key_values=cache,
-            position_ids=position_ids,
-        )
+        config = self.config.eager_copy() if output_attentions else self.config
+        mask = causal_mask(config, inputs_embeds, attention_mask, cache, position_ids, positions_given)  # type: ignore[arg-type]
         if output_attentions:
             kwargs["output_attentions"] = True
         hidden_states = inputs_embeds
         position_embeddings = self.rotary_emb(hidden_states, position_ids=position_ids)
         for index, layer in enumerate(self.layers):
             if wanted is not None and index == len(self.layers) - 1:
-                mask, kwargs = _mask_at(mask, wanted, position_ids, hidden_states), {**kwargs, "wanted": wanted}
+                mask, kwargs = mask_at(mask, wanted, position_ids, hidden_states), {**kwargs, "wanted": wanted}
             hidden_states = layer(
                 hidden_states,
                 attention_mask=mask,
                 position_ids=position_ids,
-                past_key_values=cache,
                 use_cache=use_cache,
                 position_embeddings=position_embeddings,
+                **{CACHE_NAME: cache},
                 **kwargs,
             )
         past_out = to_legacy(cache) if legacy else cache  # type: ignore[arg-type]
-        return BaseModelOutputWithPast(
-            last_hidden_state=self.norm(hidden_states),
-            past_key_values=past_out,  # type: ignore[arg-type]
-        )
-
-
-def _mask_at(mask: Tensor | None, wanted: Tensor, position_ids: Tensor, like: Any) -> Tensor:
-    """Rows (B or 1, 1, n, S) of an additive mask at the wanted places; without a mask, of the causal one."""
-    if mask is not None:
-        return mask[:, :, wanted]
-    last = position_ids[0, wanted, None]
-    hidden = torch.arange(int(position_ids[0, -1]) + 1, device=like.device) > last
-    return torch.zeros(hidden.shape, dtype=like.dtype, device=like.device).masked_fill_(
-        hidden, torch.finfo(like.dtype).min
-    )[None, None]
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), **{CACHE_NAME: past_out})  # type: ignore[arg-type]
 
 
 def check_ids(ids: Tensor, size: int, name: str, ignore: int | None = None) -> None:
@@ -453,9 +451,7 @@ def check_ids(ids: Tensor, size: int, name: str, ignore: int | None = None) -> N
     Raises:
         ValueError: names the argument, the value and the range.
     """
-    if ids.device.type != "cpu" or ids.numel() == 0 or torch.compiler.is_compiling():
-        return
-    if type(ids) is not Tensor or torch._C._functorch.is_functorch_wrapped_tensor(ids):  # type: ignore[attr-defined]
+    if ids.numel() == 0 or not readable(ids):
         return
     lowest, highest = torch.aminmax(ids)
     if lowest >= 0 and highest < size:
@@ -514,7 +510,7 @@ class NemotronForCausalLM(NemotronPreTrainedModel, EngineDecoding, GenerationMix
             `loss` (fp32 scalar), `logits` (B, kept, V), `past_key_values`, `hidden_states`, `attentions`. When
             labels are given and the logits would be large they are computed only if read.
         """
-        keep = _one_of(num_logits_to_keep, logits_to_keep)
+        keep = one_of(num_logits_to_keep, logits_to_keep)
         num_items = loss_kwargs.pop("num_items_in_batch", None)
         targets = loss_kwargs.pop("shift_labels", None)
         # What is left in loss_kwargs (sequence lengths, paged caches) goes to the attention function.
@@ -532,16 +528,16 @@ class NemotronForCausalLM(NemotronPreTrainedModel, EngineDecoding, GenerationMix
             **loss_kwargs,
         )
         hidden: Tensor = outputs.last_hidden_state
-        fields = {name: outputs.get(name) for name in ("past_key_values", "hidden_states", "attentions")}
+        fields = {name: outputs.get(name) for name in (CACHE_NAME, "hidden_states", "attentions")}
         if labels is None and targets is None:
-            logits = self.lm_head(slice_logits_to_keep(hidden, keep))  # type: ignore[arg-type]
+            logits = self.lm_head(kept_positions(hidden, keep))  # type: ignore[arg-type]
             return CausalLMOutputWithPast(logits=logits, **fields)
         if "_loss_function" in self.__dict__:  # somebody set a loss of their own
             logits = self.lm_head(hidden)
             loss = self.loss_function(
                 logits, labels, self.vocab_size, num_items_in_batch=num_items, shift_labels=targets
             )
-            return CausalLMOutputWithPast(loss=loss, logits=slice_logits_to_keep(logits, keep), **fields)  # type: ignore[arg-type]
+            return CausalLMOutputWithPast(loss=loss, logits=kept_positions(logits, keep), **fields)  # type: ignore[arg-type]
         if labels is not None:
             check_ids(labels, self.lm_head.out_features, "labels", ignore=-100)
         if targets is None:
@@ -555,35 +551,22 @@ class NemotronForCausalLM(NemotronPreTrainedModel, EngineDecoding, GenerationMix
         if small or torch.compiler.is_compiling() or not _is_plain(self.lm_head):
             logits = self.lm_head(hidden)
             loss = cross_entropy(logits, targets, num_items)
-            return CausalLMOutputWithPast(loss=loss, logits=slice_logits_to_keep(logits, keep), **fields)  # type: ignore[arg-type]
+            return CausalLMOutputWithPast(loss=loss, logits=kept_positions(logits, keep), **fields)  # type: ignore[arg-type]
         loss = linear_cross_entropy(hidden, self.lm_head.weight, targets, num_items)
-        kept = slice_logits_to_keep(hidden, keep)  # type: ignore[arg-type]
+        kept = kept_positions(hidden, keep)  # type: ignore[arg-type]
         return DeferredLogitsOutput.of(lambda: self.lm_head(kept), loss=loss, **fields)
 
     def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         """As `EngineDecoding.generate`; a legacy tuple as `past_key_values` is accepted, and comes back as one."""
-        past = kwargs.get("past_key_values")
+        kwargs = framework.with_framework_name(kwargs)
+        past = kwargs.get(CACHE_NAME)
         if not isinstance(past, tuple | list):
             return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
-        kwargs["past_key_values"] = from_legacy(past, self.config.num_hidden_layers)
+        kwargs[CACHE_NAME] = from_legacy(past, self.config.num_hidden_layers)
         out = super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
-        if getattr(out, "past_key_values", None) is not None:
-            out.past_key_values = to_legacy(out.past_key_values)  # type: ignore[union-attr]
+        if getattr(out, CACHE_NAME, None) is not None:
+            setattr(out, CACHE_NAME, to_legacy(getattr(out, CACHE_NAME)))
         return out
-
-
-def _one_of(num_logits_to_keep: int | Tensor, logits_to_keep: int | Tensor) -> int | Tensor:
-    """The one of the two names that was used."""
-    used = [keep for keep in (num_logits_to_keep, logits_to_keep) if isinstance(keep, Tensor) or keep != 0]
-    if len(used) == 2 and not (isinstance(used[0], int) and used[0] == used[1]):
-        raise ValueError(
-            f"num_logits_to_keep is {num_logits_to_keep} and logits_to_keep is {logits_to_keep}; "
-            f"they are two names of one argument"
-        )
-    keep = used[0] if used else 0
-    if isinstance(keep, int) and keep < 0:
-        raise ValueError(f"num_logits_to_keep is {keep}; it must be 0 (all) or more")
-    return keep
 
 
 def _is_plain(head: nn.Module) -> bool:

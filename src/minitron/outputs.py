@@ -1,10 +1,11 @@
-"""The output of the causal language model when only its loss may be wanted."""
+"""The output of the causal language model: which positions' logits are wanted, and logits that may not be."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, ItemsView, ValuesView
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -52,3 +53,35 @@ class DeferredLogitsOutput(CausalLMOutputWithPast):
     def get(self, key: Any, default: Any = None) -> Any:
         """As of a dict."""
         return self[key] if key in self else default  # noqa: SIM401 (this is that method)
+
+
+def one_of(num_logits_to_keep: int | Tensor, logits_to_keep: int | Tensor) -> int | Tensor:
+    """The one of the two names of this argument that was used.
+
+    Raises:
+        ValueError: both, with different values; or a negative number.
+    """
+    used = [keep for keep in (num_logits_to_keep, logits_to_keep) if isinstance(keep, Tensor) or keep != 0]
+    if len(used) == 2 and not (isinstance(used[0], int) and used[0] == used[1]):
+        raise ValueError(
+            f"num_logits_to_keep is {num_logits_to_keep} and logits_to_keep is {logits_to_keep}; "
+            f"they are two names of one argument"
+        )
+    keep = used[0] if used else 0
+    if isinstance(keep, int) and keep < 0:
+        raise ValueError(f"num_logits_to_keep is {keep}; it must be 0 (all) or more")
+    return keep
+
+
+def kept_positions(states: Tensor, keep: int | Tensor) -> Tensor:
+    """The wanted positions of states (B, T, D).
+
+    Args:
+        keep: n, the last n positions, 0 for all: (B, n, D); (n,) indices: (B, n, D); (B, n) indices of each row:
+            (B, n, D); (B, T) bools: (number of true values, D).
+    """
+    if isinstance(keep, int):
+        return states[:, slice(-keep, None)]
+    if keep.dim() < 2:
+        return states[:, keep]
+    return states[keep] if keep.dtype == torch.bool else torch.take_along_dim(states, keep[..., None], dim=1)

@@ -19,6 +19,7 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from ..assets import default_draft
 from ..decoding import DRAFT_CHOICE, GenerationReport
+from ..framework import CACHE_NAME
 from ..model import NemotronForCausalLM, check_ids
 from .kv import KeyValues
 from .loop import Engine, Record, decode
@@ -94,7 +95,7 @@ def sample(
         sequences=ids,  # type: ignore[arg-type]
         scores=tuple(record.scores) if config.output_scores else None,  # type: ignore[arg-type]
         logits=tuple(record.logits) if config.output_logits else None,  # type: ignore[arg-type]
-        past_key_values=cache,
+        **{CACHE_NAME: cache},  # type: ignore[arg-type]
     )
 
 

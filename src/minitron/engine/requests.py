@@ -105,9 +105,14 @@ def _why_not_mask(input_ids: Tensor, kwargs: dict[str, Any]) -> str:
     mask, positions = kwargs.get("attention_mask"), kwargs.get("position_ids")
     if mask is None:
         mask = torch.ones_like(input_ids)
+    if not isinstance(mask, Tensor) or mask.dim() != 2:
+        return "an attention mask that is not one of padding"
+    if mask.shape != input_ids.shape or ((mask != 0) & (mask != 1)).any():
+        return "an attention mask of another shape or with other values than 0 and 1"
+    mask = mask.long()
     expected = mask.cumsum(-1) - 1
     # Padding on the left: once a row has begun, it goes on to the end.
-    if mask.shape != input_ids.shape or ((mask != 0) & (mask != 1)).any() or (mask.diff() < 0).any():
+    if (mask.diff() < 0).any():
         return "an attention mask with holes"
     if not mask[:, -1].all():
         return "a prompt without tokens"
@@ -119,4 +124,4 @@ def _why_not_mask(input_ids: Tensor, kwargs: dict[str, Any]) -> str:
 def starts_of(input_ids: Tensor, kwargs: dict[str, Any]) -> list[int]:
     """The column at which each prompt begins, behind its padding."""
     mask = kwargs.get("attention_mask")
-    return [0] * len(input_ids) if mask is None else (1 - mask).sum(-1).tolist()
+    return [0] * len(input_ids) if mask is None else (mask == 0).sum(-1).tolist()

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..cache import NemotronCache
+from ..framework import CACHE_NAME
 from ..model import NemotronForCausalLM
 from .scoring import pair_scores
 
@@ -194,7 +195,7 @@ def _forward(model: NemotronForCausalLM, rows: list[_Row], cache: NemotronCache 
     places = [_places(row, layout) for row, layout in zip(rows, layouts, strict=True)]
     wanted = np.unique(np.concatenate(places))
     device = model.device
-    more: dict[str, Any] = {"past_key_values": cache, "use_cache": cache is not None}
+    more: dict[str, Any] = {CACHE_NAME: cache, "use_cache": cache is not None}
     mask = _mask(layouts, model.lm_head.weight)
     if mask is not None:
         more |= {"attention_mask": mask, "position_ids": _padded([layout.depth for layout in layouts], device)}

@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers.masking_utils import create_causal_mask
 
 from ..checkpoint.hf import open_hf
 from ..checkpoint.tensors import Checkpoint, LazyTensor
 from ..data import IGNORE_INDEX, Batch
 from ..files import write_text, writing
+from ..framework import framework_mask
 from ..model import NemotronDecoderLayer, NemotronLayerNorm1P, NemotronRotaryEmbedding
 
 TOKENS_AT_ONCE = 2048
@@ -138,9 +138,7 @@ class StreamedModel:
 
     def surroundings(self, hidden: Tensor, positions: Tensor) -> dict[str, Any]:
         """What a layer is called with beside its input (B, T, D): causal mask of packed documents, rotary tables."""
-        mask = create_causal_mask(
-            config=self.config, inputs_embeds=hidden, attention_mask=None, past_key_values=None, position_ids=positions
-        )
+        mask = framework_mask(self.config, hidden, None, None, positions)
         return {"attention_mask": mask, "position_embeddings": self._rotary(hidden, position_ids=positions)}
 
 
