@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from transformers import DynamicCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from minitron.framework import CACHE_NAME
 from minitron.ops import loss as loss_file
 from minitron.outputs import DeferredLogitsOutput
 
@@ -155,7 +156,7 @@ def test_outputs_are_the_classes_and_fields_of_the_page(model: Any) -> None:
     ids = token_ids()
     out = model(ids, labels=ids, output_hidden_states=True, output_attentions=True)
     assert isinstance(out, CausalLMOutputWithPast)
-    assert list(out.keys()) == ["loss", "logits", "past_key_values", "hidden_states", "attentions"]
+    assert list(out.keys()) == ["loss", "logits", CACHE_NAME, "hidden_states", "attentions"]
     as_tuple = model(ids, labels=ids, return_dict=False)
     assert type(as_tuple) is tuple
     assert [type(entry).__name__ for entry in as_tuple] == ["Tensor", "Tensor", "NemotronCache"]
