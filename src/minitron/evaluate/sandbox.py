@@ -1,21 +1,27 @@
 """Programs written by a model, run where they can do no harm: no network, no files of the machine but read-only ones
 of the interpreter, limits on time, memory, processes and file sizes.
 
-Linux namespaces do the isolation (`sandbox_child.py`). Where the system grants none, nothing is run.
+Linux namespaces and a filter for system calls do the isolation (`sandboxed/main.py`). Where the system grants none,
+nothing is run.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import glob
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
-_CHILD = Path(__file__).with_name("sandbox_child.py")
+_START = "import sys; sys.path.insert(0, sys.argv[1]); from sandboxed.main import main; del sys.path[0]; main()"
+_SOLUTIONS = re.compile(r"human[-_]?eval.*\.(jsonl?|gz|zst|xz|zip|parquet|arrow|csv)$", re.IGNORECASE)
 _SYSTEM_FOLDERS = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/etc/ld.so.cache", "/nix/store")
 _STARTING_SECONDS = 20
 
@@ -41,64 +47,132 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class Checks:
+    """What decides whether a program is right. It is run by a judge, in a sandbox and a process of its own."""
+
+    entry_point: str
+    """The function that a program defines."""
+    source: str
+    """Defines `check(candidate)`, which raises where the function is wrong."""
+    prompt: str = ""
+    """Source with the functions, other than `entry_point`, that the tests use."""
+
+
+@dataclass(frozen=True)
 class Verdict:
-    """How a program ended."""
+    """How the tests of a program ended."""
 
     passed: bool
-    """It ran to its last line without an exception."""
+    """The judge came to the end of the tests without an exception."""
     reason: str
-    """"passed", "timed out ...", "failed: AssertionError: ...", "killed by SIGSEGV", ..."""
+    """"passed", "timed out ...", "failed: AssertionError: ...", "killed by SIGSEGV", ... Part of it may be the
+    program's own words."""
 
 
-def run_program(source: str, limits: Limits = Limits()) -> Verdict:
-    """Run Python source in the sandbox.
+def run_tests(program: str, checks: Checks, limits: Limits = Limits()) -> Verdict:
+    """Run a program's function through tests: the program in one sandbox, the tests in another.
+
+    Plain values pass between them, and nothing else (`sandboxed/values.py`). What the program does to its own process
+    can therefore change the values that it returns, and never the verdict on them.
 
     Raises:
-        SandboxError: this machine cannot isolate it, so it was not run.
+        SandboxError: this machine cannot isolate a program, so it was not run.
+        ValueError: the tests themselves cannot run.
     """
     if not sys.platform.startswith("linux"):
         raise SandboxError(f"programs written by a model are only run on Linux; this is {sys.platform}")
-    with tempfile.TemporaryDirectory(prefix="minitron-sandbox-") as root:
-        job = {"program": source, "root": root, "visible": _visible_folders(), **vars(limits)}
-        output = _communicate(json.dumps(job), limits.seconds + _STARTING_SECONDS)
-    if output is None:
-        return Verdict(False, f"timed out after {limits.seconds} seconds")
-    try:
-        result = json.loads(output)
-    except json.JSONDecodeError:
-        return Verdict(False, "ended the sandbox itself")
-    if "error" in result:
-        raise SandboxError(
-            f"this machine grants no isolation for programs written by a model ({result['error']}); "
-            f"it takes Linux 5.12 or newer with user namespaces"
-        )
-    return Verdict(result["passed"], result["reason"])
+    shared = {"visible": _visible_folders(), **vars(limits), "entry_point": checks.entry_point}
+    shared["hidden"] = _solutions()
+    judged = shared | {"role": "program", "program": program, "wall_seconds": limits.seconds}
+    # Its own computing is limited by RLIMIT_CPU; here it waits for the program, which has a limit.
+    judging = shared | {"role": "judge", "tests": checks.source, "prompt": checks.prompt}
+    judging["wall_seconds"] = 2 * limits.seconds + _STARTING_SECONDS
+    with contextlib.ExitStack() as stack:
+        requests, answers = os.pipe(), os.pipe()
+        judge = stack.enter_context(_Sandboxed(judging | {"requests": requests[1], "answers": answers[0]}))
+        other = stack.enter_context(_Sandboxed(judged | {"requests": requests[0], "answers": answers[1]}))
+        found = judge.result(judging["wall_seconds"] + _STARTING_SECONDS)
+        ended = found is not None and found.get("ended")
+        told = other.result(_STARTING_SECONDS if ended else 0)
+    for result in (found, told):
+        if result is not None and "error" in result:
+            raise SandboxError(
+                f"this machine grants no isolation for programs written by a model ({result['error']}); "
+                f"it takes Linux 5.14 or newer with user namespaces"
+            )
+    if found is None:
+        return Verdict(False, "the tests ended without a result")
+    if found.get("invalid"):
+        raise ValueError(f"the tests of {checks.entry_point!r} cannot run: {found['reason']}")
+    return Verdict(found["passed"], told["reason"] if ended and told is not None else found["reason"])
+
+
+def require_isolation() -> None:
+    """Find out whether programs can be run here.
+
+    Raises:
+        SandboxError: they cannot.
+    """
+    run_tests("", Checks("answer", "def check(candidate): pass"))
 
 
 def _visible_folders() -> list[str]:
     """What an interpreter needs to run."""
     stdlib = os.path.dirname(os.path.realpath(os.__file__))
-    own = [sys.prefix, sys.base_prefix, os.path.realpath(sys.base_prefix), stdlib]
+    prefixes = (sys.prefix, sys.base_prefix)
+    own = [*prefixes, *map(os.path.realpath, prefixes), stdlib]
     # Folders above others come first, so that what lies in one of them is not mounted twice.
     return sorted({path for path in (*_SYSTEM_FOLDERS, *own) if os.path.isdir(path) and path != "/"})
 
 
-def _communicate(job: str, seconds: float) -> bytes | None:
-    """What the child writes; None where it did not end in time."""
-    child = subprocess.Popen(
-        [sys.executable, "-I", "-B", str(_CHILD)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        cwd="/",
-        env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": "/tmp", "OPENBLAS_NUM_THREADS": "1"},
-        start_new_session=True,
-    )
-    try:
-        return child.communicate(job.encode(), timeout=seconds)[0]
-    except subprocess.TimeoutExpired:
-        return None
-    finally:
-        if child.poll() is None:
-            os.killpg(child.pid, signal.SIGKILL)  # stage 1 dies with its parent, and the rest with stage 1
-            child.wait()
+@functools.cache
+def _solutions() -> list[str]:
+    """Files with the problems and their solutions that installed packages carry: a program could look its answer up."""
+    prefixes = (sys.prefix, sys.base_prefix, "/usr", "/usr/local")
+    found = set()
+    for folder in {os.path.realpath(path) for prefix in prefixes for path in glob.glob(f"{prefix}/lib*/python3*")}:
+        for where, _, names in os.walk(folder):
+            below = where[len(folder) :]
+            found.update(os.path.join(where, name) for name in names if _SOLUTIONS.search(f"{below}/{name}"))
+    return sorted({os.path.realpath(path) for path in found if os.path.isfile(path)})
+
+
+class _Sandboxed:
+    """A process that `sandboxed/main.py` isolates; it and all below it end with the block."""
+
+    def __init__(self, job: dict[str, Any]) -> None:
+        self.folder = tempfile.TemporaryDirectory(prefix="minitron-sandbox-")
+        pipes = (job["requests"], job["answers"])
+        self.child = subprocess.Popen(
+            [sys.executable, "-I", "-B", "-c", _START, os.path.dirname(__file__)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            pass_fds=pipes,
+            cwd="/",
+            env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": "/tmp", "OPENBLAS_NUM_THREADS": "1"},
+            start_new_session=True,
+        )
+        for pipe in pipes:
+            os.close(pipe)
+        assert self.child.stdin is not None
+        with contextlib.suppress(BrokenPipeError), self.child.stdin as file:
+            file.write(json.dumps(job | {"root": self.folder.name}).encode())
+        self.child.stdin = None
+
+    def __enter__(self) -> _Sandboxed:
+        return self
+
+    def result(self, seconds: float) -> dict[str, Any] | None:
+        """What it found; None where it did not end in time, or without a word."""
+        try:
+            output = self.child.communicate(timeout=seconds)[0]
+        except subprocess.TimeoutExpired:
+            return None
+        return json.loads(output) if output else None
+
+    def __exit__(self, *_: object) -> None:
+        if self.child.poll() is None:
+            os.killpg(self.child.pid, signal.SIGKILL)  # stage 1 dies with its parent, and the rest with stage 1
+        self.child.communicate()
+        self.folder.cleanup()

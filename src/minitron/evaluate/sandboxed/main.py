@@ -1,12 +1,13 @@
-"""The inside of the sandbox: a script of the standard library alone, started by `sandbox.py`.
+"""The inside of a sandbox, started by `sandbox.py` for a program and for its judge.
 
 Stage 0 reads the job and enters new namespaces. Stage 1 is process 1 of them: it builds a small read-only root, gives
-up all privileges, sets the limits, and starts stage 2, which runs the program. When stage 1 ends, the kernel ends
-everything that the program may have started.
+up all privileges, sets the limits, and starts stage 2, which runs the program or the tests. When stage 1 ends, the
+kernel ends everything that they may have started.
 """
 
 import contextlib
 import ctypes
+import errno
 import json
 import os
 import platform
@@ -15,6 +16,11 @@ import select
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from typing import Any
+
+from . import judge, program, system_calls
+from .kernel import call
 
 NOBODY = 65534
 CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x20000, 0x4000000, 0x8000000
@@ -27,15 +33,8 @@ SYS_MOUNT_SETATTR = 442
 SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 AT_FDCWD, AT_RECURSIVE, MOUNT_ATTR_RDONLY = -100, 0x8000, 1
 MOST_ANSWER_BYTES = 4096
-
-libc = ctypes.CDLL(None, use_errno=True)
-
-
-def call(name: str, *args: object) -> None:
-    """A function of the C library; OSError where it fails."""
-    if getattr(libc, name)(*args) == -1:
-        number = ctypes.get_errno()
-        raise OSError(number, f"{name}: {os.strerror(number)}")
+GO = b"g"
+"""A judge that is ready tells the program's side."""
 
 
 def mount(source: str, target: str, kind: str, flags: int, options: str = "") -> None:
@@ -43,32 +42,62 @@ def mount(source: str, target: str, kind: str, flags: int, options: str = "") ->
     call("mount", source.encode(), target.encode(), kind.encode(), ctypes.c_ulong(flags), options.encode())
 
 
-def make_read_only(path: str, recursive: bool) -> None:
-    """Make a mount read-only, with all that is mounted below it."""
+def make_read_only(path: str, read_only: bool = True) -> None:
+    """Make a mount read-only, with all that is mounted below it; or make this one mount writable."""
 
     class Attributes(ctypes.Structure):
         _fields_ = [(name, ctypes.c_uint64) for name in ("set", "clear", "propagation", "userns")]
 
-    what = Attributes(MOUNT_ATTR_RDONLY, 0, 0, 0)
-    flags = AT_RECURSIVE if recursive else 0
+    what = Attributes(MOUNT_ATTR_RDONLY, 0, 0, 0) if read_only else Attributes(0, MOUNT_ATTR_RDONLY, 0, 0)
+    flags = AT_RECURSIVE if read_only else 0
     call("syscall", SYS_MOUNT_SETATTR, AT_FDCWD, path.encode(), flags, ctypes.byref(what), ctypes.sizeof(what))
 
 
 def enter_namespaces() -> None:
-    """New process ids, mounts, network (none), and, for who is not root, a user namespace that permits the rest."""
-    spaces = CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS
+    """New users, process ids, mounts, network (none).
+
+    The user namespace is there for root too: processes are counted in it, not together with all others of the user.
+    """
+    spaces = CLONE_NEWUSER | CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS
     if os.getuid() == 0:
         try:
-            call("unshare", spaces)
+            with mapping_from_outside("0 0 1\n65534 65534 1\n"):
+                call("unshare", spaces)
             return
         except PermissionError:  # root of a container, with few rights
             become_nobody()
     user, group = os.getuid(), os.getgid()
     call("prctl", PR_SET_DUMPABLE, 1, 0, 0, 0)  # so that the files below are ours
-    call("unshare", spaces | CLONE_NEWUSER)
+    call("unshare", spaces)
     for name, text in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
         with open(f"/proc/self/{name}", "w", encoding="ascii") as file:
             file.write(text)
+
+
+@contextlib.contextmanager
+def mapping_from_outside(users: str) -> Iterator[None]:
+    """Map more than one user, which only a process outside the new namespace may: a child that stays there."""
+    wait, go = os.pipe()
+    parent, child = os.getpid(), os.fork()
+    if child == 0:
+        os.close(go)
+        try:
+            if os.read(wait, 1):
+                for name in ("uid_map", "gid_map"):
+                    with open(f"/proc/{parent}/{name}", "w", encoding="ascii") as file:
+                        file.write(users)
+            os._exit(0)
+        except OSError:
+            os._exit(1)
+    os.close(wait)
+    try:
+        yield
+        os.write(go, b"x")
+    finally:
+        os.close(go)
+        status = os.waitpid(child, 0)[1]
+    if status != 0:
+        raise OSError(errno.EPERM, "users cannot be mapped into a namespace")
 
 
 def become_nobody() -> None:
@@ -78,10 +107,12 @@ def become_nobody() -> None:
     os.setresuid(NOBODY, NOBODY, NOBODY)
 
 
-def build_root(root: str, visible: list[str], disk_bytes: int) -> None:
-    """Move into a new root: `visible` folders, read-only; a few devices; /tmp, the one place to write to."""
+def build_root(root: str, visible: list[str], hidden: list[str], disk_bytes: int) -> None:
+    """Move into a new root: `visible` folders, read-only; `hidden` files in them are empty; /tmp can be written to."""
     mount("none", "/", "", MS_REC | MS_PRIVATE)
     mount("tmpfs", root, "tmpfs", MS_NOSUID | MS_NODEV, "size=1m,nr_inodes=4096,mode=755")
+    os.mkdir(f"{root}/tmp")  # before the visible folders: an environment may lie there
+    mount("tmpfs", f"{root}/tmp", "tmpfs", MS_NOSUID | MS_NODEV, f"size={disk_bytes},nr_inodes=1024,mode=1777")
     for path in sorted(visible):
         here = root + path
         if os.path.islink(path):
@@ -90,19 +121,22 @@ def build_root(root: str, visible: list[str], disk_bytes: int) -> None:
         elif not os.path.exists(here):  # below another visible folder it is there already
             os.makedirs(here)
             mount(path, here, "", MS_BIND | MS_REC)
-    for folder in ("dev", "proc", "tmp", "old"):
-        os.makedirs(f"{root}/{folder}", exist_ok=True)
+    for folder in ("dev", "proc", "old"):
+        os.mkdir(f"{root}/{folder}")
     for device in ("null", "zero", "urandom", "random"):
         with open(f"{root}/dev/{device}", "w", encoding="ascii"):
             pass
         mount(f"/dev/{device}", f"{root}/dev/{device}", "", MS_BIND)
+    for path in hidden:
+        if os.path.exists(root + path):
+            mount("/dev/null", root + path, "", MS_BIND)
     call("syscall", SYS_PIVOT_ROOT[platform.machine()], root.encode(), f"{root}/old".encode())
     os.chdir("/")
     with contextlib.suppress(OSError):  # refused inside some containers; the program then sees an empty /proc
         mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
     call("umount2", b"/old", MNT_DETACH)
-    make_read_only("/", recursive=True)
-    mount("tmpfs", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, f"size={disk_bytes},nr_inodes=1024,mode=1777")
+    make_read_only("/")
+    make_read_only("/tmp", read_only=False)
     os.chdir("/tmp")
 
 
@@ -115,9 +149,10 @@ def drop_everything() -> None:
     call("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     call("prctl", PR_SET_DUMPABLE, 0, 0, 0, 0)
     call("prctl", PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    system_calls.restrict()
 
 
-def set_limits(job: dict) -> None:
+def set_limits(job: dict[str, Any]) -> None:
     """For this process and all that it starts."""
     seconds = int(job["seconds"]) + 1
     limits = {
@@ -134,20 +169,30 @@ def set_limits(job: dict) -> None:
         resource.setrlimit(what, (value, value))
 
 
-def run_program(source: str, token: str, answer: int) -> None:
-    """Stage 2. Ends the process."""
-    sys.setrecursionlimit(10_000)
+def start(job: dict[str, Any], requests: int, answers: int) -> tuple[int, int]:
+    """Start stage 2; its process id, and a descriptor to read from what a judge finds."""
+    found, write = os.pipe()
+    pid = os.fork()
+    if pid:
+        for number in (write, requests, answers):
+            os.close(number)
+        return pid, found
     null = os.open("/dev/null", os.O_RDWR)
     for number in range(3):
         os.dup2(null, number)
-    os.dup2(answer, 3)
-    os.closerange(4, 64)
-    try:
-        exec(compile(source, "<program>", "exec"), {"__name__": "program"})
-        text = f"{token} passed"
-    except BaseException as error:
-        text = f"failed: {type(error).__name__}: {error}"[:500]
-    os.write(3, text.encode("utf-8", "replace"))
+    # Numbers above those in use first, so that none is overwritten before it is copied.
+    for place, number in enumerate((requests, answers, write)):
+        os.dup2(number, 32 + place)
+    for place in range(3):
+        os.dup2(32 + place, 3 + place)
+    judging = job["role"] == "judge"
+    os.closerange(6 if judging else 5, 64)
+    if not judging:
+        program.run(job, 3, 4)
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # a program that has ended is an error to report
+    with contextlib.suppress(BrokenPipeError):
+        os.write(3, GO)
+    os.write(5, json.dumps(judge.judge(job, 3, 4)).encode())
     os._exit(0)
 
 
@@ -162,34 +207,40 @@ def wait_for(pid: int, seconds: float) -> int | None:
     return None
 
 
-def supervise(job: dict) -> dict:
-    """Stage 1: run the program and say how it ended."""
-    token = os.urandom(16).hex()
-    answer, write = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        run_program(job["program"], token, write)
-    os.close(write)
-    status = wait_for(pid, job["seconds"])
+def supervise(job: dict[str, Any], requests: int, answers: int) -> dict[str, Any]:
+    """Stage 1: run the program or the tests and say how they ended. Only a judge says that tests passed."""
+    judging = job["role"] == "judge"
+    if not judging and os.read(requests, 1) != GO:  # so that the time of the program begins when the judge is ready
+        return {"reason": "the judge did not start"}
+    pid, found = start(job, requests, answers)
+    status = wait_for(pid, job["wall_seconds"])
     with contextlib.suppress(ProcessLookupError):
         os.kill(-1, signal.SIGKILL)  # whatever the program has started
-    ready = select.select([answer], [], [], 0)[0]
-    text = os.read(answer, MOST_ANSWER_BYTES).decode("utf-8", "replace") if ready else ""
     if status is None:
         return {"passed": False, "reason": f"timed out after {job['seconds']} seconds"}
     if os.WIFSIGNALED(status):
         return {"passed": False, "reason": f"killed by {signal.Signals(os.WTERMSIG(status)).name}"}
-    if text == f"{token} passed" and status == 0:
-        return {"passed": True, "reason": "passed"}
-    return {"passed": False, "reason": text.replace(token, "") or "ended the process before the tests were over"}
+    ready = judging and select.select([found], [], [], 0)[0]
+    text = os.read(found, MOST_ANSWER_BYTES) if ready else b""
+    return json.loads(text) if text else {"passed": False, "reason": "ended the process before the tests were over"}
 
 
 def main() -> None:
     """Stage 0."""
-    job = json.load(sys.stdin)
+    try:
+        enter_and_run(json.load(sys.stdin))
+    except OSError as failure:
+        os.write(1, json.dumps({"error": str(failure)}).encode())
+
+
+def enter_and_run(job: dict[str, Any]) -> None:
+    """The rest of stage 0, and stage 1."""
     enter_namespaces()
+    requests, answers = job["requests"], job["answers"]
     pid = os.fork()
     if pid:
+        os.close(requests)
+        os.close(answers)
         os.waitpid(pid, 0)
         return
     call("prctl", PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -197,19 +248,13 @@ def main() -> None:
         signal.signal(number, signal.SIG_DFL)  # process 1 of a namespace gets only signals that it handles
     os.setsid()
     try:
-        build_root(job["root"], job["visible"], job["disk_bytes"])
+        call("sethostname", b"sandbox", 7)
+        build_root(job["root"], job["visible"], job["hidden"], job["disk_bytes"])
         drop_everything()
         set_limits(job)
     except OSError as error:
         result = {"error": str(error)}
     else:
-        result = supervise(job)
+        result = supervise(job, requests, answers)
     os.write(1, json.dumps(result).encode())
     os._exit(0)
-
-
-if __name__ == "__main__":
-    try:
-        main()
-    except OSError as failure:
-        os.write(1, json.dumps({"error": str(failure)}).encode())

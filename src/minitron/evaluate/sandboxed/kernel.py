@@ -1,0 +1,18 @@
+"""The Linux system calls that Python does not offer, through the C library."""
+
+import ctypes
+import os
+from typing import Any
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def call(name: str, *args: Any) -> None:
+    """A function of the C library.
+
+    Raises:
+        OSError: it fails.
+    """
+    if getattr(libc, name)(*args) == -1:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{name}: {os.strerror(number)}")
