@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..engine.trust import slower_though_smaller
+
 
 @dataclass(frozen=True)
 class ModelFacts:
@@ -66,10 +68,15 @@ class SpeedFacts:
 
     model: str
     tokens_per_second: float
+    """After the first token, whose time holds the prompt and compilation; the median of several rounds."""
     quartiles: tuple[float, float]
     bytes_per_token: int
     weight_bytes: int
     engine: str
+    first_token_seconds: float | None = None
+    """Reading the prompt and writing one token."""
+    load: str | None = None
+    """What else the machine did meanwhile, as a clause; empty if nothing that matters, None if nobody looked."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +130,45 @@ class Report:
     hashes: dict[str, str]
     notes: list[str] = field(default_factory=list)
 
+    def headlines(self) -> dict[str, str]:
+        """The outcome of each model but the first, by its name: "29% smaller, held-out loss +17.6%"."""
+        if not self.models:
+            return {}
+        first, *others = self.models
+        return {
+            model.name: ", ".join(filter(None, (_size(first, model), self._loss(first, model)))) for model in others
+        }
+
+    def _loss(self, first: ModelFacts, model: ModelFacts) -> str:
+        """How the held-out loss changed, text by text."""
+        losses = {(row.model, row.text): row.value for row in self.quality if row.measure == "nats per token"}
+        texts = [text for name, text in losses if name == model.name and losses.get((first.name, text))]
+        changes = [f"{losses[model.name, text] / losses[first.name, text] - 1:+.1%}" for text in texts]
+        if len(changes) < 2:
+            return f"held-out loss {changes[0]}" if changes else ""
+        named = [f"{change} on {text}" for change, text in zip(changes, texts, strict=True)]
+        return f"held-out loss {' and '.join([', '.join(named[:-1]), named[-1]])}"
+
+    def doubts(self) -> dict[str, str]:
+        """Sentences about measured speeds that should not be believed, by the model's name."""
+        found: dict[str, str] = {}
+        for row in self.speed:
+            first = self.speed[0]
+            reasons = [f"measured on a busy machine: {row.load}" if row.load else ""]
+            reasons.append(
+                slower_though_smaller(
+                    row.tokens_per_second,
+                    first.tokens_per_second,
+                    row.bytes_per_token,
+                    first.bytes_per_token,
+                    first.model,
+                )
+            )
+            sentence = "; ".join(filter(None, reasons))
+            if sentence:
+                found[row.model] = sentence
+        return found
+
     def to_json(self) -> str:
         """The text of `report.json`."""
         return json.dumps(asdict(self), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
@@ -152,3 +198,11 @@ class Report:
             return cls(**values)
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path}: not a report of minitron ({error})") from None
+
+
+def _size(first: ModelFacts, model: ModelFacts) -> str:
+    """How much smaller a model is than the first, by all parameters."""
+    share = sum(model.parts.values()) / sum(first.parts.values())
+    if round(share, 2) == 1:
+        return "same size"
+    return f"{1 - share:.0%} smaller" if share < 1 else f"{share - 1:.0%} larger"

@@ -36,28 +36,56 @@ def render(report: Report) -> str:
     environment = Environment(
         loader=PackageLoader("minitron", "assets"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"count": _count, "bytes": _bytes, "flops": _flops, "seconds": _seconds}
+    environment.filters |= {"count": _count, "bytes": _bytes, "flops": _flops, "seconds": _seconds, "rate": _rate}
     template = environment.get_template("report.html.jinja")
     plots, note = _plots(report)
-    return template.render(report=report, plots=plots, note=note, quality=_quality_table(report))
+    return template.render(
+        report=report, plots=plots, note=note, quality=_quality_table(report), architectures=_architectures(report),
+        headlines=report.headlines(), doubts=report.doubts(),
+        first_tokens=any(row.first_token_seconds is not None for row in report.speed),
+    ).lstrip()  # fmt: skip
 
 
-def _plots(report: Report) -> tuple[dict[str, str], str | None]:
+def _plots(report: Report) -> tuple[dict[str, dict[str, str]], str | None]:
+    """Each plot for a wide and for a narrow screen. A curve or a comparison of one point is no plot."""
     from . import plots
 
-    wanted: dict[str, Any] = {"architectures": (plots.architectures, report.models)}
+    wanted: dict[str, Any] = {}
+    if report.models:
+        wanted["architectures"] = (plots.architectures, report.models)
     if report.importance is not None:
         wanted["importance"] = (plots.importance, report.importance)
-    if report.candidates:
+    if sum(len(row.losses) for row in report.candidates) > 1:
         wanted["candidates"] = (plots.candidates, report.candidates)
-    if report.curves:
-        wanted["curves"] = (plots.curves, report.curves)
+    curves = [curve for curve in report.curves if len(curve.loss) > 1]
+    if curves:
+        wanted["curves"] = (plots.curves, curves)
     try:
-        return {name: draw(facts) for name, (draw, facts) in wanted.items()}, None
+        return {
+            name: {"wide": draw(facts, narrow=False), "narrow": draw(facts, narrow=True)}
+            for name, (draw, facts) in wanted.items()
+        }, None
     except ModuleNotFoundError as error:
         if error.name != "matplotlib":
             raise
         return {}, PLOTS_MISSING
+
+
+def _architectures(report: Report) -> list[tuple[str, list[str]]]:
+    """A row for each number of the shape, a cell for each model."""
+    names = list(dict.fromkeys(name for model in report.models for name in model.shape))
+    rows = [
+        (name.removeprefix("num_").replace("_", " "), [_cell(m.shape.get(name)) for m in report.models])
+        for name in names
+    ]
+    rows.append(("parameters", [_count(sum(model.parts.values())) for model in report.models]))
+    rows.append(("without embeddings", [_count(model.non_embedding) for model in report.models]))
+    rows.append(("file", [_bytes(model.file_bytes) for model in report.models]))
+    return rows
+
+
+def _cell(value: int | None) -> str:
+    return "" if value is None else f"{value:,}"
 
 
 def _quality_table(report: Report) -> list[dict[str, Any]]:
@@ -78,6 +106,10 @@ def _count(value: float) -> str:
         if abs(value) >= limit:
             return f"{value / limit:.2f}{unit}"
     return f"{value:.0f}"
+
+
+def _rate(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _bytes(value: float) -> str:

@@ -19,7 +19,6 @@ COLORS = ("#3f8fd6", "#d98324", "#2fa37c", "#c2578f", "#8f7bd1", "#9a8b3c")
 _INK = "#010203"
 _STYLE: Any = {
     "svg.fonttype": "none",  # text stays text: sharp, selectable, and in the page's font
-    "svg.hashsalt": "minitron",  # the same data gives the same file
     "font.family": "sans-serif",
     "font.size": 10,
     "text.color": _INK,
@@ -40,6 +39,10 @@ _STYLE: Any = {
 }
 
 
+WIDE, NARROW = 7.5, 3.75
+"""Inches of a plot for a page and for a phone, where the letters are then as large as the text's."""
+
+
 def draw(size: tuple[float, float], paint: Callable[[Figure], None]) -> str:
     """What `paint` puts on a figure of `size` inches, as an SVG element.
 
@@ -51,7 +54,8 @@ def draw(size: tuple[float, float], paint: Callable[[Figure], None]) -> str:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    with matplotlib.rc_context(_STYLE):
+    # Names within the SVG depend on the size, since a page holds a plot in two of them.
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": f"minitron {size}"}):
         figure = pyplot.figure(figsize=size, layout="constrained")
         try:
             paint(figure)
@@ -67,7 +71,7 @@ def draw(size: tuple[float, float], paint: Callable[[Figure], None]) -> str:
     )
 
 
-def architectures(models: Sequence[ModelFacts]) -> str:
+def architectures(models: Sequence[ModelFacts], *, narrow: bool = False) -> str:
     """Parameters of each model by part, as stacked bars."""
     parts = list(models[0].parts)
 
@@ -78,16 +82,16 @@ def architectures(models: Sequence[ModelFacts]) -> str:
             widths = [model.parts.get(part, 0) / 1e6 for model in models]
             axes.barh(range(len(models)), widths, left=left, color=color, label=part, height=0.62)
             left = [a + b for a, b in zip(left, widths, strict=True)]
-        axes.set_yticks(range(len(models)), [model.name for model in models])
+        axes.set_yticks(range(len(models)), [_short(model.name) for model in models])
         axes.invert_yaxis()
         axes.set_xlabel("million parameters")
         axes.grid(False, axis="y")
-        figure.legend(loc="outside upper center", ncols=min(len(parts), 3))
+        figure.legend(loc="outside upper center", ncols=2 if narrow else min(len(parts), 3))
 
-    return draw((7.5, 1.5 + 0.5 * len(models)), paint)
+    return draw((NARROW if narrow else WIDE, (1.9 if narrow else 1.5) + 0.5 * len(models)), paint)
 
 
-def importance(scores: ImportanceFacts) -> str:
+def importance(scores: ImportanceFacts, *, narrow: bool = False) -> str:
     """Heat maps of neurons and heads by layer, and curves of channels and layers."""
 
     def heat(figure: Figure, axes: Axes, rows: list[list[float]], title: str, across: str) -> None:
@@ -100,20 +104,21 @@ def importance(scores: ImportanceFacts) -> str:
         figure.colorbar(image, ax=axes, fraction=0.05)
 
     def paint(figure: Figure) -> None:
-        grid: Any = figure.subplots(2, 2)
-        heat(figure, grid[0][0], scores.neurons, "MLP neurons", "sorted by score")
-        heat(figure, grid[0][1], scores.heads, "attention heads", "head")
-        grid[0][1].set_xticks(_every(max(map(len, scores.heads), default=1)))
-        grid[1][0].plot(scores.channels, color=COLORS[0])
-        grid[1][0].set(title="embedding channels", xlabel="sorted by score", ylim=(0, None))
-        grid[1][1].bar(range(len(scores.layers)), scores.layers, color=COLORS[2])
-        grid[1][1].set(title="layers", xlabel="layer")
-        grid[1][1].set_xticks(_every(len(scores.layers)))
+        grid: Any = figure.subplots(*((4, 1) if narrow else (2, 2)))
+        neurons, heads, channels, layers = grid.flatten()
+        heat(figure, neurons, scores.neurons, "MLP neurons", "sorted by score")
+        heat(figure, heads, scores.heads, "attention heads", "head")
+        heads.set_xticks(_every(max(map(len, scores.heads), default=1)))
+        channels.plot(scores.channels, color=COLORS[0])
+        channels.set(title="embedding channels", xlabel="sorted by score", ylim=(0, None))
+        layers.bar(range(len(scores.layers)), scores.layers, color=COLORS[2])
+        layers.set(title="layers", xlabel="layer")
+        layers.set_xticks(_every(len(scores.layers)))
 
-    return draw((7.5, 5.4), paint)
+    return draw((NARROW, 9.6) if narrow else (WIDE, 5.4), paint)
 
 
-def candidates(found: Sequence[CandidateFacts]) -> str:
+def candidates(found: Sequence[CandidateFacts], *, narrow: bool = False) -> str:
     """Size against held-out loss, before retraining (hollow) and after as much as each was given (filled)."""
 
     def paint(figure: Figure) -> None:
@@ -128,32 +133,39 @@ def candidates(found: Sequence[CandidateFacts]) -> str:
             first, last = row.losses[stops[0]], row.losses[stops[-1]]
             axes.plot([x, x], [first, last], color=color, alpha=0.35, linewidth=1)
             axes.plot(x, first, "o", markerfacecolor="none", markeredgecolor=color, markersize=6)
-            axes.plot(x, last, "*" if chosen else "o", color=color, markersize=13 if chosen else 6)
+            if len(stops) > 1:
+                axes.plot(x, last, "*" if chosen else "o", color=color, markersize=13 if chosen else 6)
         handles: list[Any] = [
             axes.plot([], [], "o", markerfacecolor="none", markeredgecolor=COLORS[0], label="as pruned")[0],
             axes.plot([], [], "o", color=COLORS[0], label="after its retraining")[0],
             axes.plot([], [], "*", color=COLORS[1], markersize=13, label="chosen")[0],
         ]
         axes.set(xlabel="million parameters", ylabel="held-out loss, nats per token")
-        figure.legend(handles=handles, loc="outside upper center", ncols=3)
+        figure.legend(handles=handles, loc="outside upper center", ncols=1 if narrow else 3)
 
-    return draw((7.5, 4.2), paint)
+    return draw((NARROW, 4.2) if narrow else (WIDE, 4.2), paint)
 
 
-def curves(runs: Sequence[Curve]) -> str:
-    """Held-out loss against tokens and against FLOPs, side by side."""
+def curves(runs: Sequence[Curve], *, narrow: bool = False) -> str:
+    """Held-out loss against tokens and against FLOPs, side by side; on a narrow screen one above the other."""
 
     def paint(figure: Figure) -> None:
-        left, right = figure.subplots(1, 2, sharey=True)
+        left, right = figure.subplots(2, 1) if narrow else figure.subplots(1, 2, sharey=True)
         for run, color in zip(runs, COLORS * len(runs), strict=False):
-            label = f"{run.stage}: {run.name}"
+            label = _short(f"{run.stage}: {run.name}", 40)
             left.plot([n / 1e6 for n in run.tokens], run.loss, color=color, label=label, marker=".")
             right.plot(run.flops, run.loss, color=color, marker=".")
         left.set(xlabel="million tokens", ylabel="held-out loss, nats per token")
-        right.set(xlabel="FLOPs, the teacher's included")
-        figure.legend(loc="outside upper center", ncols=2)
+        right.set(xlabel="FLOPs, the teacher's included", **({"ylabel": "nats per token"} if narrow else {}))
+        figure.legend(loc="outside upper center", ncols=1 if narrow else 2)
 
-    return draw((7.5, 3.8 + 0.2 * (len(runs) // 2)), paint)
+    rows = len(runs) if narrow else len(runs) // 2
+    return draw((NARROW, 5.8 + 0.2 * rows) if narrow else (WIDE, 3.8 + 0.2 * rows), paint)
+
+
+def _short(name: str, most: int = 16) -> str:
+    """A name that leaves room for the plot; its end is what tells it from others."""
+    return name if len(name) <= most else "…" + name[1 - most :]
 
 
 def _every(count: int, most: int = 8) -> list[int]:

@@ -1,0 +1,98 @@
+"""Whether a measured speed can be believed: what else the machine did, and whether the number fits the prediction."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from types import TracebackType
+
+SHARE_RUNNING = 0.85
+"""Of the time, at least, that the measuring thread must have had a core for the machine to count as free."""
+CORES_TAKEN = 0.25
+"""Share of the machine's cores, at most, that other programs may use meanwhile."""
+FARTHEST_BELOW = 0.5
+"""Of the predicted speed; decoding slower than that is no property of the model."""
+NOISE = 0.97
+"""A ratio of sizes or speeds closer to 1 than this is no difference."""
+_STAT = Path("/proc/stat")
+
+
+class LoadMeter:
+    """Context that finds out whether other programs were at work while it was open, by clocks of the system.
+
+    `reason` is a clause such as "other programs used 1.8 of 2 cores", or empty. It compares the processor time of this
+    thread, which does nothing but decode, with the time that went by, and where the system tells it, the time that all
+    cores were busy with that of this process.
+    """
+
+    def __init__(self) -> None:
+        self.reason = ""
+
+    def __enter__(self) -> LoadMeter:
+        self._before = _clocks()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        wall, thread, process, busy = (b - a for a, b in zip(self._before, _clocks(), strict=True))
+        self.reason = describe_load(wall, thread, process, busy, os.cpu_count() or 1)
+
+
+def describe_load(wall: float, thread: float, process: float, busy: float, cores: int) -> str:
+    """Why a measurement is not of a free machine; empty if it is.
+
+    Args:
+        wall: seconds that went by.
+        thread: processor seconds of the measuring thread, which never waits for anything but a core.
+        process: processor seconds of its process, all threads.
+        busy: processor seconds of all programs; 0 if unknown.
+        cores: of the machine.
+    """
+    if wall <= 0:
+        return ""
+    taken = (busy - process) / wall
+    reasons = []
+    if taken > CORES_TAKEN * cores:
+        reasons.append(f"other programs used {min(taken, cores):.1f} of {cores} cores")
+    if thread < SHARE_RUNNING * wall:
+        reasons.append(f"it had a core for {thread / wall:.0%} of the time")
+    return " and ".join(reasons)
+
+
+def _clocks() -> tuple[float, float, float, float]:
+    """Seconds: of the clock on the wall, and of processor time of this thread, this process, and all programs."""
+    return time.perf_counter(), time.thread_time(), time.process_time(), _busy_seconds()
+
+
+def _busy_seconds() -> float:
+    """Processor time of all programs since the machine started; 0 where the system does not tell."""
+    try:
+        line = _STAT.read_text(encoding="ascii").splitlines()[0]
+        user, nice, system, _, _, irq, softirq, steal = map(float, line.split()[1:9])
+        return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError, AttributeError):
+        return 0.0
+
+
+def below_prediction(measured: float, predicted: float) -> str:
+    """A sentence if a measured speed (tokens/s) is so far below the predicted one that something else held it back."""
+    if measured >= FARTHEST_BELOW * predicted:
+        return ""
+    return (
+        f"measured {measured:,.4g} tokens/s is {measured / predicted:.2g} of the predicted {predicted:,.4g}: something "
+        f"other than the model's size decided"
+    )
+
+
+def slower_though_smaller(
+    small: float, large: float, bytes_small: float, bytes_large: float, large_name: str = "the model it was cut from"
+) -> str:
+    """A sentence if a model (tokens/s, bytes read per token) is slower than one that reads more; empty if not."""
+    if bytes_small >= NOISE * bytes_large or small >= NOISE * large:
+        return ""
+    return (
+        f"{small:,.4g} tokens/s is slower than {large_name} ({large:,.4g}), though it reads "
+        f"{bytes_small / bytes_large:.0%} of the bytes per token: the difference is not one between the models"
+    )
