@@ -133,9 +133,11 @@ def test_Q2_positions_outside_do_not_count__upstream_counts_negative_ones(outsid
 
 def test_Q2_no_position_inside_gives_zero() -> None:
     nowhere = torch.tensor([-1, 99])
-    loss = build(QA)(token_ids(), start_positions=nowhere, end_positions=nowhere).loss
+    model = build(QA)
+    loss = model(token_ids(), start_positions=nowhere, end_positions=nowhere).loss
     loss.backward()
     assert loss.item() == 0.0
+    assert all(p.grad is not None and not p.grad.any() for p in model.parameters())  # zero, and not NaN
 
 
 @pytest.mark.parametrize("name", [QA, TOK])

@@ -11,7 +11,6 @@ import pytest
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
-pytest.importorskip("numba")
 pytest.importorskip("matplotlib")
 
 

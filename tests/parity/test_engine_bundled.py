@@ -7,8 +7,6 @@ import pytest
 import minitron
 from minitron.engine.fidelity import greedy_differences
 
-pytest.importorskip("numba")
-
 WHO = ("The little girl", "An old man", "A small dog", "Tom and his sister", "The king", "One day a bird", "Lily")
 DID = ("went to", "saw", "wanted to find", "was afraid of", "had never been in")
 WHAT = ("the dark forest", "a big red ball", "the sea", "her mother", "a house on the hill", "the snow")

@@ -14,8 +14,6 @@ from checkpoint_samples import data_folder
 
 import minitron
 
-pytest.importorskip("numba")
-
 NEW_TOKENS = 40
 
 SOURCES = {

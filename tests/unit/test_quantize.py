@@ -99,7 +99,6 @@ def test_zeros_stay_zeros(format: str) -> None:
     st.integers(0, 99),
 )
 def test_compiled_packing_is_that_of_torch(format: str, N: int, K: int, dtype: torch.dtype, seed: int) -> None:
-    pytest.importorskip("numba")
     generator = torch.Generator().manual_seed(seed)
     w = torch.randn((N, K), generator=generator) * 2.0 ** torch.randint(-9, 9, (N, 1), generator=generator)
     w[torch.rand((N, K), generator=generator) < 0.05] = 0

@@ -11,8 +11,6 @@ from transformers.generation.streamers import BaseStreamer
 from minitron import NemotronCache, NemotronForCausalLM
 from minitron.engine import generation
 
-pytest.importorskip("numba")
-
 LENGTHS = (3, 11, 1, 20, 7)
 
 

@@ -18,8 +18,6 @@ from transformers import (
 from minitron import NemotronForCausalLM
 from minitron.engine import generation, packed
 
-pytest.importorskip("numba")
-
 
 def prompt(count: int = 5, seed: int = 3) -> torch.Tensor:
     return torch.tensor([some_tokens(count, seed=seed)])

@@ -16,8 +16,6 @@ from minitron.cli import app
 from minitron.engine import measure
 from minitron.engine.packed import weights_of
 
-pytest.importorskip("numba")
-
 
 @pytest.mark.parametrize("times", [1, 2, 8])
 def test_a_widened_model_computes_the_same_function(times: int) -> None:

@@ -8,8 +8,6 @@ from engine_models import some_tokens, tiny_model
 
 from minitron.engine.fidelity import fidelity
 
-pytest.importorskip("numba")
-
 
 def test_fidelity() -> None:
     model = tiny_model(torch.float32)

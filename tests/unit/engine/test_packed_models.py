@@ -16,8 +16,6 @@ from minitron.engine import memory
 from minitron.engine.memory import available_memory, require_memory
 from minitron.engine.packed import packed_model, weights_of
 
-pytest.importorskip("numba")
-
 
 @pytest.mark.parametrize("format", [None, "bf12", "int8"])
 def test_a_packed_model_writes_what_the_model_writes(tmp_path: Path, format: str | None) -> None:

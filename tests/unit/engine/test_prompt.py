@@ -6,13 +6,11 @@ import pytest
 import torch
 from engine_models import VARIANTS, some_tokens, tiny_model
 
+from minitron.engine import prompt
 from minitron.engine.kv import KeyValues
 from minitron.engine.reference import ReferenceEngine
 from minitron.engine.weights import EngineWeights, from_model
 from minitron.quantize import Format, Matrix, pack
-
-prompt = pytest.importorskip("minitron.engine.prompt")
-unpack = pytest.importorskip("minitron.ops.unpack")
 
 
 def error(weights: EngineWeights, wide: EngineWeights, pieces: list[list[int]], slot: int = 1) -> float:

@@ -22,8 +22,6 @@ from minitron.engine.packed import weights_of
 from minitron.engine.speculate import DraftLength, Lookup
 from minitron.sampling import acceptance, residual
 
-pytest.importorskip("numba")
-
 
 def repetitive(seed: int, words: int = 6, length: int = 40) -> torch.Tensor:
     some = some_tokens(words, seed=seed)
