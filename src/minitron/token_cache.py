@@ -20,6 +20,7 @@ import numpy as np
 
 from .documents import DataError, Problems, Source, read_all
 from .documents.formats import kind_of
+from .files import TargetError, new_folder
 
 CACHE_VERSION = 2
 _TEXTS_PER_CALL = 512
@@ -168,24 +169,25 @@ def _make_cache(
     final: Path, store: TokenFolder, files: Sequence[Path], source: Source, tokenizer: Encoder, key: str,
     problems: Problems,
 ) -> None:  # fmt: skip
-    """Write a cache under another name and rename it; nothing is left if a document is refused."""
+    """Write a cache; nothing is left of it if a document is refused."""
     store.prepare()
-    work = store.path / f"{final.name}.tmp-{os.getpid()}"
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir()
     try:
-        meta = _write_tokens(work, files, source, tokenizer, problems)
-        if problems.refuses:
+        with new_folder(final, record=False) as work:
+            meta = _write_tokens(work, files, source, tokenizer, problems)
+            if problems.refuses:
+                raise _RefusedError
+            _write_json(work / "meta.json", {"version": CACHE_VERSION, "key": key, **meta})
+    except _RefusedError:
+        return
+    except TargetError:
+        if final.exists():  # another process was faster, with the same content
             return
-        _write_json(work / "meta.json", {"version": CACHE_VERSION, "key": key, **meta})
-        try:
-            work.rename(final)
-            store.add(final)
-        except OSError:
-            if not final.exists():  # else another process was faster, with the same content
-                raise
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+        raise
+    store.add(final)
+
+
+class _RefusedError(Exception):
+    """Leaves the block that writes a cache, which removes what was written."""
 
 
 def _write_tokens(
