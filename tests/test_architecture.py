@@ -21,7 +21,7 @@ MOST_LINES_OF_A_FUNCTION = 80
 
 # A file imports files of its own layer or of a lower one. A new part of the package gets its place here.
 LAYERS = {
-    0: ["config", "dtypes", "files", "framework", "presets", "quiet", "submodules", "version"],
+    0: ["config", "dtypes", "files", "framework", "presets", "quiet", "rope_parameters", "submodules", "version"],
     1: ["assets", "chat", "data", "documents", "ops", "pages", "token_cache", "tokenizer"],
     2: ["cache", "checkpoint", "decoding", "head_pruning", "heads", "locate", "masks", "model", "outputs", "sampling"],
     3: ["auto", "convert", "converted", "engine", "generate", "loading", "prune", "quantize", "release_check"],

@@ -14,6 +14,7 @@ from typing import Any
 from transformers.configuration_utils import PreTrainedConfig
 
 from .presets import PRESETS
+from .rope_parameters import check_rope
 
 DEFAULT_ROPE_THETA = 10000.0
 DEFAULT_PARTIAL_ROTARY_FACTOR = 0.5
@@ -197,7 +198,8 @@ class NemotronConfig(PreTrainedConfig):
     def _complete_rope(self, value: dict[str, Any] | None) -> dict[str, Any]:
         """`value` with the keys that every reader needs; what it leaves out keeps its present value."""
         before = self.__dict__.get("rope_parameters") or {}
-        rope = dict(value or {})
+        # Null in a file is the same as nothing; upstream computes with it.
+        rope = {name: found for name, found in (value or {}).items() if found is not None or name == "rope_type"}
         rope["rope_type"] = rope.get("rope_type", rope.pop("type", "default"))
         rope.pop("type", None)
         for key, default in (
@@ -287,7 +289,7 @@ class NemotronConfig(PreTrainedConfig):
         _require_number("initializer_range", self.initializer_range, low=0)
         _require_number("rope_theta", self.rope_theta, above=0)
         _require_number("norm_eps", self.norm_eps, above=0)
-        _require_number("rope_parameters: factor", self.rope_parameters.get("factor") or 1, low=1)  # type: ignore[union-attr]
+        check_rope(self.rope_parameters, self.head_dim)  # type: ignore[arg-type]
         if self.rotary_dim > self.head_dim:  # type: ignore[operator]
             raise ValueError(
                 f"head_dim {self.head_dim} with partial_rotary_factor {self.partial_rotary_factor} rotates "
@@ -407,7 +409,13 @@ def _require_number(
     name: str, value: Any, low: float | None = None, above: float | None = None, high: float = math.inf
 ) -> None:
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if number and (low is None or value >= low) and (above is None or value > above) and value <= high:
+    if (
+        number
+        and math.isfinite(value)
+        and (low is None or value >= low)
+        and (above is None or value > above)
+        and value <= high
+    ):
         return
     bounds = (
         f"greater than {above}" if low is None else f"from {low} to {high}" if high < math.inf else f"{low} or more"
