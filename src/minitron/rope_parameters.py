@@ -6,9 +6,11 @@ operation, or computes frequencies that are no numbers.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
+
+_MOST = 1e9
+"""Larger numbers overflow in fp32."""
 
 
 def check_rope(rope: Mapping[str, Any], head_dim: int) -> None:
@@ -79,9 +81,9 @@ def _number(
     value = rope.get(name)
     if value is None or (_is_number(value) and (value >= low if low is not None else value > above)):
         return
-    right = f"{low} or more" if low is not None else f"greater than {f'{than} ({above})' if than else above}"
-    raise ValueError(f"rope_parameters: {name} is {value!r}; it must be a number {right}")
+    right = f"of at least {low}" if low is not None else f"greater than {f'{than} ({above})' if than else above}"
+    raise ValueError(f"rope_parameters: {name} is {value!r}; it must be a number {right} and at most {_MOST:g}")
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _MOST

@@ -105,7 +105,7 @@ def test_any_value_is_a_sentence_or_gives_numbers(kind: str, name: str, value: A
     [
         ({"rope_type": ["yarn"]}, "rope_parameters: rope_type is ['yarn']; it must be a name"),
         ({"rope_theta": 1}, "rope_theta is 1; rope_type 'yarn' needs a base greater than 1"),
-        ({"factor": math.inf}, "rope_parameters: factor is inf; it must be a number 1 or more"),
+        ({"factor": math.inf}, "rope_parameters: factor is inf; it must be a number of at least 1 and at most 1e+09"),
     ],
 )
 def test_other_mistakes(changes: dict[str, Any], says: str) -> None:
