@@ -104,9 +104,7 @@ class TokenFolder:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         # An interrupted command may be given again: whole caches are of use then.
-        if kind is None or not issubclass(kind, Exception):
-            self.keep()
-        else:
+        if kind is not None and issubclass(kind, Exception):
             self.discard()
 
 

@@ -55,3 +55,8 @@ def chat_template() -> str:
 def calibration_text() -> Path:
     """160 passages of 80 books in English, in the public domain: calibration text where nobody names another."""
     return _FOLDER / "calibration.jsonl.xz"
+
+
+def recipes() -> dict[str, Path]:
+    """The recipes of `minitron compress` that come with the package, by name."""
+    return {path.stem: path for path in sorted((_FOLDER / "recipes").glob("*.yaml"))}

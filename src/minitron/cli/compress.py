@@ -9,7 +9,16 @@ from typing import Annotated, Any, Optional
 import typer
 
 from ..locate import locate
-from .common import DeviceOption, JsonOption, human_bytes, human_count, print_json, quiet_libraries, sentence_errors
+from .common import (
+    DeviceOption,
+    JsonOption,
+    human_bytes,
+    human_count,
+    print_json,
+    quiet_libraries,
+    say,
+    sentence_errors,
+)
 
 # Typer reads the annotations at run time, where it wants Optional.
 # ruff: noqa: UP045
@@ -21,11 +30,19 @@ def compress(
         Optional[str], typer.Argument(help="Checkpoint folder; the recipe's, or the bundled model.")
     ] = None,
     out: Annotated[Optional[Path], typer.Argument(help="Run folder; an interrupted run in it is continued.")] = None,
-    recipe: Annotated[Optional[Path], typer.Option(help="YAML (or recipe.json of a run); options override it.")] = None,
+    recipe: Annotated[
+        Optional[str],
+        typer.Option(help="YAML, recipe.json of a run, or a name: laptop, bundled, ...; options override it."),
+    ] = None,
     data: Annotated[Optional[list[str]], typer.Option(help="PATH[:WEIGHT] of text to train on; repeatable.")] = None,
     heldout: Annotated[Optional[list[str]], typer.Option(help="Text that is only measured; repeatable.")] = None,
     heldout_share: Annotated[
         Optional[float], typer.Option(help="Share of the documents of --data to hold out.")
+    ] = None,
+    field: Annotated[Optional[str], typer.Option(help="Field or column that holds the text.")] = None,
+    encoding: Annotated[Optional[str], typer.Option(help="Encoding of text without a byte-order mark.")] = None,
+    skip_bad: Annotated[
+        Optional[bool], typer.Option("--skip-bad", help="Leave out documents that cannot be read.")
     ] = None,
     params: Annotated[Optional[str], typer.Option(help="Budget: at most so many parameters, as in 4B.")] = None,
     non_embedding_params: Annotated[
@@ -66,7 +83,9 @@ def compress(
 
       minitron compress nemotron-4b runs/small --params 2B --data books/ --heldout-share 0.01 --tokens 1B --dry-run
 
-      minitron compress --recipe recipes/laptop.yaml runs/laptop
+      minitron compress --recipe laptop runs/laptop
+
+      minitron compress --recipe my/recipe.yaml runs/mine --hours 2
     """
     if recipe is not None and out is None and model is not None:
         model, out = None, Path(model)
@@ -87,7 +106,10 @@ def compress(
         values["targets"] = [given]
     if steps:
         values["targets"] = [{"params": size.strip(), "name": size.strip()} for size in steps.split(",")]
-    flat = {"model": model, "data": data, "heldout": heldout, "heldout_share": heldout_share}
+    flat = {
+        "model": model, "data": data, "heldout": heldout, "heldout_share": heldout_share, "field": field,
+        "encoding": encoding, "skip_bad": skip_bad,
+    }  # fmt: skip
     values |= {name: value for name, value in flat.items() if value is not None}
     length = {"tokens": None if tokens is None else parse_count(tokens), "hours": hours}
     nested = {
@@ -105,26 +127,33 @@ def compress(
 
 def _defaults(model: str | None) -> dict[str, Any]:
     """Of a run without a recipe: the paper's settings where they do not depend on the size of the model."""
-    from ..assets import bundled_model
-
-    return {"model": model or str(bundled_model()), "train": {"lr": 2e-4, "schedule": "cosine", "warmup": 40}}
+    return {"model": model or "bundled", "train": {"lr": 2e-4, "schedule": "cosine", "warmup": 40}}
 
 
 def _start(recipe: Any, out: Path, cache: Path | None, device: str, dry_run: bool, as_json: bool) -> None:
     quiet_libraries()
     from ..compress.dry import estimate
-    from ..compress.run import compress as run_compression
-    from ..compress.stages import StoppedError
+    from ..compress.run import token_folder
     from ..distill.machine import keep_freed_memory
 
     keep_freed_memory()
-    rows = estimate(recipe, out, cache=cache, device=device)
-    if not as_json or dry_run:
-        _print_plan(rows, as_json)
-    if dry_run:
-        return
+    with token_folder(out, cache) as store:
+        rows = estimate(recipe, out, cache=store, device=device, say=say if dry_run else lambda _: None)
+        if not as_json or dry_run:
+            _print_plan(rows, as_json)
+        if dry_run:
+            if cache is None:
+                store.discard()
+            return
+        _run(recipe, out, store, device, as_json)
+
+
+def _run(recipe: Any, out: Path, store: Any, device: str, as_json: bool) -> None:
+    from ..compress.run import compress as run_compression
+    from ..compress.stages import StoppedError
+
     try:
-        made = run_compression(recipe, out, cache=cache, device=device, quiet=as_json)
+        made = run_compression(recipe, out, cache=store, device=device, quiet=as_json)
     except StoppedError as stop:
         typer.echo(f"stopped by {stop}; the same command continues the run", err=True)
         raise typer.Exit(130 if str(stop) == "SIGINT" else 143) from None

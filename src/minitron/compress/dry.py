@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ..checkpoint.hf import read_config
 from ..config import NemotronConfig
+from ..data import TokenFolder
 from ..distill.machine import measured_peak
 from .costs import EFFICIENCY, plan_costs
 from .recipe import Recipe
-from .run import open_context
+from .run import Context, open_context, token_folder
 from .select import spread, within_budget
 
 
-def estimate(recipe: Recipe, out: Path, *, cache: Path | None = None, device: str = "auto") -> list[dict[str, Any]]:
-    """Rows of `costs.StageCost` with hours. Tokenizes the text, which the run needs anyway, and checks all budgets.
+def estimate(
+    recipe: Recipe,
+    out: Path,
+    *,
+    cache: Path | TokenFolder | None = None,
+    device: str = "auto",
+    say: Callable[[str], None] = lambda _: None,
+) -> list[dict[str, Any]]:
+    """Rows of `costs.StageCost` with hours. Tokenizes the text, and checks all budgets.
+
+    Nothing is written to `out`. The tokens stay in `cache` if it is given.
 
     A target's shape is not known before the search: the first of those that would be retrained stands for it, and the
     next target is cut from that.
@@ -23,7 +34,15 @@ def estimate(recipe: Recipe, out: Path, *, cache: Path | None = None, device: st
     Raises:
         As `run.compress`.
     """
-    context = open_context(recipe, out, cache or out / "token-cache", device, True, lambda _: None)
+    with token_folder(out, cache) as store:
+        rows = _rows(open_context(recipe, out, store, device, True, say))
+        if cache is None:
+            store.discard()
+    return rows
+
+
+def _rows(context: Context) -> list[dict[str, Any]]:
+    recipe = context.recipe
     teacher = read_config(context.teacher)
     speed = EFFICIENCY * measured_peak(context.device, recipe.train.dtype)
     source = teacher

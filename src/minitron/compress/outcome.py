@@ -17,7 +17,7 @@ import transformers
 from ..checkpoint.fingerprint import fingerprint
 from ..checkpoint.hf import read_config
 from ..config import NemotronConfig
-from ..data import Source, read_documents
+from ..data import Source, read_texts
 from ..distill.log import METRICS_FILE
 from ..evaluate.quick import distance, generation, perplexity
 from ..generate import SamplingSettings, TextStream, encode_prompt
@@ -68,8 +68,9 @@ def evaluate_and_report(context: Context, models: Mapping[str, Path]) -> Path:
 def heldout_texts(context: Context) -> dict[str, list[str]]:
     """Held-out documents by the name of their text; at most `MOST_DOCUMENTS` of each, evenly spread."""
     found: dict[str, list[str]] = {}
-    for path in context.recipe.heldout:
-        texts = [text for file in Source(path).files() for text in read_documents(file)]
+    recipe = context.recipe
+    for path in recipe.heldout:
+        texts, _ = read_texts([Source(path, 1.0, recipe.field, recipe.encoding, recipe.skip_bad)])
         found[Path(path).stem] = texts[:: max(1, math.ceil(len(texts) / MOST_DOCUMENTS))]
     if not found:  # a share of the training documents was held out; their tokens are at hand, and become text again
         for name, blocks in context.texts.heldout.items():

@@ -1,15 +1,20 @@
-"""What a compression shall do, as data. A YAML file in `recipes/` is these dataclasses, field by field."""
+"""What a compression shall do, as data. A YAML file in `recipes/` is these dataclasses, field by field.
+
+Names of files in a recipe belong to its folder. The recipes in `recipes/` come with the package and have names.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import glob
 import types
 import typing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ..assets import BUNDLED, bundled_model, recipes
 from ..distill.schedule import TrainConfig
 from ..prune.search import Grid
 
@@ -105,9 +110,15 @@ class Recipe:
     """Text that is measured and never trained on."""
     heldout_share: float = 0.0
     """Part of the documents of `data` that is held out besides."""
-    calibration: Calibration = field(default_factory=Calibration)
-    correction: Correction = field(default_factory=Correction)
-    ranking: Ranking = field(default_factory=Ranking)
+    field: str = "text"
+    """Which field or column holds the text, in files that have some."""
+    encoding: str = "utf-8"
+    """Of files of text without a byte-order mark."""
+    skip_bad: bool = False
+    """Leave out documents that cannot be used instead of refusing the run."""
+    calibration: Calibration = dataclasses.field(default_factory=Calibration)
+    correction: Correction = dataclasses.field(default_factory=Correction)
+    ranking: Ranking = dataclasses.field(default_factory=Ranking)
     prompts: tuple[str, ...] = ("Once upon a time", "The most important thing is", "In the year 1900")
     """Each model continues them in the report."""
 
@@ -118,6 +129,8 @@ class Recipe:
             raise RecipeError("data is empty; it must name at least one text")
         if not self.heldout and not self.heldout_share:
             raise RecipeError("give heldout or heldout_share: candidates are compared on text they are not trained on")
+        if not self.prompts:
+            raise RecipeError("prompts is empty; the report shows how each model continues at least one")
         if self.ranking.most < 1 or self.ranking.scored < self.ranking.most:
             raise RecipeError(
                 f"ranking: most is {self.ranking.most} and scored {self.ranking.scored}; expected 1 <= most <= scored"
@@ -140,12 +153,28 @@ class Recipe:
 Parts = dict[str, dict[str, Any]]
 
 
-def load_recipe(path: Path, values: dict[str, Any] | None = None, parts: Parts | None = None) -> Recipe:
-    """Read a recipe from a YAML (or JSON) file.
+def find_recipe(name: str | Path) -> Path:
+    """The file of a recipe: a path, or the name of one that comes with the package.
+
+    Raises:
+        RecipeError: there is none.
+    """
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    known = recipes()
+    if str(name) in known:
+        return known[str(name)]
+    what = "a folder; expected a file" if path.is_dir() else "no such file"
+    raise RecipeError(f"{name}: {what}; recipes that come with minitron: {', '.join(known)}")
+
+
+def load_recipe(path: str | Path, values: dict[str, Any] | None = None, parts: Parts | None = None) -> Recipe:
+    """Read a recipe from a YAML (or JSON) file. Relative names of files in it belong to its folder.
 
     Args:
-        path: the file.
-        values: fields that replace those of the file.
+        path: the file, or the name of a recipe that comes with the package.
+        values: fields that replace those of the file, taken as they are.
         parts: fields of its parts (`train`, ...) that replace single ones; a new length replaces any other.
 
     Raises:
@@ -153,16 +182,50 @@ def load_recipe(path: Path, values: dict[str, Any] | None = None, parts: Parts |
     """
     import yaml  # comes with transformers; only needed here
 
+    path = find_recipe(path)
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        found = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise RecipeError(f"{path}: cannot be read ({' '.join(str(error).split())})") from None
     if not isinstance(found, dict):
         raise RecipeError(f"{path}: expected fields and values, found {type(found).__name__}")
     try:
-        return recipe_from({**found, **(values or {})}, parts)
+        return recipe_from({**with_absolute_paths(found, path.absolute().parent), **(values or {})}, parts)
     except ValueError as error:
         raise RecipeError(f"{path}: {error}") from None
+
+
+def with_absolute_paths(values: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The values of a recipe with its names of files made absolute; relative ones belong to `folder`.
+
+    `model` may also be a name, `bundled` or a repository id, which stays.
+    """
+    values = dict(values)
+    model = values.get("model")
+    if isinstance(model, str):
+        values["model"] = _located_model(model, folder)
+    for name in ("data", "heldout"):
+        if isinstance(values.get(name), list | tuple):
+            values[name] = [_located(text, folder) if isinstance(text, str) else text for text in values[name]]
+    return values
+
+
+def _located_model(model: str, folder: Path) -> str:
+    if (folder / Path(model).expanduser()).exists():
+        return _located(model, folder)
+    # What has such a name in the current folder is not what the recipe means.
+    if model in BUNDLED:
+        return str(bundled_model(BUNDLED[model])) if Path(model).exists() else model
+    repository = model.count("/") == 1 and not model.startswith((".", "~", "/")) and not model.endswith("/")
+    return model if repository and not Path(model).exists() else _located(model, folder)
+
+
+def _located(text: str, folder: Path) -> str:
+    if not text.strip():
+        return text  # refused where it is used
+    if glob.has_magic(text) and not (folder / text).exists():
+        return str(Path(glob.escape(str(folder))) / Path(text).expanduser())
+    return str(folder / Path(text).expanduser())
 
 
 def recipe_from(values: dict[str, Any], parts: Parts | None = None) -> Recipe:
@@ -260,6 +323,11 @@ def _scalar(hint: type, value: Any, where: str) -> Any:
         return int(value)
     if hint is str and isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
+    if isinstance(value, str) and hint is str:
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise RecipeError(f"{where} holds the lone surrogate {value[error.start]!r}, which is no text") from None
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
         raise RecipeError(f"{where} is {value!r}; expected {names.get(hint, hint.__name__)}")

@@ -18,13 +18,14 @@ import torch
 
 from ..checkpoint.fingerprint import fingerprint
 from ..checkpoint.hf import check_checkpoint, read_config
-from ..data import Batch, collate
+from ..data import Batch, TokenFolder, collate
 from ..distill.correction import choose_trained
 from ..distill.inputs import Texts, open_texts, saved_model
 from ..distill.losses import DistillLoss, DistillOptions
 from ..distill.schedule import TrainConfig
 from ..distill.targets import OnlineTeacher
 from ..distill.train import train
+from ..files import write_text
 from ..loading import checkpoint_folder, pick_device
 from ..prune.choose import make_plan
 from ..prune.importance import check_language, compute_importance
@@ -32,11 +33,12 @@ from ..prune.scores import Scores
 from ..tokenizer import load_tokenizer
 from .costs import training_flops
 from .cutting import cut_out, refit_costs
-from .recipe import Recipe, RecipeError
-from .select import choose, selection_inputs
+from .recipe import Recipe, RecipeError, with_absolute_paths
+from .select import choose, selection_inputs, within_budget
 from .stages import RunError, Stages, StoppedError
 
 RECIPE_FILE = "recipe.json"
+TOKEN_CACHE = "token-cache"
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ def compress(
     recipe: Recipe,
     out: Path,
     *,
-    cache: Path | None = None,
+    cache: Path | TokenFolder | None = None,
     device: str = "auto",
     quiet: bool = False,
     say: Callable[[str], None] | None = None,
@@ -110,7 +112,13 @@ def compress(
         StoppedError: SIGTERM or Ctrl-C, with everything saved.
     """
     say = say or _to_stderr
-    context = open_context(recipe, out, cache or out / "token-cache", device, quiet, say)
+    with token_folder(out, cache) as store:
+        context = open_context(recipe, out, store, device, quiet, say)
+        within_budget(context, 0, read_config(context.teacher))
+        out.mkdir(parents=True, exist_ok=True)
+        values = with_absolute_paths(recipe.as_dict(), Path.cwd())
+        write_text(out / RECIPE_FILE, json.dumps(values, indent=1) + "\n")
+        store.keep()
     context.teacher = correct(context)
     source, models = context.teacher, {}
     for index in range(len(recipe.targets)):
@@ -121,14 +129,20 @@ def compress(
     return Compressed(models, evaluate_and_report(context, models))
 
 
+def token_folder(out: Path, cache: Path | TokenFolder | None) -> TokenFolder:
+    """Where the tokens of a run lie: `token-cache` in its folder if nothing else is said."""
+    return cache if isinstance(cache, TokenFolder) else TokenFolder(cache or out / TOKEN_CACHE)
+
+
 def open_context(
-    recipe: Recipe, out: Path, cache: Path, device: str, quiet: bool, say: Callable[[str], None]
+    recipe: Recipe, out: Path, cache: TokenFolder, device: str, quiet: bool, say: Callable[[str], None]
 ) -> Context:
-    """Check what a recipe names, open its text, and make the run folder.
+    """Check what a recipe names, and open its text. Nothing is written but to the folder of tokens.
 
     Raises:
         RecipeError, RunError, ValueError: see `compress`.
     """
+    place = pick_device(device)
     teacher = checkpoint_folder(recipe.model, say)
     check_checkpoint(teacher)
     config = read_config(teacher)
@@ -136,24 +150,35 @@ def open_context(
         raise RecipeError(
             f"train: sequence is {recipe.train.sequence}; the model's context is {config.max_position_embeddings}"
         )
-    if out.exists() and any(out.iterdir()) and not (out / RECIPE_FILE).is_file():
+    others = [path for path in out.iterdir() if path.name != TOKEN_CACHE] if out.exists() else []
+    if others and not (out / RECIPE_FILE).is_file():
         raise RunError(f"{out} is not empty and is not the folder of a compression (no {RECIPE_FILE}); choose another")
     tokenizer: Any = load_tokenizer(teacher)
-    texts = open_texts(recipe.data, recipe.heldout, recipe.heldout_share, tokenizer, recipe.train, cache)
-    if recipe.calibration.blocks > len(texts.stream):
-        raise RecipeError(
-            f"calibration: blocks is {recipe.calibration.blocks}; the data has {len(texts.stream)} of "
-            f"{recipe.train.sequence} tokens; give more text or ask for fewer"
+    _check_prompts(recipe, tokenizer, config.max_position_embeddings)
+    texts = open_texts(
+        recipe.data, recipe.heldout, recipe.heldout_share, tokenizer, recipe.train, cache, recipe.field,
+        recipe.encoding, recipe.skip_bad,
+    )  # fmt: skip
+    for note in texts.notes:
+        say(f"note: {note}")
+    there = len(texts.stream)
+    if recipe.calibration.blocks > there:
+        say(
+            f"note: calibration: blocks is {recipe.calibration.blocks:,}; the data has {there:,} of "
+            f"{recipe.train.sequence} tokens, and all of them are used"
         )
-    out.mkdir(parents=True, exist_ok=True)
-    _write_recipe(recipe, out / RECIPE_FILE)
-    return Context(recipe, out, Stages(out, say), teacher, tokenizer, texts, pick_device(device), say, quiet)
+        recipe = replace(recipe, calibration=replace(recipe.calibration, blocks=there))
+    return Context(recipe, out, Stages(out, say), teacher, tokenizer, texts, place, say, quiet)
 
 
-def _write_recipe(recipe: Recipe, path: Path) -> None:
-    work = path.with_suffix(".tmp")
-    work.write_text(json.dumps(recipe.as_dict(), indent=1) + "\n", encoding="utf-8")
-    work.replace(path)
+def _check_prompts(recipe: Recipe, tokenizer: Any, context: int) -> None:
+    """The report continues the prompts at the end of the run, which is too late to find that it cannot."""
+    if tokenizer.bos_token_id is None and tokenizer.eos_token_id is None:
+        raise RecipeError("the tokenizer has neither a bos nor an eos token; one of them has to stand before a text")
+    for index, prompt in enumerate(recipe.prompts):
+        length = 1 + len(tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids)
+        if length >= context:
+            raise RecipeError(f"prompts[{index}] has {length} tokens; the model's context is {context}")
 
 
 # --- stages ------------------------------------------------------------------------------------------------------

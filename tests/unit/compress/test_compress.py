@@ -130,7 +130,6 @@ def test_dry_run_prints_every_stage_and_computes_none(base: Path, tmp_path: Path
         (["--params", "many"], "--params is 'many'"),
         (["--keep", "heads=3"], "not a multiple of groups"),
         (["--sequence", "100"], "the model's context is 64"),
-        (["--calibration-blocks", "9999"], "blocks is 9999"),
         (["--tokens", "none"], "is not a number of tokens"),
         (["--data", "nothing.txt"], "nothing.txt"),
     ],
@@ -142,12 +141,41 @@ def test_bad_input_is_one_sentence(base: Path, tmp_path: Path, options: list[str
     assert code == 2, text
     assert says in text
     assert len(text.strip().splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_nothing_is_written_before_a_run_is_accepted(base: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.json"
+    recipe.write_text(json.dumps({**small_recipe(base), "calibration": {"blocks": 9999, "refit": False}}))
+    run = tmp_path / "new" / "run"
+    for options in (["--params", "7"], ["--params", "7", "--dry-run"], ["--device", "cuda:99"], ["--encoding", "hex"]):
+        code, _ = invoke("--recipe", recipe, run, *options)
+        assert code == 2
+        assert not run.parent.exists()
+    code, text = invoke("--recipe", recipe, run, "--dry-run")
+    assert code == 0, text
+    assert "note: calibration: blocks is 9,999; the data has " in text
+    assert "and all of them are used" in text
+    assert not run.parent.exists()
+    code, text = invoke("--recipe", recipe, run, "--dry-run", "--cache", tmp_path / "cache")
+    assert code == 0, text
+    assert not run.parent.exists()
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+    # A folder with nothing but tokens, which an interrupted command leaves, is free.
+    (run / "token-cache").mkdir(parents=True)
+    assert invoke("--recipe", recipe, run, "--dry-run")[0] == 0
+    for prompts, says in ((["the cat " * 200], "prompts[0] has"), (["a\ud800"], "prompts[0] holds the lone surrogate")):
+        recipe.write_text(json.dumps({**small_recipe(base), "prompts": prompts}))
+        code, text = invoke("--recipe", recipe, tmp_path / "other")
+        assert code == 2
+        assert says in text
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.slow
 def test_the_laptop_recipe_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-    code, text = invoke("--recipe", "recipes/laptop.yaml", tmp_path / "run", "--json")
+    monkeypatch.chdir(tmp_path)
+    code, text = invoke("--recipe", "laptop", tmp_path / "run", "--json")
     assert code == 0, text
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     teacher, half = (model["non_embedding"] for model in report["models"])

@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 
+from minitron.assets import bundled_model, recipes
 from minitron.compress.recipe import RecipeError, load_recipe, parse_count, recipe_from
+from minitron.documents import Source
 
 RECIPES = sorted((Path(__file__).parents[3] / "recipes").glob("*.yaml"))
+NAMES = ["bundled", "h200", "laptop", "nemotron-4-15b"]
 GOOD: dict[str, Any] = {
     "model": "m",
     "data": ["a.txt"],
@@ -51,6 +54,8 @@ def test_options_override_single_fields_and_the_length() -> None:
         ({"ranking": {"most": 9, "scored": 3}}, "expected 1 <= most <= scored"),
         ({"ranking": {"rungs": [0.25]}}, "expected rising shares from 0.5"),
         ({"correction": {"kind": "full"}}, "correction: tokens is 0; full needs some"),
+        ({"prompts": []}, "prompts is empty"),
+        ({"prompts": ["a", "b\ud83d"]}, "prompts[1] holds the lone surrogate '\\ud83d', which is no text"),
         ({"train": 3}, "train.: expected fields and values, found 3"),
     ],
 )
@@ -84,3 +89,55 @@ def test_counts(text: str, count: int) -> None:
 def test_what_is_no_count(text: str) -> None:
     with pytest.raises(RecipeError, match="is not a number of tokens"):
         parse_count(text)
+
+
+def test_recipes_of_the_package_are_found_by_name_and_by_path_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert list(recipes()) == NAMES
+    for name, path in zip(NAMES, RECIPES, strict=True):
+        assert path.stem == name
+        where = {"model": None, "data": None, "heldout": None}
+        assert {**load_recipe(name).as_dict(), **where} == {**load_recipe(path).as_dict(), **where}
+    laptop = load_recipe("laptop")
+    assert laptop.model == "bundled"
+    assert all(Path(text).is_file() for text in laptop.data)
+    (tmp_path / "laptop").write_text("model: of my own\n")
+    with pytest.raises(RecipeError, match=r"^laptop: data: is missing"):
+        load_recipe("laptop")
+    for name, says in (("lapptop", "no such file"), (str(tmp_path), "a folder; expected a file")):
+        with pytest.raises(RecipeError, match=f"{says}; recipes that come with minitron: bundled, h200, laptop, nem"):
+            load_recipe(name)
+
+
+def test_names_of_files_belong_to_the_folder_of_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home, here = tmp_path / "with [brackets]", tmp_path / "here"
+    for folder in (home / "teacher", here / "teacher", here / "bundled", here / "nvidia" / "model"):
+        folder.mkdir(parents=True)
+    (home / "a.txt").write_text("x")
+    monkeypatch.chdir(here)
+
+    def loaded(values: dict[str, Any], **options: Any) -> Any:
+        (home / "r.yaml").write_text(json.dumps({**GOOD, **values}))
+        return load_recipe(Path("..") / home.name / "r.yaml", options)
+
+    base = home.parent / "here" / ".." / home.name
+    recipe = loaded({"model": "teacher", "data": ["a.txt:2", "b/*.jsonl", "/abs/c.txt", "../d.txt"]})
+    assert recipe.model == str(base / "teacher")
+    assert recipe.data[0] == str(base / "a.txt:2")
+    assert Source.parse(recipe.data[0]).files()[0].samefile(home / "a.txt")
+    assert recipe.data[2] == "/abs/c.txt"
+    assert recipe.heldout == (str(base / "h.txt"),)
+    (home / "b").mkdir()
+    (home / "b" / "e.jsonl").write_text("x")
+    assert [path.name for path in Source.parse(recipe.data[1]).files()] == ["e.jsonl"]  # no bracket is a pattern
+    assert Path(recipe.data[3]).resolve() == tmp_path / "d.txt"
+    # Names of models stay, and a folder of the current one is never meant.
+    assert loaded({"model": "bundled-half"}).model == "bundled-half"
+    assert loaded({"model": "bundled"}).model == str(bundled_model())
+    assert loaded({"model": "someone/model"}).model == "someone/model"
+    assert loaded({"model": "nvidia/model"}).model == str(base / "nvidia/model")
+    assert loaded({"model": "missing"}).model == str(base / "missing")
+    # What options name belongs to the current folder.
+    assert loaded({}, data=["mine.txt"]).data == ("mine.txt",)
