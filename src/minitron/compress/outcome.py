@@ -82,7 +82,7 @@ def heldout_texts(context: Context) -> dict[str, list[str]]:
 def _evaluate(context: Context, folders: Mapping[str, Path]) -> dict[str, Any]:
     texts = heldout_texts(context)
     loaded = {name: load(folder, device=str(context.device)) for name, folder in folders.items()}
-    reference = loaded["teacher"].model
+    reference = loaded["teacher"]
     quality: list[dict[str, Any]] = []
     for name, (model, tokenizer) in loaded.items():
         for text, documents in texts.items():
@@ -92,7 +92,7 @@ def _evaluate(context: Context, folders: Mapping[str, Path]) -> dict[str, Any]:
             whole = perplexity(model, tokenizer, documents)
             quality.append(_row(name, text, "bits per byte", whole.bits_per_byte))
             if name != "teacher":
-                found = distance(model, reference, tokenizer, documents)
+                found = distance(model, reference.model, tokenizer, documents, reference_tokenizer=reference.tokenizer)
                 quality.append(_row(name, text, "KL from the teacher, nats", found.kl_nats_per_token))
                 quality.append(_row(name, text, "same most likely token", found.top1_agreement))
         repeats = generation(model, tokenizer, context.recipe.prompts)

@@ -12,6 +12,7 @@ from torch import nn
 
 from ..config import NemotronConfig
 from ..data import BlockStream
+from ..tokenizer import tokenizer_difference
 from .correction import CorrectedTeacher, CorrectingLoss
 from .losses import DistillLoss, DistillOptions
 from .objective import LossFunction, next_token_loss
@@ -20,9 +21,6 @@ from .schedule import TrainConfig
 from .targets import OnlineTeacher, TeacherTargets
 from .train import Result, Surroundings, train
 
-# Texts whose ids must be the same: spaces, case, digits, marks, accents, other scripts, code.
-_PROBE = "The  cat's 3rd na\u00efve caf\u00e9, \u4f60\u597d \u041c\u0438\u0440 1234567\n\tdef f(x): return x**2"
-
 
 def require_same_tokens(student: Any, teacher: Any, student_name: object, teacher_name: object) -> None:
     """Refuse tokenizers that do not give the same ids for the same text.
@@ -30,20 +28,7 @@ def require_same_tokens(student: Any, teacher: Any, student_name: object, teache
     Raises:
         TrainError: they differ; says in what.
     """
-    ours, theirs = student.get_vocab(), teacher.get_vocab()
-    differing = sorted(token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token))
-    what = None
-    if differing:
-        token = differing[0]
-        what = f"token {token!r} is {ours.get(token)} in the student's and {theirs.get(token)} in the teacher's"
-    elif student(_PROBE, add_special_tokens=False).input_ids != teacher(_PROBE, add_special_tokens=False).input_ids:
-        what = f"they have the same vocabulary and cut {_PROBE!r} into different tokens"
-    else:
-        for name in ("bos_token_id", "eos_token_id"):
-            mine, other = getattr(student, name), getattr(teacher, name)
-            what = what or (
-                f"{name} is {mine} in the student's and {other} in the teacher's" if mine != other else None
-            )
+    what = tokenizer_difference(student, teacher, names=("the student's", "the teacher's"))
     if what:
         raise TrainError(
             f"the tokenizers of {student_name} and {teacher_name} differ: {what}. Distillation compares the two models "

@@ -15,6 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+_EDITION = 2
+"""Part of each key. It grows when a request is answered differently than before, so that old answers are not used."""
 _SECONDS_BETWEEN_COMMITS = 2.0
 
 
@@ -50,7 +52,7 @@ class Answers:
 
     def key(self, *parts: Any) -> str:
         """Hash of the model and of JSON values."""
-        return hashlib.sha256(json.dumps([self.model, *parts], sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([_EDITION, self.model, *parts], sort_keys=True).encode()).hexdigest()
 
     def get(self, key: str) -> Any:
         """The answer, a JSON value; None if there is none."""
@@ -64,7 +66,9 @@ class Answers:
         """Keep an answer."""
         self._db.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", (key, json.dumps(value)))
         self.given += 1
-        if time.monotonic() - self._committed > _SECONDS_BETWEEN_COMMITS:
+        if time.monotonic() - self._committed > _EDITION = 2
+"""Part of each key. It grows when a request is answered differently than before, so that old answers are not used."""
+_SECONDS_BETWEEN_COMMITS:
             self.commit()
 
     def commit(self) -> None:

@@ -112,23 +112,25 @@ class MinitronLM(TemplateLM):
         return [found[text] for text in texts]
 
     def _pairs(self, requests: Iterable[tuple[str, str]]) -> Iterator[Request]:
-        """Contexts and continuations as tokens, as `TemplateLM.loglikelihood` cuts them."""
+        """Contexts and continuations as tokens, as `TemplateLM.loglikelihood` cuts them.
+
+        White space at the end of a context goes over to the continuation, also where nothing else is left of the
+        context: its tokens are then those of an empty text, bos in most tokenizers. Where these are none the prefix
+        token stands for them, as for an empty context.
+        """
         moved = []
         for context, continuation in requests:
             bare = context.rstrip()
-            moved.append(
-                (bare, context[len(bare) :] + continuation) if bare or not context else (context, continuation)
-            )
-        wholes = self._encode([context + continuation for context, continuation in moved if context])
-        contexts = self._encode([context for context, _ in moved if context])
-        alone = self._encode([continuation for context, continuation in moved if not context], False)
-        whole, before, single = iter(wholes), iter(contexts), iter(alone)
-        for context, _ in moved:
+            moved.append((context, bare, context[len(bare) :] + continuation))
+        wholes = iter(self._encode([bare + rest for context, bare, rest in moved if context]))
+        contexts = iter(self._encode([bare for context, bare, _ in moved if context]))
+        alone = iter(self._encode([rest for context, _, rest in moved if not context], False))
+        for context, _, _ in moved:
             if context:
-                ids = next(before)
-                yield Request(ids, next(whole)[len(ids) :])
+                ids = next(contexts)
+                yield Request(ids or [self.prefix_token_id], next(wholes)[len(ids) :])
                 continue
-            ids = next(single)
+            ids = next(alone)
             if ids and ids[0] == self.prefix_token_id:
                 yield Request(ids[:1], ids[1:])
             else:

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..model import NemotronForCausalLM
+from ..tokenizer import tokenizer_difference
 from .scoring import logit_chunks, pair_scores
 
 ROW_TOKENS = 2048
@@ -35,6 +36,20 @@ class Window(NamedTuple):
     """The last so many targets count; those before were counted in the window before."""
 
 
+def check_stride(stride: int | None, window: int, name: str = "") -> None:
+    """Refuse a stride that does not fit a window.
+
+    Args:
+        name: of the model whose context the window is, if it is one.
+
+    Raises:
+        ValueError: it is not from 1 to `window`; None, for the window itself, is.
+    """
+    if stride is not None and not 1 <= stride <= window:
+        what = f"the context of {name}" if name else "the window"
+        raise ValueError(f"stride is {stride}; it must be from 1 to {what}, {window}")
+
+
 def sliding_windows(ids: Sequence[int], prefix: int, window: int, stride: int) -> Iterator[Window]:
     """Cut a document into windows in which every token of it is a scored target exactly once.
 
@@ -44,8 +59,7 @@ def sliding_windows(ids: Sequence[int], prefix: int, window: int, stride: int) -
     Raises:
         ValueError: a stride that is not from 1 to `window`.
     """
-    if not 1 <= stride <= window:
-        raise ValueError(f"stride is {stride}; it must be from 1 to the window, {window}")
+    check_stride(stride, window)
     whole = [prefix, *ids]
     done = 0
     while done < len(ids):
@@ -197,6 +211,23 @@ class Distance:
     reference_nats_per_token: float
 
 
+def require_same_tokens(
+    tokenizer: PreTrainedTokenizerBase, reference: PreTrainedTokenizerBase, texts: Sequence[str] = (),
+    names: tuple[str, str] = ("the model", "the reference"),
+) -> None:  # fmt: skip
+    """Refuse to compare two models token by token whose tokenizers differ.
+
+    Raises:
+        ValueError: they do; says in what.
+    """
+    what = tokenizer_difference(tokenizer, reference, texts, names)
+    if what is not None:
+        raise ValueError(
+            f"the tokenizers of {names[0]} and {names[1]} differ: {what}. KL divergence and agreement compare models "
+            f"token by token; evaluate these by themselves: bits per byte can be compared"
+        )
+
+
 @torch.inference_mode()
 def distance(
     model: NemotronForCausalLM,
@@ -205,12 +236,19 @@ def distance(
     texts: Sequence[str],
     window: int | None = None,
     stride: int | None = None,
+    reference_tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Distance:
     """KL divergence and agreement of two models with one tokenizer; arguments as of `perplexity`.
 
+    Args:
+        reference_tokenizer: the reference model's own, which must agree with `tokenizer`. Leave it out only where the
+            two models are known to share one: where the ids of the two mean different tokens the numbers mean nothing.
+
     Raises:
-        ValueError: vocabularies of different sizes, and as `perplexity`.
+        ValueError: tokenizers that differ, vocabularies of different sizes, and as `perplexity`.
     """
+    if reference_tokenizer is not None:
+        require_same_tokens(tokenizer, reference_tokenizer, texts)
     sizes = model.config.vocab_size, reference.config.vocab_size
     if sizes[0] != sizes[1]:
         raise ValueError(f"the models have vocabularies of {sizes[0]} and {sizes[1]} tokens; they must share one")
@@ -319,8 +357,15 @@ def quick_suite(
     prompts: Sequence[str] = (),
     window: int | None = None,
     stride: int | None = None,
+    reference_tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Everything of this file, for JSON: `text`, and `distance` and `generation` where a reference and prompts are."""
+    """Everything of this file, for JSON: `text`, and `distance` and `generation` where a reference and prompts are.
+
+    Raises:
+        ValueError: as of `perplexity`, `distance` and `generation`.
+    """
+    if reference_tokenizer is not None:  # before the time for the texts is spent
+        require_same_tokens(tokenizer, reference_tokenizer, texts)
     result = {"text": perplexity(model, tokenizer, texts, window, stride).as_dict()}
     if reference is not None:
         result["distance"] = asdict(distance(model, reference, tokenizer, texts, window, stride))

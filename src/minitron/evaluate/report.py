@@ -72,6 +72,16 @@ def _remarks(result: dict[str, Any]) -> list[str]:
     return ["\n".join(remarks)] if remarks else []
 
 
+def check_plot(path: Path) -> None:
+    """Refuse a kind of file that `plot` does not write.
+
+    Raises:
+        ValueError: another suffix.
+    """
+    if path.suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise ValueError(f"{path}: plots are written as .png, .svg or .pdf")
+
+
 def plot(result: dict[str, Any], path: Path) -> None:
     """Bars with standard errors, a group per task; published values of the family as marks. PNG, SVG or PDF.
 
@@ -79,8 +89,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
         ImportError: matplotlib is missing.
         ValueError: a suffix that matplotlib does not write.
     """
-    if path.suffix.lower() not in (".png", ".svg", ".pdf"):
-        raise ValueError(f"{path}: plots are written as .png, .svg or .pdf")
+    check_plot(path)
     import matplotlib
 
     matplotlib.use("Agg")

@@ -17,6 +17,7 @@ from ..checkpoint.fingerprint import fingerprint
 from ..loading import Loaded, checkpoint_folder, load
 from .answers import Answers
 from .compare import difference_of, mean_of
+from .models import describe
 from .published import published_for
 from .sandbox import require_isolation
 from .suites import KINDS, PERCENT, TaskPlan, build_tasks, kind_of, versions_of
@@ -151,10 +152,12 @@ def evaluate(
     if limit is not None and limit < 1:
         raise ValueError(f"limit is {limit}; it must be at least 1")
     quiet_harness()
+    for path in models:  # before data are downloaded
+        describe(path)
+    if any(plan.name == "humaneval" for plan in plans):
+        require_isolation()  # better now than after an hour
     result = Evaluation(suite, plans)
     tasks = _all_tasks(plans, data, whole_suite, result, note)
-    if "humaneval" in tasks:
-        require_isolation()  # better now than after an hour
     labels = _labels(models)
     for path, label in zip(models, labels, strict=True):
         loaded = load(path, dtype, device)

@@ -76,6 +76,14 @@ def plan(suite: str, names: list[str] | None = None, shots: int | None = None, s
             raise ValueError(f"no task {name!r}{hint} Known: {', '.join(KINDS)}")
     if samples < 1:
         raise ValueError(f"samples is {samples}; it must be at least 1")
+    if shots is not None and shots < 0:
+        raise ValueError(f"shots is {shots}; it must be at least 0")
+    if samples > 1 and "humaneval" not in (names or KINDS):
+        raise ValueError(f"samples is {samples}; only humaneval takes more than one, and it is not among the tasks")
+    if shots is not None and names == ["humaneval"]:
+        raise ValueError(f"shots is {shots}; humaneval takes no examples in its prompt")
+    if names is not None and not names:
+        raise ValueError(f"no task was named. Known: {', '.join(KINDS)}")
     table = SUITES[suite]
     return [
         TaskPlan(name, table[name] if shots is None or name == "humaneval" else shots, samples)

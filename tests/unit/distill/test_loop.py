@@ -286,8 +286,11 @@ class Words:
     def get_vocab(self) -> dict[str, int]:
         return {word: i for i, word in enumerate(self.words)}
 
-    def __call__(self, text: str, add_special_tokens: bool):
-        return type("Ids", (), {"input_ids": [len(part) for part in text.split(self.cut)]})
+    def decode(self, ids: list[int]) -> str:
+        return " ".join(self.words[i] for i in ids)
+
+    def __call__(self, texts: list[str], add_special_tokens: bool):
+        return type("Ids", (), {"input_ids": [[len(part) for part in text.split(self.cut)] for text in texts]})
 
 
 def test_tokenizers_that_differ_are_refused_with_what_differs() -> None:

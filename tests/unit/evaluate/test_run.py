@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import lzma
+import shutil
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,10 +17,13 @@ from rouge_score.rouge_scorer import RougeScorer
 from text_checkpoint import make_text_checkpoint
 from typer.testing import CliRunner
 
+import minitron
+from minitron.assets import calibration_text, heldout_text
 from minitron.cli import app
 from minitron.evaluate import harness, run, suites
 from minitron.evaluate.answers import Answers
 from minitron.evaluate.pass_at_k import count_correct, program_of
+from minitron.evaluate.quick import quick_suite
 from minitron.evaluate.sandbox import SandboxError, require_isolation
 from minitron.evaluate.suites import TaskPlan
 
@@ -200,6 +206,109 @@ def test_limit_and_paper_shots(checkpoint: Path, data: Path) -> None:
     }
 
 
+def test_a_missing_model_is_found_before_anything_else(
+    checkpoint: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All arguments are checked before data are read or downloaded, and before a model is loaded."""
+
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("too early")
+
+    monkeypatch.setattr(run, "build_tasks", never)
+    monkeypatch.setattr(run, "load", never)
+    monkeypatch.setattr("minitron.loading.load", never)
+    monkeypatch.setattr("minitron.data.read_texts", never)
+    good = str(checkpoint)
+    broken = tmp_path / "broken"
+    shutil.copytree(checkpoint, broken)
+    (broken / "model.safetensors").write_bytes(b"\0" * 8)
+    bare = tmp_path / "bare"
+    shutil.copytree(checkpoint, bare)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (bare / name).unlink()
+    for wrong, says in (
+        (["nope"], "nope: no such file or folder"),
+        ([str(broken)], "model.safetensors"),
+        ([str(bare)], "no tokenizer"),
+        (["--limit", "0"], "limit is 0"),
+        (["--dtype", "fp7"], "dtype"),
+        (["--device", "abacus"], "device"),
+        (["--out", str(tmp_path)], "is a folder"),
+        (["--out", str(tmp_path / "no" / "x.json")], "there is no folder"),
+    ):
+        for suite in ([], ["--suite", "quick"]):
+            assert says in refused(good, *wrong, *suite), (wrong, suite)
+    for wrong, says in (
+        (["--tasks", "helaswag"], "did you mean hellaswag"),
+        (["--tasks", " , "], "no task was named"),
+        (["--shots", "-1"], "shots is -1"),
+        (["--samples", "0"], "samples is 0"),
+        (["--samples", "4", "--tasks", "mmlu"], "only humaneval takes more than one"),
+        (["--shots", "3", "--tasks", "humaneval", "--allow-code-execution"], "humaneval takes no examples"),
+        (["--plot", str(tmp_path / "x.txt")], ".png, .svg or .pdf"),
+        (["--stride", "5"], "--suite page does not take --stride"),
+        (["--cache", str(checkpoint / "config.json")], "--cache is a folder"),
+        (["--suite", "quick", "--stride", "65"], "stride is 65; it must be from 1 to the context of"),
+        (["--suite", "quick", "--stride", "0"], "stride is 0"),
+        (["--suite", "quick", "--tasks", "mmlu"], "--suite quick does not take --tasks"),
+        (["--suite", "quick", "--shots", "5"], "--suite quick does not take --shots"),
+    ):
+        assert says in refused(good, *wrong), wrong
+
+
+def test_quick_suite_on_the_bundled_text(checkpoint: Path) -> None:
+    done = CliRunner().invoke(app, ["eval", str(checkpoint), "--suite", "quick", "--limit", "2", "--json"])
+    result = json.loads(done.stdout)
+    assert result["data"] == ["bundled held-out text"]
+    assert result["texts"] == 2
+    with lzma.open(heldout_text(), "rt", encoding="utf-8") as file:
+        held_out = [json.loads(line)["text"] for line in file]
+    assert result["models"][0]["text"]["bytes"] == sum(len(text.encode()) for text in held_out[:2])
+    with lzma.open(calibration_text(), "rt", encoding="utf-8") as file:
+        calibration = file.read()
+    assert not [text for text in held_out if text[:100] in calibration]
+
+
+def other_tokenizer(checkpoint: Path, folder: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+    """A copy of a checkpoint with a tokenizer of the same size."""
+    shutil.copytree(checkpoint, folder)
+    file = folder / "tokenizer.json"
+    rules = json.loads(file.read_text(encoding="utf-8"))
+    change(rules)
+    file.write_text(json.dumps(rules), encoding="utf-8")
+    return folder
+
+
+def swap_tokens(rules: dict[str, Any]) -> None:
+    vocabulary = rules["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+
+
+def fewer_merges(rules: dict[str, Any]) -> None:
+    del rules["model"]["merges"][-1]
+
+
+def lower_case(rules: dict[str, Any]) -> None:
+    rules["normalizer"] = {"type": "Lowercase"}
+
+
+@pytest.mark.parametrize("change", [swap_tokens, fewer_merges, lower_case])
+def test_quick_suite_refuses_models_of_different_tokens(
+    change: Callable[[dict[str, Any]], None], checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = other_tokenizer(checkpoint, tmp_path / "other", change)
+    message = refused(str(checkpoint), str(other), "--suite", "quick", "--limit", "1")
+    assert "the tokenizers of" in message
+    assert "differ" in message
+    one, two = minitron.load(checkpoint), minitron.load(other)
+    with pytest.raises(ValueError, match="the tokenizers of the model and the reference differ"):
+        quick_suite(*two, ["the cat sat"], one.model, reference_tokenizer=one.tokenizer)
+    # What says nothing about ids of text is no difference.
+    same = other_tokenizer(checkpoint, tmp_path / "same", lambda rules: rules.update(decoder=None, padding=None))
+    done = CliRunner().invoke(app, ["eval", str(checkpoint), str(same), "--suite", "quick", "--limit", "1", "--json"])
+    assert json.loads(done.stdout)["models"][1]["distance"]["kl_nats_per_token"] == pytest.approx(0.0, abs=1e-6)
+
+
 def test_quick_suite(checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("the cat sat on the mat", encoding="utf-8")
     args = ["eval", str(checkpoint), str(checkpoint), "--suite", "quick", "--data", str(tmp_path / "text.txt")]
@@ -221,7 +330,6 @@ def test_bad_input(checkpoint: Path, data: Path, tmp_path: Path) -> None:
     assert ".png, .svg or .pdf" in refused(
         model, "--tasks", "winogrande", "--data", str(data), "--plot", str(tmp_path / "x.txt"), "--no-cache"
     )
-    assert "needs --data" in refused(model, "--suite", "quick")
     bad = tmp_path / "bad"
     made.write_jsonl(bad / "gsm8k" / "test.jsonl", [{"question": "a"}])
     assert "test.jsonl, line 1: field 'answer' is missing" in refused(model, "--tasks", "gsm8k", "--data", str(bad))

@@ -1,0 +1,41 @@
+"""Whether models can be loaded, found out before data are fetched and before hours of work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from transformers import PreTrainedTokenizerBase
+
+from ..checkpoint.hf import check_checkpoint, read_config
+from ..config import NemotronConfig
+from ..loading import checkpoint_folder
+from ..locate import fetch, locate
+from ..tokenizer import load_tokenizer
+
+
+class Description(NamedTuple):
+    """What is known of a model without its weights."""
+
+    config: NemotronConfig
+    tokenizer: PreTrainedTokenizerBase
+
+
+def describe(model: str | Path | None) -> Description:
+    """Configuration and tokenizer of a model that `load` will find.
+
+    Of a checkpoint at hand the files and the shapes in them are checked too; of a repository only its configuration
+    and tokenizer are fetched.
+
+    Raises:
+        FileNotFoundError, ValueError: as of `load`.
+    """
+    found = locate(model)
+    if isinstance(found, Path):
+        folder = checkpoint_folder(model)
+        check_checkpoint(folder)
+        source: str | Path = folder
+    else:
+        folder, source = fetch(found, config_only=True), found
+    config = read_config(folder)
+    return Description(config, load_tokenizer(source, vocab_size=config.vocab_size))
