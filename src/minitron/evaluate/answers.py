@@ -66,9 +66,7 @@ class Answers:
         """Keep an answer."""
         self._db.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", (key, json.dumps(value)))
         self.given += 1
-        if time.monotonic() - self._committed > _EDITION = 2
-"""Part of each key. It grows when a request is answered differently than before, so that old answers are not used."""
-_SECONDS_BETWEEN_COMMITS:
+        if time.monotonic() - self._committed > _SECONDS_BETWEEN_COMMITS:
             self.commit()
 
     def commit(self) -> None:
