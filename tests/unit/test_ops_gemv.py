@@ -187,8 +187,9 @@ def test_rows_of_inactive_neurons_are_not_read(format: str) -> None:
     inactive = h <= 0
     n = gemv.squared_relu_list(h, active, 0, 256)
     for other in (False, True):
-        if other:  # all bits set: a NaN, or a scale that is one, which no factor of zero hides
+        if other:  # what must not be read becomes NaN, which no factor of zero hides
             matrix.data.view(torch.uint8)[torch.from_numpy(inactive)] = 255
+            h[inactive] = np.nan
         out, _ = guarded(1, 64)
         gemv.add_rows(*arrays(matrix), 64, h, active, n, out[0])
         outs.append(out)
