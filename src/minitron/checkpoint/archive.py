@@ -16,14 +16,13 @@ from typing import Any, BinaryIO, cast
 
 from ..files import require_space, scratch_folder, writing
 from .limits import (
-    MAX_ARCHIVE_HEADER_READ,
     MAX_ARCHIVE_MEMBERS,
     MAX_INFLATION,
     MIN_INFLATED_BYTES,
     CheckpointError,
-    member_path,
     require,
 )
+from .tar_read import tar_files
 from .tensors import ByteRange
 
 Files = dict[str, ByteRange]
@@ -62,60 +61,6 @@ def folder_files(folder: Path) -> Files:
             require(len(files) < MAX_ARCHIVE_MEMBERS, f"{folder}: more than {MAX_ARCHIVE_MEMBERS:,} files")
             files[path.relative_to(folder).as_posix()] = ByteRange.whole(path)
     return files
-
-
-class _HeadersOnly:
-    """A file that refuses the long reads which only a hostile tar header asks for; tarfile skips data by seeking."""
-
-    def __init__(self, file: BinaryIO, where: str) -> None:
-        self._file, self._where = file, where
-
-    def read(self, size: int = -1) -> bytes:
-        require(0 <= size <= MAX_ARCHIVE_HEADER_READ, f"{self._where}: a tar header of {size:,} bytes; corrupted")
-        return self._file.read(size)
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        return self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-
-def tar_files(path: Path, shown_as: str = "") -> Files:
-    """The regular files of an uncompressed tar, as ranges of the tar itself.
-
-    Raises:
-        CheckpointError: see `open_archive`.
-    """
-    where = shown_as or str(path)
-    whole = ByteRange(path, 0, path.stat().st_size, where)
-    files: Files = {}
-    try:
-        with (
-            path.open("rb") as file,
-            tarfile.open(fileobj=cast("BinaryIO", _HeadersOnly(file, where)), mode="r:") as tar,
-        ):
-            for count, member in enumerate(tar):
-                require(count < MAX_ARCHIVE_MEMBERS, f"{where}: more than {MAX_ARCHIVE_MEMBERS:,} members")
-                _add_member(files, member, whole, where)
-    except CheckpointError:
-        raise
-    except Exception as error:  # tarfile raises many kinds on corrupted input; all mean the same
-        raise CheckpointError(f"{where}: not a tar, or cut or corrupted ({error})") from None
-    return files
-
-
-def _add_member(files: Files, member: tarfile.TarInfo, whole: ByteRange, where: str) -> None:
-    if member.name in (".", "./"):
-        return
-    path = member_path(member.name, where)
-    if member.isdir():
-        return
-    plain = member.isreg() and not member.issparse()
-    require(plain, f"{where}: {member.name[:80]} is a link, a device or sparse; expected plain files")
-    name = path.as_posix()
-    require(name not in files, f"{where}: {name[:80]} stands twice")
-    files[name] = whole.part(member.offset_data, member.size, f"{where} ({name[:200]})")
 
 
 def _inflate(path: Path, out: BinaryIO) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from minitron.config import NemotronConfig
 
-from .hf import read_config, read_tensors
+from .hf import read_config, read_parameters
 from .tensors import LazyTensor, raw
 
 # What the model computes follows from these and from the tensors; the rest (dtype, caches, token ids, initialization,
@@ -47,9 +47,10 @@ def fingerprint(folder: Path) -> str:
     4 MB; nothing is kept.
 
     Raises:
-        CheckpointError: no readable checkpoint there; see `checkpoint.hf.read_config` and `read_tensors`.
+        CheckpointError: no readable checkpoint there; see `checkpoint.hf.read_config` and `read_parameters`.
     """
-    config, tensors = read_config(folder), read_tensors(folder)
+    config = read_config(folder)
+    tensors = read_parameters(folder, config)
     if config.tie_word_embeddings:
         tensors.pop("lm_head.weight", None)
     names = sorted(tensors)

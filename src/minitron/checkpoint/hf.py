@@ -7,28 +7,30 @@ bounded size, with an index, into a temporary folder that is renamed when everyt
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from minitron.config import NemotronConfig
 from minitron.files import new_folder, require_space, writing
 
+from .json_settings import check_config_values, check_generation_config, check_tokenizer_files
 from .limits import (
-    MAX_TENSORS,
+    MAX_CONFIG_BYTES,
     CheckpointError,
-    check_config_numbers,
-    file_inside,
+    CheckpointNote,
     read_json,
     require,
+    shown,
 )
-from .names import hf_shapes
-from .safetensors_io import read_safetensors, write_safetensors
+from .parameters import check_shapes, parameters_of
+from .safetensors_io import write_safetensors
 from .tensors import ByteRange, Checkpoint, LazyTensor, write_all
-from .torch_file import TorchFile, state_dict_of
+from .weight_files import INDEX, SINGLE, check_index, find_weights, read_tensors
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-BIN, BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 DEFAULT_SHARD_BYTES = 5_000_000_000
 SIDE_FILES = (
     "generation_config.json",
@@ -41,18 +43,55 @@ SIDE_FILES = (
 )
 
 
-def check_checkpoint(folder: Path) -> None:
+def check_checkpoint(folder: Path) -> torch.dtype | None:
     """Say in one sentence what is wrong with a Hugging Face folder, if anything is. Reads headers only.
 
+    Warns (`CheckpointNote`) of weights that lie beside those that are read.
+
+    Returns:
+        The dtype to load the weights in where it cannot be the one they are stored in (float8); else None.
+
     Raises:
-        CheckpointError: no folder or config.json; another architecture; a safetensors file that is missing, cut or
-            corrupted; a shard that the index names but is not there; a missing tensor or one of another shape than
-            config.json says.
+        CheckpointError: no folder or config.json; another architecture; settings that cannot be; a weight file that is
+            missing, cut or corrupted; a shard that the index names but is not there; a missing tensor or one of
+            another shape than config.json says.
     """
+    config, stored, tensors, notes = _read_checked(folder)
+    check_index(folder)
+    for note in notes:
+        if "not used" in note:
+            warnings.warn(note, CheckpointNote, stacklevel=2)
+    widened = any(stored[name].dtype != tensor.dtype for name, tensor in tensors.items())
+    return torch.bfloat16 if widened and config.dtype in (None, torch.bfloat16) else None
+
+
+def _read_checked(
+    folder: Path,
+) -> tuple[NemotronConfig, dict[str, LazyTensor], dict[str, LazyTensor], list[str]]:
+    """Config, tensors as stored, tensors as parameters, notes; everything in the folder has been checked."""
     config = read_config(folder)
-    tensors = read_tensors(folder)
-    if getattr(config, "quantization_config", None) is None:
-        check_shapes(config, tensors, folder)
+    check_settings(folder)
+    stored = read_tensors(folder)
+    tensors, notes = parameters_of(config, stored, folder)
+    check_shapes(config, tensors, folder)
+    weights = find_weights(folder)
+    return config, stored, tensors, [*(weights.notes if weights else []), *notes]
+
+
+def check_settings(folder: Path) -> None:
+    """Look at the JSON files beside config.json and the weights.
+
+    Raises:
+        CheckpointError: a generation config or tokenizer that cannot be read; an adapter beside whole weights.
+    """
+    check_generation_config(folder)
+    check_tokenizer_files(folder)
+    adapter = folder / "adapter_config.json"
+    require(
+        not adapter.exists(),
+        f"{adapter}: an adapter beside the weights of a whole model, which transformers would apply if peft is "
+        "installed and leave out if not; merge it (merge_and_unload) or move it to a folder of its own",
+    )
 
 
 def read_config(folder: Path) -> NemotronConfig:
@@ -74,9 +113,9 @@ def read_config_file(path: Path) -> NemotronConfig:
     Raises:
         CheckpointError: not JSON; another architecture; values that cannot be.
     """
-    values = read_json(path)
+    values = read_json(path, MAX_CONFIG_BYTES)
     found = values.get("model_type")
-    require(found == "nemotron", f"{path}: model_type is {found!r}, expected 'nemotron'; this is another architecture")
+    require(found == "nemotron", f"{path}: model_type is {shown(found)}, expected 'nemotron'; another architecture")
     return config_from(values, path)
 
 
@@ -86,7 +125,7 @@ def config_from(values: dict[str, Any], where: object) -> NemotronConfig:
     Raises:
         CheckpointError: values that cannot be.
     """
-    check_config_numbers(values, where)
+    check_config_values(values, where)
     try:
         config = NemotronConfig.from_dict(values)
     except CheckpointError:
@@ -97,65 +136,9 @@ def config_from(values: dict[str, Any], where: object) -> NemotronConfig:
     return config
 
 
-def read_tensors(folder: Path) -> dict[str, LazyTensor]:
-    """All tensors of a folder, of one file or of the shards that the index names; none of them read yet.
-
-    Raises:
-        CheckpointError: no weights, a missing shard, a tensor that is not where the index says, a cut file.
-    """
-    if (folder / INDEX).is_file():
-        return _read_shards(folder, folder / INDEX)
-    if (folder / SINGLE).is_file():
-        return read_safetensors(folder / SINGLE)
-    if (folder / BIN_INDEX).is_file():
-        return _read_shards(folder, folder / BIN_INDEX)
-    if (folder / BIN).is_file():
-        return _read_file(folder / BIN)
-    raise CheckpointError(f"{folder}: none of {SINGLE}, {INDEX}, {BIN} in it; expected the weights")
-
-
-def _read_file(path: Path) -> dict[str, LazyTensor]:
-    """One file of weights: safetensors, or what torch.save wrote (read as data, no code in it is run)."""
-    if path.suffix == ".bin":
-        return dict(state_dict_of(TorchFile(ByteRange.whole(path))))
-    return read_safetensors(path)
-
-
-def _read_shards(folder: Path, index: Path) -> dict[str, LazyTensor]:
-    places = read_json(index).get("weight_map")
-    good = isinstance(places, dict) and all(isinstance(place, str) for place in places.values())
-    require(good, f"{index}: weight_map is missing or not a map from tensor to file")
-    assert isinstance(places, dict)
-    require(len(places) <= MAX_TENSORS, f"{index}: {len(places):,} tensors, expected at most {MAX_TENSORS:,}")
-    shards: dict[str, dict[str, LazyTensor]] = {}
-    for name, place in places.items():
-        if place not in shards:
-            path = file_inside(folder, place, index)
-            require(path.is_file(), f"{index}: names {place}, which is not in {folder}; a shard is missing")
-            shards[place] = _read_file(path)
-        require(name in shards[place], f"{folder / place}: no tensor {name}, which {index.name} says is there")
-    return {name: shards[place][name] for name, place in places.items()}
-
-
-def check_shapes(config: NemotronConfig, tensors: Mapping[str, LazyTensor], where: object) -> None:
-    """Compare names and shapes with the configuration. Heads other than the LM head are not looked at.
-
-    Raises:
-        CheckpointError: a parameter is missing or has another shape.
-    """
-    # Question answering keeps the backbone under `transformer.`, transformers' own base models under no prefix.
-    prefix = next((p for p in ("model.", "transformer.") if p + "embed_tokens.weight" in tensors), None)
-    if prefix is None:
-        prefix = "" if "embed_tokens.weight" in tensors else "model."
-    classes = config.architectures or ["NemotronForCausalLM"]
-    for name, shape in hf_shapes(config).items():
-        if name.startswith("model."):
-            name = prefix + name.removeprefix("model.")
-        elif name not in tensors and classes[0] != "NemotronForCausalLM":
-            continue
-        require(name in tensors, f"{where}: no tensor {name}; config.json asks for it with shape {list(shape)}")
-        found = tensors[name].shape
-        require(found == shape, f"{where}: {name} has shape {list(found)}, config.json asks for {list(shape)}")
+def read_parameters(folder: Path, config: NemotronConfig) -> dict[str, LazyTensor]:
+    """The tensors of a folder that are parameters of its model; see `parameters_of`."""
+    return parameters_of(config, read_tensors(folder), folder)[0]
 
 
 def open_hf(folder: Path) -> Checkpoint:
@@ -169,10 +152,9 @@ def open_hf(folder: Path) -> Checkpoint:
         getattr(config, "quantization_config", None) is None,
         f"{folder}: the weights are quantized (quantization_config in config.json), expected dense ones",
     )
-    tensors = read_tensors(folder)
-    check_shapes(config, tensors, folder)
+    config, _, tensors, notes = _read_checked(folder)
     files = {name: ByteRange.whole(folder / name) for name in SIDE_FILES if (folder / name).is_file()}
-    return Checkpoint(config, tensors, files)
+    return Checkpoint(config, tensors, files, notes=notes)
 
 
 def generation_config(config: NemotronConfig) -> str:

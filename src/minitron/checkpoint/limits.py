@@ -7,49 +7,112 @@ and what was expected.
 
 from __future__ import annotations
 
+import gc
 import json
 import re
+import reprlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
+
 MIB = 1 << 20
 
-MAX_JSON_BYTES = 256 * MIB
-"""config.json, tokenizer.json, shard indices. A 256,000-token tokenizer.json takes about 35 MB."""
+MAX_JSON_BYTES = 64 * MIB
+"""tokenizer.json (of 256,000 tokens: 18 to 35 MB) and shard indices (of 140,000 tensors: 12 MB)."""
+MAX_JSON_MEMORY = 160 * MIB
+"""What the values of a JSON text may take in memory, as `json_memory` estimates it."""
+MAX_TOKENIZER_JSON_MEMORY = 320 * MIB
+"""The same for tokenizer.json: 256,000 tokens with 500,000 merges are estimated at 310 MB and take 250 MB."""
+MAX_JSON_DEPTH = 100
+MAX_CONFIG_BYTES = 4 * MIB
+"""config.json, generation_config.json, adapter_config.json: a few kB, unless there are thousands of labels."""
 MAX_SAFETENSORS_HEADER_BYTES = 100_000_000
-"""The limit of the safetensors library itself."""
-MAX_PICKLE_BYTES = 256 * MIB
+"""The limit of the safetensors library itself. `MAX_JSON_MEMORY` allows about 160,000 tensors in one file."""
+MAX_PICKLE_BYTES = 64 * MIB
 """The pickled structure of a torch file, without its storages."""
-MAX_YAML_BYTES = MIB
-MAX_YAML_NODES = 100_000
+MAX_PICKLE_STEPS = 2_000_000
+"""Opcodes: a state dict takes about 30 for each tensor, torch.distributed.checkpoint about 90 for each chunk."""
+MAX_PICKLE_MEMORY = 160 * MIB
+"""What the objects of a pickle may take in memory."""
+MAX_ODD_KEYS = 10_000
+"""Dictionary keys that are no texts: equal hashes of chosen numbers would make a larger dictionary quadratic."""
+MAX_YAML_BYTES = 128 * 1024
+MAX_YAML_NODES = 10_000
 """Nodes after aliases are followed: a "billion laughs" file reaches it at once, a real config has a few hundred."""
-MAX_YAML_DEPTH = 100
-MAX_TOKENIZER_BYTES = 256 * MIB
-MAX_ARCHIVE_MEMBERS = 200_000
-MAX_ARCHIVE_HEADER_READ = MIB
+MAX_YAML_DEPTH = 50
+MAX_YAML_SCALAR = 64
+"""Characters of a YAML number, true, false or null; texts may be longer."""
+MAX_TOKENIZER_BYTES = 64 * MIB
+MAX_SENTENCEPIECE_BYTES = 16 * MIB
+"""A model of 256,000 pieces takes about 5 MB."""
+MAX_ARCHIVE_MEMBERS = 100_000
+MAX_ARCHIVE_HEADER = 64 * 1024
+"""Bytes of one extended header of a tar member."""
 MAX_INFLATION = 20
 """A gzip archive may unpack to this many times its size (weights shrink by a third at best) ..."""
-MIN_INFLATED_BYTES = 256 * MIB
+MIN_INFLATED_BYTES = 64 * MIB
 """... or to this many bytes, whichever is more."""
-MAX_TENSORS = 1_000_000
-MAX_CHUNKS = 4_000_000
+MAX_TENSORS = 200_000
+"""Tensors of a checkpoint. The largest published ones have about 140,000 (mixtures of experts)."""
+MAX_CHUNKS = 200_000
+"""Chunks of a distributed checkpoint."""
+MAX_SHARING = 16
+"""The tensors of a torch file may claim this many times the size of the file: tied weights share a storage."""
 MAX_RANK = 8
 MAX_DIMENSION = 1 << 40
 MAX_LAYERS = 10_000
-MAX_LABELS = 1_000_000
-
-_HEADER_COUNTS = {"num_hidden_layers": MAX_LAYERS, "num_labels": MAX_LABELS}
-_HEADER_SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
+MAX_LABELS = 20_000
+MAX_MESSAGE = 1_000
+"""Characters of an error message: names and values in it come from the file."""
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be read, in one sentence: the file, what was found, what was expected."""
+    """A checkpoint that cannot be read, in one sentence: the file, what was found, what was expected.
+
+    The sentence quotes the file, so it is cut to `MAX_MESSAGE` characters and has no control characters.
+    """
+
+    def __init__(self, message: str) -> None:
+        if len(message) > MAX_MESSAGE:
+            message = f"{message[: MAX_MESSAGE // 2]} ... {message[-MAX_MESSAGE // 2 :]}"
+        if not message.isprintable():
+            message = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
+        super().__init__(message)
+
+
+class CheckpointNote(UserWarning):
+    """Something about a checkpoint that the user should know, and that stops nothing."""
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 8
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxlong, _SHORT.maxother = 3, 80, 80, 80
+
+
+def shown(value: object) -> str:
+    """A value from a file as an error message quotes it: short, however large or deep the value is."""
+    return _SHORT.repr(value)
 
 
 def require(condition: object, message: str) -> None:
     """Raise `CheckpointError(message)` unless `condition` holds."""
     if not condition:
         raise CheckpointError(message)
+
+
+@contextmanager
+def collector_paused() -> Iterator[None]:
+    """No garbage collection in the block: parsing makes many objects, each pass looks at all, and none is garbage."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
@@ -61,16 +124,63 @@ def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
     return parse_json(read_small_file(path, max_bytes), path)
 
 
-def parse_json(data: bytes, where: object) -> dict[str, Any]:
-    """The JSON object in `data`; `where` names its source in errors."""
+def parse_json(data: bytes, where: object, max_memory: int = MAX_JSON_MEMORY) -> dict[str, Any]:
+    """The JSON object in `data`; `where` names its source in errors.
+
+    Raises:
+        CheckpointError: its values would take more than `max_memory` (nothing is parsed then); not UTF-8, not JSON,
+            not an object; nested deeper than MAX_JSON_DEPTH.
+    """
+    needed = json_memory(data)
+    require(
+        needed <= max_memory,
+        f"{where}: {len(data):,} bytes of JSON with so many values that they would take about {needed:,} bytes of "
+        f"memory, expected at most {max_memory:,}",
+    )
     try:
-        value = json.loads(data.decode("utf-8"))
+        with collector_paused():
+            value = json.loads(data.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{where}: not UTF-8 text at byte {error.start}; expected JSON") from None
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{where}: not valid JSON ({error})") from None
     require(isinstance(value, dict), f"{where}: found a JSON {type(value).__name__}, expected an object")
+    require(_depth(value) <= MAX_JSON_DEPTH, f"{where}: JSON nested more than {MAX_JSON_DEPTH} levels deep")
+    if _SURROGATE.search(data):  # half of a character can be written in JSON, but can be neither printed nor saved
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise CheckpointError(f"{where}: half a surrogate pair, {error.object[error.start]!r}, in a text") from None
     return value
+
+
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+# Bytes of memory that a byte of JSON stands for: the objects of CPython, with the slots that hold them.
+_JSON_COSTS = {"{": 130, "[": 80, ",": 40, ":": 50, '"': 28}
+
+
+def json_memory(data: bytes) -> int:
+    """About how many bytes the values in a JSON text will take once parsed, its text as characters included.
+
+    Counts what opens and separates values, in blocks, at memory speed; nothing is parsed. Punctuation within texts is
+    counted too, so the estimate is on the high side.
+    """
+    counts = np.zeros(256, dtype=np.int64)
+    for start in range(0, len(data), MIB):
+        counts += np.bincount(np.frombuffer(data, np.uint8, min(MIB, len(data) - start), start), minlength=256)
+    # CPython stores a text with 1, 2 or 4 bytes a character, as its largest character needs.
+    width = 4 if counts[0xF0:].any() else 2 if counts[0xC4:].any() else 1
+    return len(data) * width + sum(int(counts[ord(mark)]) * cost for mark, cost in _JSON_COSTS.items())
+
+
+def _depth(value: Any) -> int:
+    """Levels of containers in a parsed JSON value."""
+    level, depth = [value], 0
+    while level:
+        depth += 1
+        inner = (item.values() if isinstance(item, dict) else item for item in level)
+        level = [child for children in inner for child in children if isinstance(child, dict | list)]
+    return depth
 
 
 def read_small_file(path: Path, max_bytes: int) -> bytes:
@@ -84,50 +194,6 @@ def read_small_file(path: Path, max_bytes: int) -> bytes:
     size = path.stat().st_size
     require(size <= max_bytes, f"{path}: {size:,} bytes, expected at most {max_bytes:,}")
     return path.read_bytes()
-
-
-def parse_yaml(data: bytes, where: object) -> dict[str, Any]:
-    """The YAML mapping in `data`, plain types only.
-
-    Raises:
-        CheckpointError: too large, tags that would build Python objects, alias bombs, duplicate keys, not a mapping.
-    """
-    try:
-        import yaml
-    except ImportError:
-        raise CheckpointError(f"{where}: reading YAML needs PyYAML: pip install 'minitron[nemo]'") from None
-    require(len(data) <= MAX_YAML_BYTES, f"{where}: {len(data):,} bytes of YAML, expected at most {MAX_YAML_BYTES:,}")
-    opened = data.count(b"[") + data.count(b"{") - data.count(b"]") - data.count(b"}")
-    require(opened <= MAX_YAML_DEPTH, f"{where}: {opened:,} brackets are not closed; not YAML of plain values")
-    try:
-        loader = yaml.SafeLoader(data)
-        node = loader.get_single_node()
-        _count_yaml_nodes(node, where)
-        value = loader.construct_document(node)
-    except (yaml.YAMLError, ValueError, RecursionError, TypeError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        sentence = " ".join(str(error).split())
-        raise CheckpointError(f"{where}: not YAML of plain values ({sentence})") from None
-    require(isinstance(value, dict), f"{where}: found a YAML {type(value).__name__}, expected a mapping")
-    return value
-
-
-def _count_yaml_nodes(root: Any, where: object) -> None:
-    """Refuse more than MAX_YAML_NODES nodes, counting an aliased node as often as it is referred to."""
-    pending, count = [root], 0
-    while pending:
-        node = pending.pop()
-        count += 1
-        require(count <= MAX_YAML_NODES, f"{where}: more than {MAX_YAML_NODES:,} YAML nodes (aliases are followed)")
-        children = getattr(node, "value", None)
-        if not isinstance(children, list):
-            continue
-        keys = [pair[0].value for pair in children if isinstance(pair, tuple) and isinstance(pair[0].value, str)]
-        twice = {key for key in keys if keys.count(key) > 1} if len(keys) != len(set(keys)) else None
-        require(not twice, f"{where}: the YAML key {sorted(twice or [''])[0]!r} stands twice in one mapping")
-        for child in children:
-            pending.extend(child if isinstance(child, tuple) else (child,))
 
 
 def member_path(name: str, where: object) -> PurePosixPath:
@@ -160,31 +226,15 @@ def file_inside(folder: Path, name: str, where: object) -> Path:
 
 def tensor_bytes(shape: tuple[int, ...], item_bytes: int, where: object) -> int:
     """Bytes of a dense tensor whose shape came from a file; impossible dimensions are refused."""
-    require(len(shape) <= MAX_RANK, f"{where}: {len(shape)} dimensions, expected at most {MAX_RANK}")
+    if len(shape) > MAX_RANK:
+        raise CheckpointError(f"{where}: {len(shape)} dimensions, expected at most {MAX_RANK}")
     total = item_bytes
     for size in shape:
-        require(
-            isinstance(size, int) and not isinstance(size, bool) and 0 <= size <= MAX_DIMENSION,
-            f"{where}: dimension {size!r}, expected a whole number from 0 to {MAX_DIMENSION:,}",
-        )
+        if type(size) is not int or not 0 <= size <= MAX_DIMENSION:
+            raise CheckpointError(
+                f"{where}: dimension {shown(size)}, expected a whole number from 0 to {MAX_DIMENSION:,}"
+            )
         total *= size
     return total
 
 
-def check_config_numbers(config: dict[str, Any], where: object) -> None:
-    """Refuse sizes that would hang or exhaust the program before any tensor is looked at."""
-    for key, most in _HEADER_COUNTS.items():
-        value = config.get(key)
-        require(value is None or _is_count(value, most), f"{where}: {key} is {value!r}, expected 0 to {most:,}")
-    for key in _HEADER_SIZES:
-        value = config.get(key)
-        require(
-            value is None or _is_count(value, MAX_DIMENSION),
-            f"{where}: {key} is {value!r}, expected a whole number up to {MAX_DIMENSION:,}",
-        )
-    labels = config.get("id2label")
-    require(labels is None or isinstance(labels, dict), f"{where}: id2label is {type(labels).__name__}, expected a map")
-
-
-def _is_count(value: object, most: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= most

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,12 +17,16 @@ import torch
 from .archive import Files
 from .limits import (
     MAX_CHUNKS,
-    MAX_JSON_BYTES,
+    MAX_CONFIG_BYTES,
+    MAX_DIMENSION,
+    MAX_PICKLE_BYTES,
+    MAX_RANK,
     MAX_TENSORS,
     CheckpointError,
     member_path,
     parse_json,
     require,
+    shown,
     tensor_bytes,
 )
 from .pickles import Inert, TensorRef, load_inert
@@ -65,16 +70,21 @@ class Grid:
         """
         return self._tile(self.shape, [(c.offset, c.size, c.data) for c in self.chunks])
 
-    def layer(self, number: int) -> LazyTensor:
-        """One layer of a tensor that is stacked over layers in dimension 0."""
-        boxes = []
+    def layers(self) -> list[LazyTensor]:
+        """The layers of a tensor that is stacked over them in dimension 0.
+
+        Raises:
+            CheckpointError: see `tensor`; more than MAX_CHUNKS pieces of layers.
+        """
+        pieces = sum(chunk.size[0] for chunk in self.chunks)
+        require(pieces <= MAX_CHUNKS, f"{self.name}: {pieces:,} pieces of layers, expected at most {MAX_CHUNKS:,}")
+        boxes: list[list[tuple[tuple[int, ...], tuple[int, ...], ByteRange]]] = [[] for _ in range(self.shape[0])]
         for chunk in self.chunks:
-            within = number - chunk.offset[0]
-            if 0 <= within < chunk.size[0]:
-                bytes_per_layer = chunk.data.size // chunk.size[0]
-                data = chunk.data.part(within * bytes_per_layer, bytes_per_layer)
-                boxes.append((chunk.offset[1:], chunk.size[1:], data))
-        return self._tile(self.shape[1:], boxes)
+            size = chunk.data.size // max(1, chunk.size[0])
+            for within in range(chunk.size[0]):
+                box = (chunk.offset[1:], chunk.size[1:], chunk.data.part(within * size, size))
+                boxes[chunk.offset[0] + within].append(box)
+        return [self._tile(self.shape[1:], layer) for layer in boxes]
 
     def _tile(
         self, shape: tuple[int, ...], boxes: list[tuple[tuple[int, ...], tuple[int, ...], ByteRange]]
@@ -102,8 +112,10 @@ class Grid:
         return join_rows(parts)
 
 
-def read_distributed(files: Files, where: str) -> dict[str, Grid]:
+def read_distributed(files: Files, where: str, wanted: Callable[[str], bool] = lambda _: True) -> dict[str, Grid]:
     """The tensors of a distributed checkpoint folder (`metadata.json`, then zarr or torch_dist).
+
+    Only those of `wanted` names are opened: a training checkpoint holds the optimizer's state as well.
 
     Raises:
         CheckpointError: neither of the two; anything missing, cut or contradictory.
@@ -111,37 +123,44 @@ def read_distributed(files: Files, where: str) -> dict[str, Grid]:
     backend = "torch_dist" if ".metadata" in files else "zarr"
     if "metadata.json" in files:
         text = files["metadata.json"]
-        require(text.size <= MAX_JSON_BYTES, f"{text}: too long")
-        backend = str(parse_json(text.read(), text).get("sharded_backend", backend))
-    require(backend in ("zarr", "torch_dist"), f"{where}: sharded_backend is {backend!r}, expected zarr or torch_dist")
-    grids = read_zarr(files, where) if backend == "zarr" else read_torch_dist(files, where)
+        require(text.size <= MAX_CONFIG_BYTES, f"{text}: too long")
+        backend = parse_json(text.read(), text).get("sharded_backend", backend)
+    require(
+        backend in ("zarr", "torch_dist"), f"{where}: sharded_backend is {shown(backend)}, expected zarr or torch_dist"
+    )
+    grids = read_zarr(files, where, wanted) if backend == "zarr" else read_torch_dist(files, where, wanted)
     require(grids, f"{where}: no tensors in this distributed checkpoint")
     return grids
 
 
-def read_zarr(files: Files, where: str) -> dict[str, Grid]:
+def read_zarr(files: Files, where: str, wanted: Callable[[str], bool] = lambda _: True) -> dict[str, Grid]:
     """Zarr version 2 arrays, one folder each, without compression (as Megatron writes them)."""
     grids = {}
     for name, entry in files.items():
         folder, _, last = name.rpartition("/")
-        if last == ".zarray" and "_extra_state" not in folder:
+        array = folder.replace("/", ".")
+        if last == ".zarray" and wanted(array):
             require(len(grids) < MAX_TENSORS, f"{where}: more than {MAX_TENSORS:,} arrays")
-            grids[folder.replace("/", ".")] = _zarr_array(folder, entry, files)
+            grids[array] = _zarr_array(folder, entry, files)
     return grids
 
 
 def _zarr_array(folder: str, entry: ByteRange, files: Files) -> Grid:
-    require(entry.size <= MAX_JSON_BYTES, f"{entry}: too long")
+    require(entry.size <= MAX_CONFIG_BYTES, f"{entry}: too long")
     header = parse_json(entry.read(), entry)
-    require(header.get("zarr_format") == 2, f"{entry}: zarr_format {header.get('zarr_format')!r}, expected 2")
+    version = header.get("zarr_format")
+    require(version == 2, f"{entry}: zarr_format {shown(version)}, expected 2")
     plain = header.get("compressor") is None and not header.get("filters") and header.get("order", "C") == "C"
     require(plain, f"{entry}: compressed, filtered or column-major chunks, expected plain ones as Megatron writes them")
-    label = str(header.get("dtype"))
-    require(label in _ZARR_DTYPES, f"{entry}: dtype {label!r}, expected {list(_ZARR_DTYPES)}")
+    label = header.get("dtype")
+    known = isinstance(label, str) and label in _ZARR_DTYPES
+    require(known, f"{entry}: dtype {shown(label)}, expected {list(_ZARR_DTYPES)}")
     dtype = _ZARR_DTYPES[label]
     shape, sizes = header.get("shape"), header.get("chunks")
     if not isinstance(shape, list) or not isinstance(sizes, list) or not len(shape) == len(sizes) > 0:
-        raise CheckpointError(f"{entry}: shape {shape!r} and chunks {sizes!r}, expected two lists of one length")
+        raise CheckpointError(
+            f"{entry}: shape {shown(shape)} and chunks {shown(sizes)}, expected two lists of one length"
+        )
     tensor_bytes(tuple(shape), dtype.itemsize, entry)
     expected = tensor_bytes(tuple(sizes), dtype.itemsize, entry)
     require(all(size > 0 for size in sizes), f"{entry}: chunks {sizes!r}, expected sizes of at least 1")
@@ -153,7 +172,7 @@ def _zarr_array(folder: str, entry: ByteRange, files: Files) -> Grid:
         total <= min(MAX_CHUNKS, len(files)), f"{entry}: {total:,} chunks, but there are {len(files):,} files in all"
     )
     separator = header.get("dimension_separator", ".")
-    require(separator in (".", "/"), f"{entry}: dimension_separator {separator!r}, expected '.' or '/'")
+    require(separator in (".", "/"), f"{entry}: dimension_separator {shown(separator)}, expected '.' or '/'")
     chunks = []
     for index in itertools.product(*map(range, counts)):
         name = f"{folder}/{separator.join(map(str, index))}"
@@ -178,62 +197,94 @@ def _edge_chunk(
     return Chunk(offset, tuple(size), data.part(0, tensor_bytes(tuple(size), dtype.itemsize, data)))
 
 
-def read_torch_dist(files: Files, where: str) -> dict[str, Grid]:
+def read_torch_dist(files: Files, where: str, wanted: Callable[[str], bool] = lambda _: True) -> dict[str, Grid]:
     """torch.distributed.checkpoint: `.metadata` says in which `.distcp` file, and where in it, each chunk lies."""
     require(".metadata" in files, f"{where}: no .metadata in it; expected a torch_dist checkpoint")
     entry = files[".metadata"]
+    require(entry.size <= MAX_PICKLE_BYTES, f"{entry}: {entry.size:,} bytes, expected at most {MAX_PICKLE_BYTES:,}")
     metadata = load_inert(entry.read(), entry)
     require(isinstance(metadata, Inert), f"{entry}: not the metadata of torch.distributed.checkpoint")
     tensors, storage = metadata.get("state_dict_metadata"), metadata.get("storage_data")
     if not isinstance(tensors, dict) or not isinstance(storage, dict):
         raise CheckpointError(f"{entry}: no state_dict_metadata or storage_data")
     require(len(tensors) <= MAX_TENSORS and len(storage) <= MAX_CHUNKS, f"{entry}: too many tensors")
-    places = _places(storage, entry)
+    places = _places(storage, entry, wanted)
     grids = {}
     for name, described in tensors.items():
-        if isinstance(name, str) and isinstance(described, Inert) and described.name.endswith(".TensorStorageMetadata"):
+        known = isinstance(described, Inert) and described.name.endswith(".TensorStorageMetadata")
+        if isinstance(name, str) and known and wanted(name):
             grids[name] = _grid(name, described, places, files, entry)
     return grids
 
 
-def _places(storage: dict[object, object], entry: ByteRange) -> dict[tuple[str, tuple[int, ...]], Inert]:
-    places = {}
+Places = dict[tuple[str, tuple[int, ...]], Inert]
+
+
+def _places(storage: dict[object, object], entry: ByteRange, wanted: Callable[[str], bool]) -> Places:
+    """(tensor, offset of a chunk) -> where its record is, for chunks that each have a record of their own."""
+    places: Places = {}
+    records = set()
     for index, info in storage.items():
         if not (isinstance(index, Inert) and isinstance(info, Inert)):
             raise CheckpointError(f"{entry}: storage_data is not as expected")
         name, offset = index.get("fqn"), index.get("offset")
-        if isinstance(name, str) and isinstance(offset, tuple):
-            places[name, offset] = info
+        # Checked before they are hashed: equal or huge ones would make this loop quadratic.
+        if not isinstance(name, str) or not _is_box(offset) or not wanted(name):
+            continue
+        if (name, offset) in places:
+            raise CheckpointError(f"{entry}: {name}: chunk {offset} is stored twice")
+        record = (str(info.get("relative_path"))[:1024], str(shown(info.get("offset"))))
+        if record in records:
+            raise CheckpointError(f"{entry}: {name}: chunk {offset} is stored where another chunk is")
+        records.add(record)
+        places[name, offset] = info
     return places
 
 
-def _grid(
-    name: str, described: Inert, places: dict[tuple[str, tuple[int, ...]], Inert], files: Files, entry: ByteRange
-) -> Grid:
+def _is_box(values: object) -> bool:
+    """Whether a value from a file is an offset or a size: a short tuple of whole numbers from 0."""
+    short = type(values) is tuple and len(values) <= MAX_RANK
+    return short and all(type(value) is int and 0 <= value <= MAX_DIMENSION for value in values)
+
+
+def _grid(name: str, described: Inert, places: Places, files: Files, entry: ByteRange) -> Grid:
     properties, shape, boxes = described.get("properties"), described.get("size"), described.get("chunks")
     state = properties.state if isinstance(properties, Inert) else None
     dtype = state[0] if isinstance(state, tuple) and state else None
     if isinstance(state, dict):  # torch before 2.1 pickles the fields by name
         dtype = state.get("dtype")
-    if not (isinstance(shape, tuple) and isinstance(boxes, list) and isinstance(dtype, torch.dtype)):
+    if not (_is_box(shape) and isinstance(boxes, list) and isinstance(dtype, torch.dtype)):
         raise CheckpointError(f"{entry}: {name}: no size, chunks or dtype")
-    tensor_bytes(shape, dtype.itemsize, f"{entry}: {name}")
-    chunks = []
+    where = f"{entry}: {name}"
+    tensor_bytes(shape, dtype.itemsize, where)
+    require(len(boxes) <= MAX_CHUNKS, f"{where}: {len(boxes):,} chunks, expected at most {MAX_CHUNKS:,}")
+    found: dict[tuple[int, ...], tuple[int, ...]] = {}
     for box in boxes:
-        offset, size = _box(box, shape, f"{entry}: {name}")
-        require((name, offset) in places, f"{entry}: {name}: nothing says where chunk {offset} is stored")
-        chunks.append(Chunk(offset, size, _chunk_bytes(places[name, offset], files, f"{entry}: {name}", size, dtype)))
+        offset, size = _box(box, shape, where)
+        if offset in found:
+            raise CheckpointError(f"{where}: two chunks at {offset}")
+        if (name, offset) not in places:
+            raise CheckpointError(f"{where}: nothing says where chunk {offset} is stored")
+        found[offset] = size
+    covered, expected = (sum(map(math.prod, sizes)) for sizes in (found.values(), [shape]))
+    require(
+        covered == expected,
+        f"{where}: chunks of {covered:,} values, expected {expected:,} for shape {list(shape)}; is a rank missing?",
+    )
+    chunks = [
+        Chunk(offset, size, _chunk_bytes(places[name, offset], files, where, size, dtype))
+        for offset, size in found.items()
+    ]
     return Grid(name, shape, dtype, chunks)
 
 
 def _box(box: object, shape: tuple[int, ...], where: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Offset and size of a chunk that lies inside `shape`."""
     offset, size = (box.get("offsets"), box.get("sizes")) if isinstance(box, Inert) else (None, None)
-    if isinstance(offset, tuple) and isinstance(size, tuple) and len(offset) == len(size) == len(shape):
-        numbers = all(type(value) is int and value >= 0 for value in (*offset, *size))
-        if numbers and all(o + s <= whole for o, s, whole in zip(offset, size, shape, strict=True)):
-            return offset, size
-    raise CheckpointError(f"{where}: chunk {str(offset)[:80]} {str(size)[:80]} does not lie in {list(shape)}")
+    alike = _is_box(offset) and _is_box(size) and len(offset) == len(size) == len(shape)
+    if alike and all(o + s <= whole for o, s, whole in zip(offset, size, shape, strict=True)):
+        return offset, size
+    raise CheckpointError(f"{where}: chunk {shown(offset)} {shown(size)} does not lie in {list(shape)}")
 
 
 def _chunk_bytes(info: Inert, files: Files, where: str, size: tuple[int, ...], dtype: torch.dtype) -> ByteRange:
@@ -246,10 +297,10 @@ def _chunk_bytes(info: Inert, files: Files, where: str, size: tuple[int, ...], d
     record = TorchFile(files[path].part(offset, length, f"{files[path]} ({where.rpartition(' ')[2]})"))
     ref = record.value
     require(isinstance(ref, TensorRef), f"{record.data}: the record is not a tensor")
-    same = ref.size == size and ref.storage.dtype == dtype
+    same = ref.size == size and ref.dtype == dtype
     require(
         same,
-        f"{record.data}: shape {list(ref.size)} and {ref.storage.dtype}, .metadata says {list(size)} and {dtype}",
+        f"{record.data}: shape {list(ref.size)} and {ref.dtype}, .metadata says {list(size)} and {dtype}",
     )
     data = record.contiguous(ref)
     if data is None:

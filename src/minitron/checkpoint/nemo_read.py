@@ -17,13 +17,15 @@ from minitron.config import NemotronConfig
 from .archive import Files, open_archive
 from .hf import SIDE_FILES, check_shapes, generation_config, read_config
 from .limits import (
-    MAX_JSON_BYTES,
+    MAX_CONFIG_BYTES,
     MAX_LAYERS,
+    MAX_SENTENCEPIECE_BYTES,
     MAX_TOKENIZER_BYTES,
+    MAX_TOKENIZER_JSON_MEMORY,
+    MAX_YAML_BYTES,
     CheckpointError,
     member_path,
     parse_json,
-    parse_yaml,
     require,
 )
 from .megatron_files import Grid, read_distributed
@@ -33,11 +35,14 @@ from .nemo_io import config_of_context
 from .spm import SentencePieceModel, read_spm, tokenizer_config, tokenizer_json
 from .tensors import ByteRange, Checkpoint, LazyTensor, join_columns, join_rows, zeros
 from .torch_file import TorchFile, state_dicts_of
+from .yaml_values import parse_yaml
 
 _SETTINGS = ("model_config.yaml", "context/model.yaml", "context/io.json")
 _PREFIXES = ("model.", "module.", "state_dict.")
 _PARTS = ("decoder.", "embedding.", "output_layer.")
 _IGNORED = ("_extra_state", "rotary_pos_emb.", "position_ids", "amax_history", "scale_inv")
+_OLD = "language_model."
+_MAX_NAME = 512
 _RANK = re.compile(
     r"(?:mp_rank_(?P<mp>\d{1,4})|tp_rank_(?P<tp>\d{1,4})_pp_rank_(?P<pp>\d{1,4}))(?:_(?P<pp2>\d{1,4}))?/(?:model_weights\.ckpt|model_optim_rng\.pt)"
 )
@@ -98,17 +103,16 @@ def _settings(files: Files, path: Path) -> tuple[dict[str, Any], str]:
     """The architecture as NeMo spells it, from the checkpoint or from beside it; {} if there is none."""
     for name in ("model_config.yaml", "context/model.yaml"):
         if name in files:
-            values = parse_yaml(files[name].read(), files[name])
+            values = parse_yaml(files[name].read_small(MAX_YAML_BYTES), files[name])
             inner = values.get("config", values.get("model", values))
             require(isinstance(inner, dict), f"{files[name]}: config is not a mapping")
             return with_class_defaults(inner), str(files[name])
     if "context/io.json" in files:
         data = files["context/io.json"]
-        require(data.size <= MAX_JSON_BYTES, f"{data}: {data.size:,} bytes, too long")
-        return with_class_defaults(config_of_context(data.read(), data)), str(data)
+        return with_class_defaults(config_of_context(data.read_small(MAX_CONFIG_BYTES), data)), str(data)
     beside = path.parent / "model_config.yaml"
     if path.is_dir() and beside.is_file():
-        return parse_yaml(ByteRange.whole(beside).read(), beside), str(beside)
+        return parse_yaml(ByteRange.whole(beside).read_small(MAX_YAML_BYTES), beside), str(beside)
     return {}, ""
 
 
@@ -124,7 +128,7 @@ def read_weights(files: Files, path: Path) -> Named:
     for folder in ("model_weights/", "weights/", ""):
         below = {name.removeprefix(folder): data for name, data in files.items() if name.startswith(folder)}
         if ".metadata" in below or "metadata.json" in below or any(name.endswith("/.zarray") for name in below):
-            return _unstacked(read_distributed(below, f"{path}/{folder}"))
+            return _unstacked(read_distributed(below, f"{path}/{folder}", _is_looked_at))
     if "model_weights.ckpt" in files:
         stages = enumerate(_plain(files["model_weights.ckpt"]))
         return _in_order({(number, 0): {0: stage} for number, stage in stages}, path)
@@ -138,16 +142,31 @@ def _plain(data: ByteRange) -> list[Named]:
     return [_stripped(stage, str(data)) for stage in state_dicts_of(TorchFile(data))]
 
 
+def _bare(name: str) -> str:
+    while name.startswith(_PREFIXES):
+        name = name.partition(".")[2]
+    return name
+
+
+def _is_parameter(name: str) -> bool:
+    """Whether a tensor of a Megatron checkpoint is a parameter of the model, not the optimizer's or a buffer."""
+    short = len(name) <= _MAX_NAME
+    return short and _bare(name).startswith(_PARTS) and not any(part in name for part in _IGNORED)
+
+
+def _is_looked_at(name: str) -> bool:
+    return _is_parameter(name) or _OLD in name
+
+
 def _stripped(tensors: dict[str, Any], where: str) -> dict[str, Any]:
     """Parameters of the model under their bare names; optimizer state and the like are left out."""
     found = {}
-    for name, tensor in tensors.items():
-        while name.startswith(_PREFIXES):
-            name = name.partition(".")[2]
-        if name.startswith(_PARTS) and not any(part in name for part in _IGNORED):
+    for full, tensor in tensors.items():
+        if _is_parameter(full):
+            name = _bare(full)
             require(name not in found, f"{where}: {name} stands twice, under two prefixes")
             found[name] = tensor
-    old = any("language_model." in name for name in tensors)
+    old = any(_OLD in name for name in tensors)
     require(not old, f"{where}: saved by NeMo without Megatron core (language_model.*); convert it with NeMo first")
     require(found, f"{where}: no parameter of a Megatron GPT model in it")
     return found
@@ -159,8 +178,8 @@ def _unstacked(grids: dict[str, Grid]) -> Named:
         if name.startswith("decoder.layers.") and not re.match(r"decoder\.layers\.\d", name):
             require(grid.shape and grid.shape[0] <= MAX_LAYERS, f"{name}: shape {grid.shape}, expected layers first")
             rest = name.removeprefix("decoder.layers.")
-            for layer in range(grid.shape[0]):
-                named[f"decoder.layers.{layer}.{rest}"] = grid.layer(layer)
+            for layer, tensor in enumerate(grid.layers()):
+                named[f"decoder.layers.{layer}.{rest}"] = tensor
         else:
             named[name] = grid.tensor()
     return named
@@ -315,8 +334,7 @@ def find_sentencepiece(files: Files, values: dict[str, Any]) -> tuple[ByteRange,
     for name in candidates:
         if name in files:
             data = files[name]
-            require(data.size <= MAX_TOKENIZER_BYTES, f"{data}: {data.size:,} bytes, too long for a tokenizer")
-            return data, read_spm(data.read(), data)
+            return data, read_spm(data.read_small(MAX_SENTENCEPIECE_BYTES), data)
     return None
 
 
@@ -325,7 +343,7 @@ def _tokens_of_json(files: Files) -> int | None:
     data = next((data for name, data in files.items() if name.rpartition("/")[2] == "tokenizer.json"), None)
     if data is None or data.size > MAX_TOKENIZER_BYTES:
         return None
-    values = parse_json(data.read(), data)
+    values = parse_json(data.read(), data, MAX_TOKENIZER_JSON_MEMORY)
     model, added = values.get("model"), values.get("added_tokens")
     vocab = model.get("vocab") if isinstance(model, dict) else None
     numbers = [*vocab.values()] if isinstance(vocab, dict) else [*range(len(vocab))] if isinstance(vocab, list) else []

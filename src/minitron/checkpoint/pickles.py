@@ -2,26 +2,28 @@
 
 A name in a pickle becomes either one of the few functions of this file or an inert record that only remembers what
 it was given. Names outside the known modules are refused. Used for torch files (`data.pkl`) and for `.metadata` of
-torch.distributed.checkpoint.
+torch.distributed.checkpoint. The opcodes are carried out by `pickle_machine.py`, within limits.
 """
 
 from __future__ import annotations
 
-import io
-import pickle
-import pickletools
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from .limits import MAX_PICKLE_BYTES, CheckpointError, require
+from .limits import MAX_PICKLE_BYTES, MAX_RANK, CheckpointError, require, shown
+from .pickle_machine import Inert, Machine, Name
+
+__all__ = ["STORAGES", "Inert", "StorageRef", "TensorRef", "load_inert"]
 
 _DTYPES = {
     name: getattr(torch, name)
-    for name in ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
+    for name in (
+        *("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"),
+        *("int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8", "bool"),
+    )
 }
 STORAGES = {
     "DoubleStorage": torch.float64,
@@ -39,57 +41,25 @@ STORAGES = {
 _KNOWN_MODULES = ("torch", "megatron", "nemo", "transformer_engine", "numpy", "pathlib", "lightning", "omegaconf")
 _KNOWN_NAMES = {("_io", "BytesIO"), ("builtins", "set"), ("__builtin__", "set"), ("argparse", "Namespace")}
 _MODULES_OF_CODE = ("torch.hub", "torch.package", "torch._dynamo", "torch.utils.cpp_extension", "numpy.testing")
-_REFUSED_OPCODES = {"EXT1", "EXT2", "EXT4", "PERSID", "NEXT_BUFFER", "READONLY_BUFFER"}
-
-
-class Inert:
-    """What stands for an object of a class that is not looked up: its name, its arguments, its state."""
-
-    name = ""
-    args: tuple[Any, ...]
-    state: Any
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Inert:  # noqa: D102 (the class says it)
-        self = super().__new__(cls)
-        self.args, self.state = args, {}
-        return self
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        pass
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        pass
-
-    def append(self, value: Any) -> None:
-        """Items of list-like objects are not kept."""
-
-    def extend(self, values: Any) -> None:
-        """Items of list-like objects are not kept."""
-
-    def get(self, field: str) -> Any:
-        """A field of the object's state; None if it has none."""
-        return self.state.get(field) if isinstance(self.state, dict) else None
 
 
 @dataclass(frozen=True)
 class StorageRef:
-    """A storage that a torch pickle refers to: which archive member, of what dtype."""
+    """A storage that a torch pickle refers to: which archive member, of what kind (`FloatStorage`, ...)."""
 
     key: str
-    dtype: torch.dtype
+    kind: str
 
 
 @dataclass(frozen=True)
 class TensorRef:
-    """A tensor of a torch pickle: a strided view of a storage."""
+    """A tensor of a torch pickle: a strided view of a storage. `dtype` is None for one that is not supported."""
 
     storage: StorageRef
     offset: int
     size: tuple[int, ...]
     stride: tuple[int, ...]
+    dtype: torch.dtype | None
 
 
 def load_inert(data: bytes, where: object) -> Any:
@@ -97,94 +67,116 @@ def load_inert(data: bytes, where: object) -> Any:
 
     Raises:
         CheckpointError: too long, cut or corrupted; a name that has no place in a checkpoint; opcodes that could
-            exhaust memory.
+            exhaust memory or time.
     """
     require(
         len(data) <= MAX_PICKLE_BYTES, f"{where}: {len(data):,} bytes of pickle, expected at most {MAX_PICKLE_BYTES:,}"
     )
-    _scan(data, where)
     try:
-        return _Unpickler(data, where).load()
+        return _Reader(data, where).machine.run()
     except CheckpointError:
         raise
     except (MemoryError, KeyboardInterrupt):
         raise
     except Exception as error:  # a pickle can fail in any way at all; each means the same to the user
-        raise CheckpointError(f"{where}: corrupted pickle ({type(error).__name__}: {error})") from None
+        raise CheckpointError(f"{where}: corrupted or cut pickle ({type(error).__name__}: {error})") from None
 
 
-def _scan(data: bytes, where: object) -> None:
-    """Walk through the opcodes before anything is built: lengths must fit, memo indices must be dense."""
-    count = 0
-    try:
-        for opcode, argument, _ in pickletools.genops(data):
-            count += 1
-            require(opcode.name not in _REFUSED_OPCODES, f"{where}: pickle opcode {opcode.name} is not accepted")
-            # The C unpickler allocates its memo up to the largest index that it is told.
-            if opcode.name in ("PUT", "LONG_BINPUT"):
-                index = int(argument or 0)
-                require(index <= count, f"{where}: pickle memo index {index:,} after {count:,} opcodes")
-    except CheckpointError:
-        raise
-    except Exception as error:
-        raise CheckpointError(f"{where}: corrupted or cut pickle ({error})") from None
+class _Reader:
+    """What names, calls and persistent ids of one pickle mean."""
 
-
-class _Unpickler(pickle.Unpickler):
     def __init__(self, data: bytes, where: object) -> None:
-        super().__init__(io.BytesIO(data))
         self._where = where
-        self._classes: dict[tuple[str, str], Any] = {}
+        self.machine = Machine(data, where, self._lookup, self._call, self._storage)
 
-    def find_class(self, module: str, name: str) -> Any:
-        key = (module, name)
-        if key in _FUNCTIONS:
-            return _FUNCTIONS[key]
-        if module == "torch" and name in _DTYPES:
-            return _DTYPES[name]
-        if module == "torch" and name in STORAGES:
-            return STORAGES[name]
-        root = module.split(".")[0]
-        known = key in _KNOWN_NAMES or (root in _KNOWN_MODULES and not module.startswith(_MODULES_OF_CODE))
-        require(known, f"{self._where}: the pickle names {module}.{name}; refused, nothing of it was run")
-        if key not in self._classes:
-            self._classes[key] = type("Inert", (Inert,), {"name": f"{module}.{name}"})
-        return self._classes[key]
+    def _lookup(self, name: Name) -> Any:
+        key = (name.module, name.name)
+        if name.module == "torch" and name.name in _DTYPES:
+            return _DTYPES[name.name]
+        root = name.module.split(".")[0]
+        known = (
+            key in _FUNCTIONS
+            or key in _KNOWN_NAMES
+            or (root in _KNOWN_MODULES and not name.module.startswith(_MODULES_OF_CODE))
+        )
+        require(known, f"{self._where}: the pickle names {name}; refused, nothing of it was run")
+        return name
 
-    def persistent_load(self, pid: Any) -> Any:
-        kind, dtype, key = (*pid, None, None, None)[:3] if isinstance(pid, tuple) else (None, None, None)
-        if kind != "storage" or not isinstance(key, str):
+    def _call(self, function: Any, arguments: tuple[Any, ...]) -> Any:
+        if not isinstance(function, Name):
+            raise CheckpointError(f"{self._where}: the pickle calls {shown(function)}; refused")
+        known = _FUNCTIONS.get((function.module, function.name))
+        return known(self.machine, *arguments) if known else Inert(str(function), arguments)
+
+    def _storage(self, pid: Any) -> StorageRef:
+        kind, storage, key = pid[:3] if isinstance(pid, tuple) and len(pid) >= 3 else (None, None, None)
+        if kind != "storage" or not isinstance(key, str) or not isinstance(storage, Name):
             raise CheckpointError(f"{self._where}: unknown kind of storage in a torch file")
-        return StorageRef(key, dtype if isinstance(dtype, torch.dtype) else torch.uint8)
+        return StorageRef(key, storage.name)
 
 
-def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> TensorRef:
+def _rebuild_tensor(_: Machine, storage: Any, offset: Any, size: Any, stride: Any, *__: Any) -> TensorRef:
+    dtype = STORAGES.get(storage.kind) if isinstance(storage, StorageRef) else None
+    return _tensor(storage, offset, size, stride, dtype)
+
+
+def _rebuild_tensor_v3(
+    _: Machine, storage: Any, offset: Any, size: Any, stride: Any, _grad: Any, _hooks: Any, dtype: Any, *__: Any
+) -> TensorRef:
+    """What torch saves for dtypes without a storage class of their own: float8, unsigned integers."""
+    return _tensor(storage, offset, size, stride, dtype if isinstance(dtype, torch.dtype) else None)
+
+
+def _tensor(storage: Any, offset: Any, size: Any, stride: Any, dtype: torch.dtype | None) -> TensorRef:
     plain = isinstance(offset, int) and isinstance(size, tuple) and isinstance(stride, tuple)
-    numbers = plain and all(type(value) is int and value >= 0 for value in (offset, *size, *stride))
+    # The length first: a pickle can pass one long tuple to any number of tensors.
+    short = plain and len(size) == len(stride) <= MAX_RANK
+    numbers = short and all(type(value) is int and 0 <= value < 1 << 60 for value in (offset, *size, *stride))
     require(
-        isinstance(storage, StorageRef) and numbers and len(size) == len(stride),
-        "a tensor in a torch file has an impossible offset, size or stride",
+        isinstance(storage, StorageRef) and numbers, "a tensor in a torch file has an impossible offset, size or stride"
     )
-    return TensorRef(storage, offset, size, stride)
+    return TensorRef(storage, offset, size, stride, dtype)
 
 
-def _encode(text: Any, encoding: Any) -> bytes:
+def _encode(machine: Machine, text: Any, encoding: Any) -> bytes:
     require(isinstance(text, str) and encoding == "latin1", "bytes in a pickle are encoded in an unknown way")
+    machine.spend(len(text) + 48)
     return text.encode("latin1")
 
 
-def _from_type(function: Callable[..., Any], _type: Any, arguments: tuple[Any, ...], _state: Any) -> Any:
-    require(function is _rebuild_tensor, "a tensor subclass in a torch file is rebuilt in an unknown way")
-    return function(*arguments)
+def _size(_: Machine, values: Any = ()) -> tuple[Any, ...]:
+    require(isinstance(values, tuple | list) and len(values) <= 64, "a size in a torch file has too many dimensions")
+    return tuple(values)
 
 
-_FUNCTIONS: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): OrderedDict,
-    ("torch", "Size"): tuple,
+def _ordered_dict(machine: Machine, pairs: Any = ()) -> dict[Any, Any]:
+    good = isinstance(pairs, list | tuple) and all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs)
+    require(good, "an OrderedDict in a pickle is built in an unknown way")
+    result: dict[Any, Any] = {}
+    machine.store(result, [pair[0] for pair in pairs], [pair[1] for pair in pairs])
+    return result
+
+
+def _from_type(machine: Machine, function: Any, _type: Any, arguments: Any, _state: Any) -> Any:
+    known = _FUNCTIONS.get((function.module, function.name)) if isinstance(function, Name) else None
+    good = known in (_rebuild_tensor, _rebuild_tensor_v3) and isinstance(arguments, tuple)
+    if known is None or not good:
+        raise CheckpointError("a tensor subclass in a torch file is rebuilt in an unknown way")
+    return known(machine, *arguments)
+
+
+def _parameter(_: Machine, tensor: Any, *__: Any) -> Any:
+    return tensor
+
+
+_FUNCTIONS: dict[tuple[str, str], Callable[..., Any]] = {
+    ("collections", "OrderedDict"): _ordered_dict,
+    ("torch", "Size"): _size,
     ("_codecs", "encode"): _encode,
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
     ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
-    ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
-    ("torch._utils", "_rebuild_parameter_with_state"): lambda tensor, *_: tensor,
+    ("torch._utils", "_rebuild_tensor_v3"): _rebuild_tensor_v3,
+    ("torch._utils", "_rebuild_parameter"): _parameter,
+    ("torch._utils", "_rebuild_parameter_with_state"): _parameter,
     ("torch._tensor", "_rebuild_from_type_v2"): _from_type,
 }

@@ -15,7 +15,15 @@ from typing import Any
 import torch
 
 from ..files import new_file
-from .limits import MAX_SAFETENSORS_HEADER_BYTES, MAX_TENSORS, parse_json, require, tensor_bytes
+from .limits import (
+    MAX_SAFETENSORS_HEADER_BYTES,
+    MAX_TENSORS,
+    CheckpointError,
+    parse_json,
+    require,
+    shown,
+    tensor_bytes,
+)
 from .tensors import ByteRange, LazyTensor, ahead, from_bytes, raw, write_all
 
 DTYPES = {
@@ -54,12 +62,21 @@ def read_header(path: Path) -> tuple[dict[str, Any], int]:
         f"{path}: header length {length:,}, expected at most {limit:,}; the file is cut or not safetensors",
     )
     header = parse_json(data.read(8, length), f"{path} (header)")
-    header.pop("__metadata__", None)
+    about = header.pop("__metadata__", None)
+    texts = about is None or (isinstance(about, dict) and all(isinstance(text, str) for text in about.values()))
+    require(texts, f"{path}: __metadata__ is {shown(about)}, expected a map from text to text")
+    kind = about.get("format") if about else None
+    require(
+        kind not in ("tf", "flax"), f"{path}: __metadata__ says format {kind!r}, expected tensors of PyTorch ('pt')"
+    )
     require(len(header) <= MAX_TENSORS, f"{path}: {len(header):,} tensors, expected at most {MAX_TENSORS:,}")
     end = 0
-    spans = sorted((_check_entry(name, entry, path) for name, entry in header.items()), key=lambda span: span[:2])
+    spans = sorted(_check_entry(name, entry, path) for name, entry in header.items())
     for start, stop, name in spans:
-        require(start == end, f"{path}: {name}: data starts at {start:,}, expected {end:,}; the header is corrupted")
+        if start != end:
+            raise CheckpointError(
+                f"{path}: {name}: data starts at {start:,}, expected {end:,}; the header is corrupted"
+            )
         end = stop
     actual = data.size - 8 - length
     require(
@@ -69,21 +86,23 @@ def read_header(path: Path) -> tuple[dict[str, Any], int]:
 
 
 def _check_entry(name: str, entry: Any, path: Path) -> tuple[int, int, str]:
-    require(isinstance(entry, dict), f"{path}: {name}: found {type(entry).__name__}, expected dtype, shape and offsets")
+    # Sentences are made only when they are needed: a header may have a hundred thousand entries.
+    if not isinstance(entry, dict):
+        raise CheckpointError(f"{path}: {name}: found {type(entry).__name__}, expected dtype, shape and offsets")
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
-    require(
-        isinstance(dtype, str) and dtype in DTYPES, f"{path}: {name}: dtype {dtype!r}, expected one of {list(DTYPES)}"
-    )
-    require(isinstance(shape, list), f"{path}: {name}: shape {shape!r}, expected a list")
-    size = tensor_bytes(tuple(shape), DTYPES[dtype].itemsize, f"{path}: {name}")
-    good = isinstance(offsets, list) and len(offsets) == 2 and all(type(value) is int for value in offsets)
-    require(good, f"{path}: {name}: data_offsets {offsets!r}, expected [start, end]")
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise CheckpointError(f"{path}: {name}: dtype {shown(dtype)}, expected one of {', '.join(DTYPES)}")
+    if not isinstance(shape, list):
+        raise CheckpointError(f"{path}: {name}: shape {shown(shape)}, expected a list")
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(value) is int for value in offsets):
+        raise CheckpointError(f"{path}: {name}: data_offsets {shown(offsets)}, expected [start, end]")
+    size = tensor_bytes(tuple(shape), DTYPES[dtype].itemsize, name)
     start, stop = offsets
-    require(
-        0 <= start <= stop and stop - start == size,
-        f"{path}: {name}: data_offsets [{start}, {stop}] hold {stop - start:,} bytes, "
-        f"expected {size:,} for {dtype} {shape}",
-    )
+    if not 0 <= start <= stop or stop - start != size:
+        raise CheckpointError(
+            f"{path}: {name}: data_offsets [{start}, {stop}] hold {stop - start:,} bytes, "
+            f"expected {size:,} for {dtype} {shape}"
+        )
     return start, stop, name
 
 
@@ -94,11 +113,10 @@ def read_safetensors(path: Path) -> dict[str, LazyTensor]:
         CheckpointError: see `read_header`.
     """
     header, base = read_header(path)
-    data = ByteRange.whole(path)
     tensors = {}
     for name, entry in header.items():
         start, stop = entry["data_offsets"]
-        part = data.part(base + start, stop - start, f"{path} ({name})")
+        part = ByteRange(path, base + start, stop - start, f"{path} ({name})")  # inside the file: see `read_header`
         tensors[name] = from_bytes(part, tuple(entry["shape"]), DTYPES[entry["dtype"]])
     return tensors
 

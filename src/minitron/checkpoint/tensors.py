@@ -69,6 +69,15 @@ class ByteRange:
         require(len(data) == size, f"{self}: ended after {len(data):,} of {size:,} bytes; the file is cut")
         return data
 
+    def read_small(self, max_bytes: int) -> bytes:
+        """All bytes of what is expected to be small.
+
+        Raises:
+            CheckpointError: longer than `max_bytes`; cut.
+        """
+        require(self.size <= max_bytes, f"{self}: {self.size:,} bytes, expected at most {max_bytes:,}")
+        return self.read()
+
     def read_into(self, buffer: memoryview, start: int) -> None:
         """Fill `buffer` with the bytes from `start`."""
         with self.path.open("rb", buffering=0) as file:

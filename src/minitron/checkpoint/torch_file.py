@@ -14,14 +14,24 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any, BinaryIO, cast
 
+import numpy as np
 import torch
 from torch._utils import _rebuild_tensor_v2
 
-from .limits import MAX_ARCHIVE_MEMBERS, MAX_PICKLE_BYTES, MIB, CheckpointError, require
+from .limits import (
+    MAX_ARCHIVE_MEMBERS,
+    MAX_PICKLE_BYTES,
+    MAX_SHARING,
+    MAX_TENSORS,
+    MIB,
+    CheckpointError,
+    require,
+    tensor_bytes,
+)
 from .pickles import STORAGES, StorageRef, TensorRef, load_inert
-from .tensors import ByteRange, LazyTensor, ahead, from_bytes, raw, read_items, write_all
+from .tensors import ByteRange, LazyTensor, ahead, from_bytes, raw, write_all
 
-_MAX_DIRECTORY_BYTES = 64 * MIB
+_MAX_DIRECTORY_BYTES = 32 * MIB
 _LOCAL_HEADER_BYTES = 30
 
 
@@ -36,57 +46,113 @@ class TorchFile:
     def __init__(self, data: ByteRange) -> None:
         self.data = data
         self._members = _zip_members(data)
+        self._claimed = 0
         pickles = [name for name in self._members if name.split("/")[-1] == "data.pkl"]
         require(len(pickles) == 1, f"{data}: {len(pickles)} members named data.pkl, expected one; not a torch file")
         self._prefix = pickles[0].removesuffix("data.pkl")
-        order = self._members.get(f"{self._prefix}byteorder")
+        order = self._member(f"{self._prefix}byteorder")
         require(order is None or order.read(0, min(order.size, 8)) == b"little", f"{data}: not in little-endian order")
-        structure = self._members[pickles[0]]
+        structure = self._member(pickles[0])
+        assert structure is not None
         require(structure.size <= MAX_PICKLE_BYTES, f"{structure}: {structure.size:,} bytes, too long for a structure")
         self.value = load_inert(structure.read(), structure)
 
-    def tensor(self, ref: TensorRef) -> LazyTensor:
-        """A tensor of the file, not read yet.
+    def tensor(self, ref: TensorRef, name: str = "a tensor") -> LazyTensor:
+        """A tensor of the file, not read yet; `name` is for errors.
 
         Raises:
-            CheckpointError: its storage is missing or shorter than the tensor.
+            CheckpointError: a dtype that is not supported; its storage is missing, shorter than the tensor, or has
+                fewer values than the tensor (repeated ones); all tensors together claim many times the file's size.
         """
-        whole = self.contiguous(ref)
-        if whole is not None:
-            return from_bytes(whole, ref.size, ref.storage.dtype)
-        storage, dtype = self._storage(ref.storage), ref.storage.dtype
-        self._span(ref, storage)
-
-        def rows(start: int, stop: int) -> torch.Tensor:
-            size = (stop - start, *ref.size[1:])
-            flat = read_items(storage, ref.offset + start * ref.stride[0], _reach(size, ref.stride), dtype)
-            return torch.as_strided(flat, size, ref.stride)
-
-        return LazyTensor(ref.size, dtype, rows)
+        storage, dtype = self._storage(ref.storage), self._dtype(ref, name)
+        items = tensor_bytes(ref.size, 1, f"{self.data}: {name}")
+        # Strides of 0, or overlapping rows, would make a few bytes a tensor of any size.
+        if items * dtype.itemsize > storage.size and items <= _reach(ref.size, ref.stride):
+            raise CheckpointError(
+                f"{storage}: {storage.size:,} bytes, its tensor {name} needs {items * dtype.itemsize:,}; "
+                "the file is cut"
+            )
+        if items * dtype.itemsize > storage.size:
+            raise CheckpointError(
+                f"{storage}: {name} has {items:,} values by its size {list(ref.size)} and stride {list(ref.stride)}, "
+                f"more than its storage of {storage.size:,} bytes; save it with contiguous() first"
+            )
+        self._claimed += items * dtype.itemsize
+        if self._claimed > MAX_SHARING * self.data.size:
+            raise CheckpointError(
+                f"{self.data}: its tensors share storages and claim more than {MAX_SHARING} times its "
+                f"{self.data.size:,} bytes; save them apart (clone())"
+            )
+        if self._is_row_major(ref):
+            width = dtype.itemsize
+            return from_bytes(storage.part(ref.offset * width, items * width), ref.size, dtype)
+        self._span(ref, storage, dtype)
+        return _strided(ref, storage, dtype)
 
     def contiguous(self, ref: TensorRef) -> ByteRange | None:
         """The bytes of a row-major tensor; None for one that is not."""
+        if not self._is_row_major(ref):
+            return None
+        width = self._dtype(ref, "a tensor").itemsize
+        items = tensor_bytes(ref.size, 1, self.data)
+        return self._storage(ref.storage).part(ref.offset * width, items * width)
+
+    def _dtype(self, ref: TensorRef, name: str) -> torch.dtype:
+        if ref.dtype is None:
+            raise CheckpointError(
+                f"{self.data}: {name} has a {ref.storage.kind}, expected numbers of a dtype known here"
+            )
+        return ref.dtype
+
+    @staticmethod
+    def _is_row_major(ref: TensorRef) -> bool:
         expected, items = [], 1
         for size in reversed(ref.size):
             expected.append(items)
             items *= size
-        row_major = all(
+        return all(
             have == want or size == 1 for have, want, size in zip(ref.stride, reversed(expected), ref.size, strict=True)
         )
-        if not row_major:
+
+    def _member(self, name: str) -> ByteRange | None:
+        """A member's bytes. Its local header is looked at here, so that a long directory costs nothing in itself."""
+        info = self._members.get(name)
+        if info is None:
             return None
-        width = ref.storage.dtype.itemsize
-        storage = self._storage(ref.storage)
-        return storage.part(ref.offset * width, items * width)
+        header = self.data.part(info.header_offset, _LOCAL_HEADER_BYTES).read()
+        good = header[:4] == b"PK\x03\x04"
+        require(good, f"{self.data}: {name[:80]} is not where the zip directory says; corrupted")
+        start = info.header_offset + _LOCAL_HEADER_BYTES
+        start += int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
+        return self.data.part(start, info.file_size, f"{self.data} ({name[:200]})")
 
     def _storage(self, ref: StorageRef) -> ByteRange:
-        name = f"{self._prefix}data/{ref.key}"
-        require(name in self._members, f"{self.data}: storage {ref.key!r} is missing")
-        return self._members[name]
+        found = self._member(f"{self._prefix}data/{ref.key}")
+        if found is None:
+            raise CheckpointError(f"{self.data}: storage {ref.key!r} is missing")
+        return found
 
-    def _span(self, ref: TensorRef, storage: ByteRange) -> None:
-        end = (ref.offset + _reach(ref.size, ref.stride)) * ref.storage.dtype.itemsize
+    def _span(self, ref: TensorRef, storage: ByteRange, dtype: torch.dtype) -> None:
+        end = (ref.offset + _reach(ref.size, ref.stride)) * dtype.itemsize
         require(end <= storage.size, f"{storage}: {storage.size:,} bytes, its tensor needs {end:,}; the file is cut")
+
+
+def _strided(ref: TensorRef, storage: ByteRange, dtype: torch.dtype) -> LazyTensor:
+    """A tensor that is not row-major (a transposed one, say), through a mapping of its storage.
+
+    A few rows of it may lie all over the storage, so reading them as one span would read everything again and again.
+    """
+    reach = _reach(ref.size, ref.stride)
+
+    def rows(start: int, stop: int) -> torch.Tensor:
+        size = (stop - start, *ref.size[1:])
+        if 0 in size:
+            return torch.empty(size, dtype=dtype)
+        place = storage.offset + ref.offset * dtype.itemsize
+        mapped = np.memmap(storage.path, np.uint8, mode="c", offset=place, shape=(reach * dtype.itemsize,))
+        return torch.from_numpy(mapped).view(dtype).as_strided(size, ref.stride, start * ref.stride[0]).clone()
+
+    return LazyTensor(ref.size, dtype, rows)
 
 
 def _reach(size: tuple[int, ...], stride: tuple[int, ...]) -> int:
@@ -121,10 +187,14 @@ class _Window(io.RawIOBase):
         require(size <= _MAX_DIRECTORY_BYTES, f"{self._data}: its zip directory is too long; the file is corrupted")
         data = self._data.read(self._at, size)
         self._at += size
+        # zipfile makes an object of each entry before it can be asked how many there are.
+        entries = data.count(b"PK\x01\x02")
+        most = MAX_ARCHIVE_MEMBERS
+        require(entries <= most, f"{self._data}: {entries:,} members, expected at most {most:,}")
         return data
 
 
-def _zip_members(data: ByteRange) -> dict[str, ByteRange]:
+def _zip_members(data: ByteRange) -> dict[str, zipfile.ZipInfo]:
     try:
         with zipfile.ZipFile(cast("BinaryIO", _Window(data))) as archive:
             infos = archive.infolist()
@@ -134,22 +204,15 @@ def _zip_members(data: ByteRange) -> dict[str, ByteRange]:
         raise CheckpointError(
             f"{data}: not a torch file, or cut ({error}); files of torch before 1.6 must be saved anew with torch"
         ) from None
-    require(
-        len(infos) <= MAX_ARCHIVE_MEMBERS, f"{data}: {len(infos):,} members, expected at most {MAX_ARCHIVE_MEMBERS:,}"
-    )
-    members: dict[str, ByteRange] = {}
+    members: dict[str, zipfile.ZipInfo] = {}
     for info in infos:
         name = info.filename
         plain = info.compress_type == zipfile.ZIP_STORED and info.file_size == info.compress_size
-        require(
-            plain and not info.flag_bits & 1, f"{data}: {name[:80]} is compressed or encrypted; torch.save never does"
-        )
-        require(name not in members, f"{data}: {name[:80]} stands twice")
-        header = data.part(info.header_offset, _LOCAL_HEADER_BYTES).read()
-        require(header[:4] == b"PK\x03\x04", f"{data}: {name[:80]} is not where the zip directory says; corrupted")
-        start = info.header_offset + _LOCAL_HEADER_BYTES
-        start += int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
-        members[name] = data.part(start, info.file_size, f"{data} ({name[:200]})")
+        if not plain or info.flag_bits & 1:
+            raise CheckpointError(f"{data}: {name[:80]} is compressed or encrypted; torch.save never does")
+        if name in members:
+            raise CheckpointError(f"{data}: {name[:80]} stands twice")
+        members[name] = info
     return members
 
 
@@ -279,9 +342,11 @@ def state_dicts_of(file: TorchFile) -> list[dict[str, LazyTensor]]:
     whole = sorted(chunks) == list(range(len(chunks)))
     require(whole, f"{file.data}: virtual stages {sorted(chunks)}, expected them from 0 without a gap")
     stages = [chunks[number] for number in sorted(chunks)] or [value]
+    count = sum(map(len, stages))
+    require(count <= MAX_TENSORS, f"{file.data}: {count:,} entries, expected at most {MAX_TENSORS:,} tensors")
     return [
         {
-            name: file.tensor(item)
+            name: file.tensor(item, name)
             for name, item in stage.items()
             if isinstance(name, str) and isinstance(item, TensorRef)
         }

@@ -64,7 +64,7 @@ def test_torch_files_are_read_too(hf_folder: Path, sharded: bool) -> None:
         places = {name: f"pytorch_model-0000{i % 2 + 1}-of-00002.bin" for i, name in enumerate(state)}
         for place in set(places.values()):
             torch.save({name: state[name] for name in state if places[name] == place}, hf_folder / place)
-        (hf_folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": places}))
+        (hf_folder / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
     else:
         torch.save(state, hf_folder / "pytorch_model.bin")
     check_checkpoint(hf_folder)
@@ -141,7 +141,8 @@ def _missing_shard(folder: Path) -> None:
 
 
 def _outside_shard(folder: Path) -> None:
-    index = {"weight_map": {"model.norm.weight": "../hf/model.safetensors"}}
+    (folder / "model.safetensors").unlink()
+    index = {"weight_map": {"model.norm.weight": "../hf/other.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 

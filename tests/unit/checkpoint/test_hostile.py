@@ -21,13 +21,14 @@ from minitron.checkpoint import limits
 from minitron.checkpoint.archive import open_archive
 from minitron.checkpoint.gguf_read import read_gguf
 from minitron.checkpoint.gguf_write import write_gguf
-from minitron.checkpoint.limits import CheckpointError, member_path, parse_yaml
+from minitron.checkpoint.limits import CheckpointError, member_path
 from minitron.checkpoint.megatron_files import read_torch_dist, read_zarr
 from minitron.checkpoint.nemo_read import open_nemo
 from minitron.checkpoint.nemo_write import write_nemo
 from minitron.checkpoint.pickles import load_inert
 from minitron.checkpoint.tensors import ByteRange, Checkpoint, from_tensor
 from minitron.checkpoint.torch_file import TorchFile
+from minitron.checkpoint.yaml_values import parse_yaml
 
 
 def checkpoint(**options: object) -> Checkpoint:
@@ -278,7 +279,7 @@ def test_zarr_headers(tmp_path: Path) -> None:
         ({"compressor": {"id": "blosc"}}, "compressed"),
         ({"dtype": "|O"}, "dtype"),
         ({"order": "F"}, "column-major"),
-        ({"shape": "many"}, "two lists"),
+        ({"shape": "many"}, "lists of one"),
         ({"zarr_format": 3}, "zarr_format"),
     ):
         with pytest.raises(CheckpointError, match=sentence):
