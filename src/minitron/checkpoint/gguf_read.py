@@ -21,12 +21,16 @@ from minitron.config import NemotronConfig
 
 from .gguf_vocab import add_tokenizer
 from .hf import check_shapes, config_from, generation_config
-from .limits import MAX_TENSORS, CheckpointError, require, tensor_bytes
+from .limits import MAX_TENSORS, CheckpointError, collector_paused, require, shown, tensor_bytes
 from .names import gguf_to_hf, hf_shapes, is_norm_weight
 from .tensors import ByteRange, Checkpoint, LazyTensor, from_bytes
 
 MAX_KEYS = 100_000
-MAX_TEXT_BYTES = 64 << 20
+MAX_TEXT_BYTES = 40 << 20
+"""The longest text is a whole tokenizer.json, kept for the way back."""
+_MAX_TEXTS = 1_500_000
+"""A vocabulary of 256,000 tokens has 500,000 merges beside it."""
+_MAX_MEMORY = 200 << 20
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 _PLAIN = {0: torch.float32, 1: torch.float16, 30: torch.bfloat16, 28: torch.float64}
@@ -57,28 +61,45 @@ class GGUFFile:
 
 
 class _Reader:
-    """The header, front to back, with every length checked against what is left of the file."""
+    """The header, front to back: every length is checked against what is left of the file, every value is charged.
+
+    Python's objects take more than the bytes they come from (a text of no characters 8 bytes in the file and in the
+    list, a float 4 and 32), so values are counted as they are made.
+    """
 
     def __init__(self, file: BinaryIO, path: Path, size: int) -> None:
-        self._file, self._path, self._size = file, path, size
+        self._file, self._path, self._left = file, path, size
+        self._memory, self._texts = _MAX_MEMORY, _MAX_TEXTS
 
     def take(self, count: int) -> bytes:
-        left = self._size - self._file.tell()
-        require(
-            0 <= count <= left,
-            f"{self._path}: the header asks for {count:,} bytes, {left:,} are left; cut or corrupted",
-        )
+        if not 0 <= count <= self._left:
+            raise CheckpointError(
+                f"{self._path}: the header asks for {count:,} bytes, {self._left:,} are left; cut or corrupted"
+            )
+        self._left -= count
         return self._file.read(count)
 
     def number(self, code: str) -> Any:
         (value,) = struct.unpack("<" + code, self.take(struct.calcsize("<" + code)))
         return value
 
+    def spend(self, amount: int) -> None:
+        self._memory -= amount
+        if self._memory < 0:
+            raise CheckpointError(f"{self._path}: the values of its header would take more than {_MAX_MEMORY:,} bytes")
+
     def text(self) -> str:
-        length = self.number("Q")
-        require(length <= MAX_TEXT_BYTES, f"{self._path}: a text of {length:,} bytes in the header; corrupted")
+        length = int.from_bytes(self.take(8), "little")
+        if length > MAX_TEXT_BYTES:
+            raise CheckpointError(f"{self._path}: a text of {length:,} bytes in the header; corrupted")
+        self._texts -= 1
+        if self._texts < 0:
+            raise CheckpointError(f"{self._path}: more than {_MAX_TEXTS:,} texts in its header")
+        data = self.take(length)
+        # CPython stores up to four bytes for each character of a text that is not plain ASCII.
+        self.spend(64 + length * (1 if data.isascii() else 4))
         # Pieces of byte-level vocabularies need not be UTF-8.
-        return self.take(length).decode("utf-8", errors="replace")
+        return data.decode("utf-8", errors="replace")
 
     def value(self, kind: int, depth: int = 0) -> Any:
         if kind in _SCALARS:
@@ -91,10 +112,13 @@ class _Reader:
         item, count = self.number("I"), self.number("Q")
         if item in _SCALARS:
             width = struct.calcsize("<" + _SCALARS[item])
-            require(count <= self._size, f"{self._path}: an array of {count:,} values in the header; corrupted")
+            require(count <= self._left, f"{self._path}: an array of {count:,} values in the header; corrupted")
+            self.spend(40 * count)
             return np.frombuffer(self.take(count * width), dtype=np.dtype("<" + _SCALARS[item])).tolist()
         # Each text takes 8 bytes at least, so a count that cannot fit is known before anything is built.
-        require(count * 8 <= self._size, f"{self._path}: an array of {count:,} texts in the header; corrupted")
+        require(count * 8 <= self._left, f"{self._path}: an array of {count:,} texts in the header; corrupted")
+        if item == _ARRAY:
+            self.spend(200 * count)
         return [self.value(item, depth + 1) for _ in range(count)]
 
 
@@ -105,28 +129,33 @@ def read_gguf(path: Path) -> GGUFFile:
         CheckpointError: not GGUF, version 1, big-endian; cut or corrupted; tensors outside the file.
     """
     whole = ByteRange.whole(path)
-    with path.open("rb") as file:
+    with path.open("rb") as file, collector_paused():
         reader = _Reader(file, path, whole.size)
         require(whole.size >= 24 and reader.take(4) == b"GGUF", f"{path}: does not begin with GGUF; not a GGUF file")
         version = reader.number("I")
         require(version in (2, 3), f"{path}: GGUF version {version}, expected 2 or 3 in little-endian order")
         tensors, keys = reader.number("Q"), reader.number("Q")
         require(tensors <= MAX_TENSORS and keys <= MAX_KEYS, f"{path}: {tensors:,} tensors, {keys:,} keys; corrupted")
+        require(24 * tensors + 13 * keys <= whole.size, f"{path}: too short for {tensors:,} tensors and {keys:,} keys")
         values: dict[str, Any] = {}
         for _ in range(keys):
             key = reader.text()
-            require(key not in values, f"{path}: the key {key[:80]!r} stands twice")
+            if key in values:
+                raise CheckpointError(f"{path}: the key {key[:80]!r} stands twice")
             values[key] = reader.value(reader.number("I"))
         infos = [_tensor_info(reader, path) for _ in range(tensors)]
         alignment = values.get("general.alignment", 32)
-        good = isinstance(alignment, int) and 0 < alignment <= 1 << 20 and alignment % 8 == 0
-        require(good, f"{path}: general.alignment is {alignment!r}")
+        good = type(alignment) is int and 0 < alignment <= 1 << 20 and alignment % 8 == 0
+        require(good, f"{path}: general.alignment is {shown(alignment)}, expected a multiple of 8")
         start = file.tell() + -file.tell() % alignment
     found: dict[str, GGUFTensor] = {}
     for name, shape, kind, offset in infos:
-        require(name not in found, f"{path}: tensor {name[:80]} stands twice")
+        if name in found:
+            raise CheckpointError(f"{path}: tensor {name[:80]} stands twice")
         size = _bytes_of(shape, kind, f"{path}: {name[:80]}")
         found[name] = GGUFTensor(name, shape, kind, whole.part(start + offset, size, f"{path} ({name[:80]})"))
+    claimed = sum(tensor.data.size for tensor in found.values())
+    require(claimed <= whole.size, f"{path}: its tensors overlap: {claimed:,} bytes of {whole.size:,}; corrupted")
     return GGUFFile(path, values, found)
 
 
@@ -139,7 +168,7 @@ def read_gguf_parts(path: Path) -> GGUFFile:
     file = read_gguf(path)
     count = file.keys.get("split.count", 1)
     whole = type(count) is int and 0 <= count <= MAX_SPLITS
-    require(whole, f"{path}: split.count is {count!r}, expected a number up to {MAX_SPLITS}")
+    require(whole, f"{path}: split.count is {shown(count)}, expected a number up to {MAX_SPLITS}")
     if count <= 1:
         return file
     match = _SPLIT_NAME.fullmatch(path.name)
@@ -152,19 +181,22 @@ def read_gguf_parts(path: Path) -> GGUFFile:
         require(place.is_file(), f"{place}: no such file; part {number + 1} of {count} of {path.name} is missing")
         part = read_gguf(place)
         told = (part.keys.get("split.no"), part.keys.get("split.count"))
-        require(told == (number, count), f"{place}: split.no and split.count are {told}, expected {(number, count)}")
+        require(
+            told == (number, count), f"{place}: split.no and split.count are {shown(told)}, expected {(number, count)}"
+        )
         keys = keys or part.keys  # the first part has the keys of the model
         twice = sorted(tensors.keys() & part.tensors.keys())
         require(not twice, f"{place}: tensor {twice[:1]} stands in another part, too")
         tensors |= part.tensors
     expected = keys.get("split.tensors.count", len(tensors))
-    require(len(tensors) == expected, f"{path}: {len(tensors)} tensors in {count} parts, expected {expected!r}")
+    require(len(tensors) == expected, f"{path}: {len(tensors)} tensors in {count} parts, expected {shown(expected)}")
     return GGUFFile(path, keys, tensors)
 
 
 def _tensor_info(reader: _Reader, path: Path) -> tuple[str, tuple[int, ...], int, int]:
     name, rank = reader.text(), reader.number("I")
-    require(rank <= 4, f"{path}: {name[:80]} has {rank} dimensions, ggml has at most 4")
+    if rank > 4:
+        raise CheckpointError(f"{path}: {name[:80]} has {rank} dimensions, ggml has at most 4")
     shape = tuple(reversed([reader.number("Q") for _ in range(rank)]))
     return name, shape, reader.number("I"), reader.number("Q")
 
@@ -223,7 +255,8 @@ def open_gguf(path: Path) -> Checkpoint:
     """
     file = read_gguf_parts(path)
     arch = file.keys.get("general.architecture")
-    require(arch == "nemotron", f"{path}: general.architecture is {arch!r}, expected 'nemotron'")
+    require(arch == "nemotron", f"{path}: general.architecture is {shown(arch)}, expected 'nemotron'")
+    _check_keys(file)
     tensors: dict[str, LazyTensor] = {}
     for name, tensor in file.tensors.items():
         if name in _ROPE_FACTORS:
@@ -271,12 +304,12 @@ def _config(file: GGUFFile, tensors: dict[str, LazyTensor]) -> NemotronConfig:
 
     require("model.embed_tokens.weight" in tensors, f"{where}: no token_embd.weight in it")
     heads, hidden = get("attention.head_count"), get("embedding_length")
-    numbers = all(type(value) is int and value > 0 for value in (heads, hidden))
-    require(numbers, f"{where}: attention.head_count {heads!r}, embedding_length {hidden!r}; expected whole numbers")
+    numbers = all(type(value) is int and 0 < value < 1 << 31 for value in (heads, hidden))
+    require(numbers, f"{where}: nemotron.attention.head_count {heads!r}, nemotron.embedding_length {hidden!r}")
     head_dim = get("attention.key_length", hidden // heads)
     rotary = get("rope.dimension_count", head_dim)
-    numbers = all(type(value) is int and value > 0 for value in (head_dim, rotary))
-    require(numbers, f"{where}: attention.key_length {head_dim!r}, rope.dimension_count {rotary!r}")
+    numbers = all(type(value) is int and 0 < value < 1 << 31 for value in (head_dim, rotary))
+    require(numbers, f"{where}: nemotron.attention.key_length {head_dim!r}, nemotron.rope.dimension_count {rotary!r}")
     rope = {
         "rope_type": "default",
         "rope_theta": get("rope.freq_base", 10000.0),
@@ -309,14 +342,35 @@ def _config(file: GGUFFile, tensors: dict[str, LazyTensor]) -> NemotronConfig:
     return config_from(values, where)
 
 
+_WHOLE = (
+    *("attention.head_count", "attention.head_count_kv", "attention.key_length", "embedding_length", "block_count"),
+    *("feed_forward_length", "context_length", "rope.dimension_count", "rope.scaling.original_context_length"),
+)
+_REAL = (
+    *("attention.layer_norm_epsilon", "rope.freq_base", "rope.scaling.factor", "rope.scaling.attn_factor"),
+    *("rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow"),
+)
+
+
+def _check_keys(file: GGUFFile) -> None:
+    """Numbers must be numbers: a file may give any key any type."""
+    for names, kinds, expected in ((_WHOLE, (int,), "a whole number"), (_REAL, (int, float), "a number")):
+        for name in names:
+            value = file.keys.get(f"nemotron.{name}")
+            good = value is None or (type(value) in kinds and math.isfinite(value))
+            require(good, f"{file.path}: nemotron.{name} is {shown(value)}, expected {expected}")
+    tied = file.keys.get(TIED_KEY)
+    require(tied is None or type(tied) is bool, f"{file.path}: {TIED_KEY} is {shown(tied)}, expected true or false")
+
+
 def _rope_scaling(get: Callable[..., Any], where: object) -> dict[str, Any]:
     kind = get("rope.scaling.type", "none")
     if kind == "none":
         return {}
-    require(kind in ("linear", "yarn"), f"{where}: rope.scaling.type is {kind!r}, expected linear or yarn")
+    require(kind in ("linear", "yarn"), f"{where}: rope.scaling.type is {shown(kind)}, expected linear or yarn")
     factor = get("rope.scaling.factor", 1.0)
     good = isinstance(factor, int | float) and not isinstance(factor, bool) and 0 < factor < math.inf
-    require(good, f"{where}: rope.scaling.factor is {factor!r}, expected a number above 0")
+    require(good, f"{where}: rope.scaling.factor is {shown(factor)}, expected a number above 0")
     rope: dict[str, Any] = {"rope_type": kind, "factor": factor}
     if kind == "linear":
         return rope
@@ -324,7 +378,7 @@ def _rope_scaling(get: Callable[..., Any], where: object) -> dict[str, Any]:
              "beta_slow": "yarn_beta_slow"}  # fmt: skip
     rope |= {ours: value for ours, name in names.items() if (value := get(f"rope.scaling.{name}")) is not None}
     attention = get("rope.scaling.attn_factor", 1.0)
-    require(isinstance(attention, float), f"{where}: rope.scaling.attn_factor is {attention!r}, expected a number")
+    require(isinstance(attention, float), f"{where}: rope.scaling.attn_factor is {shown(attention)}, expected a number")
     if attention != 1.0:
         # float32 in the file: more digits would be noise.
         rope["attention_factor"] = round(attention * yarn_default_attention(factor), 7)
