@@ -56,12 +56,13 @@ def load(
     source = checkpoint_folder(path, say)
     if format is not None:
         return _load_packed(source, chosen, device, format)
-    check_checkpoint(source)
+    needed = check_checkpoint(source)
     if device == "cpu" or not torch.cuda.is_available():
         config = read_config(source)
         require_memory(str(source), config, _format_name(config, chosen), packed=False)
     with progress_bars(read_config(source).num_parameters() * 2):
-        model, info = NemotronForCausalLM.from_pretrained(source, dtype=chosen or "auto", output_loading_info=True)
+        wanted = chosen or needed or "auto"
+        model, info = NemotronForCausalLM.from_pretrained(source, dtype=wanted, output_loading_info=True)
     if info["missing_keys"]:
         raise ValueError(f"{source}: tensor {sorted(info['missing_keys'])[0]!r} is missing from the checkpoint")
     tokenizer = load_tokenizer(source, vocab_size=model.config.vocab_size)

@@ -40,6 +40,8 @@ def load_tokenizer(
     folder = Path(path)
     if folder.is_dir() and not any((folder / name).is_file() for name in _FILES):
         raise FileNotFoundError(f"{folder}: no tokenizer; expected one of {', '.join(_FILES)}")
+    # Unset, it makes transformers ask on the terminal, and wait, where tokenizer_config.json names code.
+    kwargs.setdefault("trust_remote_code", False)
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(path), **kwargs)
     except Exception as error:  # the readers raise anything, a plain Exception too, and name no file

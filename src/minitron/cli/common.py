@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -33,6 +34,7 @@ def sentence_errors(verb: F) -> F:
     def run(*args: Any, **kwargs: Any) -> Any:
         if os.environ.get("MINITRON_DEBUG"):
             return verb(*args, **kwargs)
+        show_notes()
         try:
             return verb(*args, **kwargs)
         except (typer.Exit, typer.Abort, typer.BadParameter):
@@ -70,6 +72,20 @@ def quiet_libraries() -> None:
 
     their_logging.set_verbosity_error()
     their_logging.disable_progress_bar()
+
+
+def show_notes() -> None:
+    """Print notes about a checkpoint as a line, not as a warning of Python with its file and line number."""
+    others = warnings.showwarning
+
+    def show(message: Any, category: type[Warning], *args: Any, **kwargs: Any) -> None:
+        # By its name: importing it would load numpy before a verb needs it.
+        if category.__name__ == "CheckpointNote":
+            typer.echo(f"note: {message}", err=True)
+        else:
+            others(message, category, *args, **kwargs)
+
+    warnings.showwarning = show
 
 
 def say(sentence: str) -> None:
