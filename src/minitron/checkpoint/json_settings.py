@@ -120,15 +120,15 @@ def _pruned(value: Any) -> bool:
 
 
 def _rope(value: Any) -> bool:
-    """Plain values; lists of factors for the types that have one for each frequency."""
+    """A type, numbers, flags; lists of factors for the types that have one for each frequency."""
 
-    def plain(item: Any) -> bool:
-        return item is None or isinstance(item, str | bool) or _is_number(item)
+    def plain(key: str, item: Any) -> bool:
+        return _is_text(item) if key in ("rope_type", "type") else item is None or _is_flag(item) or _is_number(item)
 
     def factors(item: Any) -> bool:
         return isinstance(item, list) and len(item) <= 1 << 16 and all(map(_is_number, item))
 
-    return isinstance(value, dict) and all(plain(item) or factors(item) for item in value.values())
+    return isinstance(value, dict) and all(plain(key, item) or factors(item) for key, item in value.items())
 
 
 def _attention(value: Any) -> bool:

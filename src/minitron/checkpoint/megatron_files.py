@@ -233,7 +233,9 @@ def _places(storage: dict[object, object], entry: ByteRange, wanted: Callable[[s
             continue
         if (name, offset) in places:
             raise CheckpointError(f"{entry}: {name}: chunk {offset} is stored twice")
-        record = (str(info.get("relative_path"))[:1024], str(shown(info.get("offset"))))
+        record = (info.get("relative_path"), info.get("offset"))
+        if type(record[0]) is not str or type(record[1]) is not int:
+            raise CheckpointError(f"{entry}: {name}: no file or offset for chunk {offset}")
         if record in records:
             raise CheckpointError(f"{entry}: {name}: chunk {offset} is stored where another chunk is")
         records.add(record)
