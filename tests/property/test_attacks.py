@@ -108,7 +108,9 @@ ODD: st.SearchStrategy[Any] = st.recursive(
 )
 CONFIG_KEYS = sorted({*tiny_config().to_dict(), "num_labels", "rope_scaling", "kv_channels", "dtype", "torch_dtype"})
 GENERATION_KEYS = sorted({*vars(GenerationConfig()), "num_beams", "to_dict", "__class__", "from_dict"})
-QUIET = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+QUIET = settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
 
 
 @QUIET

@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeGuard
 
 import torch
 
@@ -152,7 +153,7 @@ def _zarr_array(folder: str, entry: ByteRange, files: Files) -> Grid:
     require(version == 2, f"{entry}: zarr_format {shown(version)}, expected 2")
     plain = header.get("compressor") is None and not header.get("filters") and header.get("order", "C") == "C"
     require(plain, f"{entry}: compressed, filtered or column-major chunks, expected plain ones as Megatron writes them")
-    label = header.get("dtype")
+    label: Any = header.get("dtype")
     known = isinstance(label, str) and label in _ZARR_DTYPES
     require(known, f"{entry}: dtype {shown(label)}, expected {list(_ZARR_DTYPES)}")
     dtype = _ZARR_DTYPES[label]
@@ -243,7 +244,7 @@ def _places(storage: dict[object, object], entry: ByteRange, wanted: Callable[[s
     return places
 
 
-def _is_box(values: object) -> bool:
+def _is_box(values: object) -> TypeGuard[tuple[int, ...]]:
     """Whether a value from a file is an offset or a size: a short tuple of whole numbers from 0."""
     short = type(values) is tuple and len(values) <= MAX_RANK
     return short and all(type(value) is int and 0 <= value <= MAX_DIMENSION for value in values)
@@ -268,7 +269,7 @@ def _grid(name: str, described: Inert, places: Places, files: Files, entry: Byte
         if (name, offset) not in places:
             raise CheckpointError(f"{where}: nothing says where chunk {offset} is stored")
         found[offset] = size
-    covered, expected = (sum(map(math.prod, sizes)) for sizes in (found.values(), [shape]))
+    covered, expected = sum(map(math.prod, found.values())), math.prod(shape)
     require(
         covered == expected,
         f"{where}: chunks of {covered:,} values, expected {expected:,} for shape {list(shape)}; is a rank missing?",
@@ -283,9 +284,10 @@ def _grid(name: str, described: Inert, places: Places, files: Files, entry: Byte
 def _box(box: object, shape: tuple[int, ...], where: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Offset and size of a chunk that lies inside `shape`."""
     offset, size = (box.get("offsets"), box.get("sizes")) if isinstance(box, Inert) else (None, None)
-    alike = _is_box(offset) and _is_box(size) and len(offset) == len(size) == len(shape)
-    if alike and all(o + s <= whole for o, s, whole in zip(offset, size, shape, strict=True)):
-        return offset, size
+    if _is_box(offset) and _is_box(size):
+        alike = len(offset) == len(size) == len(shape)
+        if alike and all(o + s <= whole for o, s, whole in zip(offset, size, shape, strict=True)):
+            return offset, size
     raise CheckpointError(f"{where}: chunk {shown(offset)} {shown(size)} does not lie in {list(shape)}")
 
 

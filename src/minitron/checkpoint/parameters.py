@@ -62,8 +62,8 @@ def _check_frequencies(config: NemotronConfig, name: str, tensor: LazyTensor, wh
         stored = tensor.load()
         # fp16 has no smaller positive number than 6e-8.
         smallest = torch.finfo(stored.dtype).smallest_normal if stored.dtype == torch.float16 else 0.0
-        tolerance = {"rtol": max(1e-5, 2 * torch.finfo(stored.dtype).eps), "atol": smallest}
-        if any(torch.allclose(stored.double(), each.double(), **tolerance) for each in expected):
+        rtol = max(1e-5, 2 * torch.finfo(stored.dtype).eps)
+        if any(torch.allclose(stored.double(), each.double(), rtol=rtol, atol=smallest) for each in expected):
             return
     raise CheckpointError(
         f"{where}: {name} {list(tensor.shape)} is not the {len(plain)} frequencies that config.json gives (rope_theta "

@@ -79,7 +79,7 @@ def _read_shards(folder: Path, index: Path) -> dict[str, LazyTensor]:
         twice = next((name for name in shards[inside] if name in owners), None)
         if twice is not None:
             raise CheckpointError(f"{path}: holds {twice}, as {owners[twice]} does; expected it in one shard")
-        owners |= dict.fromkeys(shards[inside], place)
+        owners.update((name, str(place)) for name in shards[inside])
     found = {}
     for name, place in places.items():
         shard = shards[PurePosixPath(place)]
