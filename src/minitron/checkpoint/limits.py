@@ -236,5 +236,3 @@ def tensor_bytes(shape: tuple[int, ...], item_bytes: int, where: object) -> int:
             )
         total *= size
     return total
-
-

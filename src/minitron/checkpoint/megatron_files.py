@@ -246,8 +246,9 @@ def _places(storage: dict[object, object], entry: ByteRange, wanted: Callable[[s
 
 def _is_box(values: object) -> TypeGuard[tuple[int, ...]]:
     """Whether a value from a file is an offset or a size: a short tuple of whole numbers from 0."""
-    short = type(values) is tuple and len(values) <= MAX_RANK
-    return short and all(type(value) is int and 0 <= value <= MAX_DIMENSION for value in values)
+    if not isinstance(values, tuple) or len(values) > MAX_RANK:
+        return False
+    return all(type(value) is int and 0 <= value <= MAX_DIMENSION for value in values)
 
 
 def _grid(name: str, described: Inert, places: Places, files: Files, entry: ByteRange) -> Grid:
@@ -256,7 +257,7 @@ def _grid(name: str, described: Inert, places: Places, files: Files, entry: Byte
     dtype = state[0] if isinstance(state, tuple) and state else None
     if isinstance(state, dict):  # torch before 2.1 pickles the fields by name
         dtype = state.get("dtype")
-    if not (_is_box(shape) and isinstance(boxes, list) and isinstance(dtype, torch.dtype)):
+    if not _is_box(shape) or not isinstance(boxes, list) or not isinstance(dtype, torch.dtype):
         raise CheckpointError(f"{entry}: {name}: no size, chunks or dtype")
     where = f"{entry}: {name}"
     tensor_bytes(shape, dtype.itemsize, where)
