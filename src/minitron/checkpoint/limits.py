@@ -16,8 +16,6 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import numpy as np
-
 MIB = 1 << 20
 
 MAX_JSON_BYTES = 64 * MIB
@@ -165,6 +163,8 @@ def json_memory(data: bytes) -> int:
     Counts what opens and separates values, in blocks, at memory speed; nothing is parsed. Punctuation within texts is
     counted too, so the estimate is on the high side.
     """
+    import numpy as np  # here, so that a program that only asks for help does not load it
+
     counts = np.zeros(256, dtype=np.int64)
     for start in range(0, len(data), MIB):
         counts += np.bincount(np.frombuffer(data, np.uint8, min(MIB, len(data) - start), start), minlength=256)

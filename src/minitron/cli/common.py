@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import typer
 
+from ..checkpoint.limits import CheckpointNote
 from ..files import WriteError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -79,8 +80,7 @@ def show_notes() -> None:
     others = warnings.showwarning
 
     def show(message: Any, category: type[Warning], *args: Any, **kwargs: Any) -> None:
-        # By its name: importing it would load numpy before a verb needs it.
-        if category.__name__ == "CheckpointNote":
+        if issubclass(category, CheckpointNote):
             typer.echo(f"note: {message}", err=True)
         else:
             others(message, category, *args, **kwargs)
