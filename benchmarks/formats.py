@@ -21,7 +21,7 @@ from machine import describe
 from minitron import NemotronConfig
 from minitron.engine.cpu import CpuEngine
 from minitron.engine.measure import read_bandwidth
-from minitron.engine.weights import EngineWeights, LayerWeights, Norm, head_format
+from minitron.engine.weights import EngineWeights, LayerWeights, Norm, constants_from_config, head_format
 from minitron.quantize import FORMATS, Matrix, pack_blocks
 
 TILE = 288
@@ -67,7 +67,7 @@ def random_weights(config: NemotronConfig, format: str, zeros: float) -> EngineW
         for _ in range(config.num_hidden_layers)
     ]
     head = matrix(config.vocab_size, D, head_format(format), std)
-    return EngineWeights(config, format, head, head, norm, layers)
+    return EngineWeights(constants_from_config(config), format, head, head, norm, layers)
 
 
 def seconds_per_token(weights: EngineWeights, tokens: int) -> tuple[float, float]:

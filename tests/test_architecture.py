@@ -22,8 +22,21 @@ MOST_LINES_OF_A_FUNCTION = 80
 # A file imports files of its own layer or of a lower one. A new part of the package gets its place here.
 LAYERS = {
     0: ["config", "dtypes", "files", "framework", "presets", "quiet", "rope_parameters", "submodules", "version"],
-    1: ["assets", "chat", "data", "documents", "ops", "pages", "token_cache", "tokenizer"],
-    2: ["cache", "checkpoint", "decoding", "head_pruning", "heads", "locate", "masks", "model", "outputs", "sampling"],
+    1: ["assets", "chat", "data", "documents", "ops", "pages", "token_cache", "tokenizer", "written_code"],
+    2: [
+        "cache",
+        "checkpoint",
+        "decoding",
+        "finite",
+        "head_pruning",
+        "heads",
+        "locate",
+        "masks",
+        "model",
+        "outputs",
+        "sampling",
+        "sampling_settings",
+    ],
     3: ["auto", "convert", "converted", "engine", "generate", "loading", "prune", "quantize", "release_check"],
     4: ["compress", "distill", "evaluate", "report", "serve"],
     5: ["__main__", "cli"],

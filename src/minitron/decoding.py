@@ -13,7 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import LogitsProcessorList
 
+from .finite import FiniteLogits
 from .framework import CACHE_NAMES, TESTED, installed, method_of_generation, with_framework_name
 from .masks import padding_mask, restarts
 
@@ -124,7 +126,10 @@ class EngineDecoding:
         engine = importlib.import_module(ENGINE_MODULE)
         request = (input_ids, logits_processor, stopping_criteria, generation_config)
         found = engine.sample(self, *request, streamer, with_framework_name(kwargs, CACHE_NAMES[0]))
-        return super()._sample(*request, streamer=streamer, **kwargs) if found is None else found  # type: ignore[misc]
+        if found is not None:
+            return found
+        checked = LogitsProcessorList([FiniteLogits(self), *logits_processor])  # type: ignore[arg-type]
+        return super()._sample(input_ids, checked, *request[2:], streamer=streamer, **kwargs)  # type: ignore[misc]
 
     def _assisted_decoding(
         self,

@@ -44,6 +44,7 @@ from .ops.loss import CHUNK_VALUES, cross_entropy, linear_cross_entropy, shift_l
 from .ops.norm import layer_norm_1p
 from .ops.rope import apply_rotary, rotary_frequencies
 from .outputs import DeferredLogitsOutput, kept_positions, one_of
+from .written_code import record
 
 
 class NemotronLayerNorm1P(nn.LayerNorm):
@@ -579,3 +580,6 @@ def _is_plain(head: nn.Module) -> bool:
         and not head._forward_pre_hooks
         and not hasattr(head, "_hf_hook")
     )
+
+
+record(__name__)  # what the engine computes; see there

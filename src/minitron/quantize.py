@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -147,14 +147,20 @@ def _not_finite(format: str) -> ValueError:
 def _pack_in_threads(parts: Iterable[Tensor], format: str, data: Tensor) -> list[Extras]:
     """Pack parts of a matrix by compiled code, in as many threads as torch has, while the next ones are read."""
     from .ops import packing
+    from .ops.sources import compiling
 
     def work(part: Tensor, out: Tensor) -> Extras:
         stored = packing.as_stored(part)
+        with compiling(f"the packing of {stored.dtype} weights as {format}"):
+            call(stored[:0], out[:0])
+        return call(stored, out)
+
+    def call(stored: Any, out: Tensor) -> Extras:
         if format != "bf12":
             if not packing.pack_scaled(stored, BITS[format], out.numpy()):
                 raise _not_finite(format)
             return None
-        found = [torch.empty(shape, dtype=torch.int32) for shape in (len(part), len(part), (part.numel(), 2))]
+        found = [torch.empty(shape, dtype=torch.int32) for shape in (len(stored), len(stored), (stored.size, 2))]
         count = packing.pack_bf12(stored, WINDOW, SHIFT + 127, out.numpy(), *(x.numpy() for x in found))
         return found[0], found[1], found[2][:count].clone()
 

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from .finite import NotFiniteError
+
 Array = np.ndarray[Any, Any]
 
 
@@ -47,11 +49,11 @@ def distribution(logits: Array, choice: Choice) -> tuple[Array, Array]:
         choice: its temperature is greater than 0.
 
     Raises:
-        ValueError: the largest logit is NaN or infinite.
+        NotFiniteError: the largest logit is NaN or infinite.
     """
     V, top = logits.shape[0], float(logits.max())
     if not math.isfinite(top):
-        raise ValueError(f"the largest logit is {top}; the weights or the prompt's activations are not finite")
+        raise NotFiniteError(f"the largest logit is {top}")
     ids = np.arange(V)
     if 0 < choice.top_k < V:
         ids = np.flatnonzero(logits >= np.partition(logits, V - choice.top_k)[V - choice.top_k])
@@ -81,10 +83,18 @@ def draw(laws: list[tuple[Array, Array]], vocabulary: int) -> Array:
 
 
 def choose(logits: Array, choice: Choice, seen: Sequence[Array]) -> Array:
-    """The next token of each sequence, (B,), after the ids that each has `seen`, for logits (B, V) float32."""
+    """The next token of each sequence, (B,), after the ids that each has `seen`, for logits (B, V) float32.
+
+    Raises:
+        NotFiniteError: the largest logit of a sequence is NaN or infinite.
+    """
     rows = [penalize(*pair, choice.repetition_penalty) for pair in zip(logits, seen, strict=True)]
     if choice.temperature == 0:
-        return np.array([row.argmax() for row in rows])
+        best = np.array([row.argmax() for row in rows])  # of NaN where there is one
+        for row, token in zip(rows, best, strict=True):
+            if not math.isfinite(row[token]):
+                raise NotFiniteError(f"the largest logit is {row[token]}")
+        return best
     return draw([distribution(row, choice) for row in rows], logits.shape[1])
 
 

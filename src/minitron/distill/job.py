@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from ..quiet import progress_bars
 from . import sharded
 from .log import METRICS_FILE
 from .machine import autocast
-from .objective import Objective
+from .objective import Objective, models_of
 from .optimizers import load_state, make_optimizer, placed_like, scale_gradients, set_rate, state_tensors
 from .runs import TrainError
 from .schedule import TrainConfig, learning_rate, progress
@@ -97,7 +98,7 @@ class Job:
         rate = learning_rate(config, state.step, progress(config, state.step, state.seconds))
         loss, numbers = self.forward_backward()
         norms = [self._clip(members) for members in self.groups]
-        wrong = self._what_is_wrong(loss, norms, rate)
+        wrong = self._what_is_wrong(loss, norms, rate, numbers)
         if wrong is None:
             set_rate(self.optimizer, rate)
             self.optimizer.step()
@@ -123,7 +124,7 @@ class Job:
                 scale_gradients(self.optimizer, members, factor)
         return norm
 
-    def _what_is_wrong(self, loss: float, norms: list[float], rate: float) -> str | None:
+    def _what_is_wrong(self, loss: float, norms: list[float], rate: float, numbers: Mapping[str, float]) -> str | None:
         """Why this update should not be made, if it should not and the run goes on.
 
         Raises:
@@ -140,10 +141,22 @@ class Job:
         )
         if config.on_spike == "skip" and state.skipped_in_a_row < _MOST_SKIPPED:
             return f"{what}; this update was left out"
+        if not finite and state.step == state.skipped:
+            raise TrainError(f"{what}, so training stopped. {self._who(numbers)}")
         row = f" after {state.skipped_in_a_row} updates in a row were left out" if state.skipped_in_a_row else ""
         raise TrainError(
             f"{what}, so training stopped{row}. A lower learning rate (now {rate:.2g}) or a longer warmup helps, "
             f"or on_spike = 'skip'; see {self.run / METRICS_FILE}"
+        )
+
+    def _who(self, numbers: Mapping[str, float]) -> str:
+        """Which model computes what is not finite, where no update has been made that could be the cause."""
+        names = list(models_of(self.model, self.objective.loss))
+        # The student's own loss on the text is finite: then it is what the teacher says.
+        who = names[-1] if math.isfinite(numbers.get("ce", math.nan)) else names[0]
+        return (
+            f"No update was made yet, so the learning rate is not the cause: {who} computes NaN or infinity from "
+            f"finite weights in {self.config.dtype}, or the loss does; see {self.run / METRICS_FILE}"
         )
 
     # --- checkpoints ---------------------------------------------------------------------------------------------

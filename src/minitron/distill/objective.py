@@ -32,6 +32,12 @@ def next_token_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, f
     return out.loss, {}
 
 
+def models_of(model: nn.Module, loss: LossFunction) -> dict[str, nn.Module]:
+    """The models that a loss runs, by what their users call them."""
+    teacher = getattr(loss, "corrected", None) or getattr(getattr(loss, "targets", None), "model", None)
+    return {"the model": model} if teacher is None else {"the student": model, "the teacher": teacher}
+
+
 class Objective(nn.Module):
     """Model and loss as one module: its forward pass is all that a step computes, which is what gets sharded."""
 

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..data import Batch, BlockStream, collate
+from ..finite import check_weights
 from ..ops.loss import IGNORE_INDEX, shift_labels
 from .target_codecs import CODECS, ENTRY_BYTES, ID_BITS, Codec, Decoded, HiddenCodec
 from .targets import DenseTargets, SparseTargets, head_weight, hidden_states
@@ -155,7 +156,9 @@ def write_cache(
 
     Raises:
         TargetCacheError: the folder holds another cache, or something else.
+        NotFiniteError: the teacher has weights that are NaN or infinite.
     """
+    check_weights({"the teacher": model})
     _open_folder(folder, plan, model)
     if accepted is not None:
         accepted()

@@ -17,12 +17,13 @@ from torch import nn
 
 from ..checkpoint.resume import newest_whole
 from ..data import Batch, BlockStream, DataError, PackedBlocks
+from ..finite import check_weights
 from ..ops.packed_attention import packed_attention_in
 from .export import MODEL_FOLDER, export_model
 from .job import Job
 from .log import RunLog, clock
 from .machine import Estimate, Stopwatch, autocast, peak_memory, state_bytes
-from .objective import LossFunction, Objective, heldout_loss, next_token_loss
+from .objective import LossFunction, Objective, heldout_loss, models_of, next_token_loss
 from .parallel import prepare
 from .runs import RUN_FILE, TrainError, describe, open_run, require_positions
 from .schedule import TrainConfig, is_decaying, progress
@@ -131,9 +132,11 @@ def train(
     Raises:
         TrainError: the folder holds another run, no checkpoint of it is whole, or the loss is no longer a number.
         CheckpointError: a checkpoint cannot be written.
+        NotFiniteError: the model has weights that are NaN or infinite, or its teacher.
     """
     world = world or World()
     check(model, stream, heldout or {}, config)
+    check_weights(models_of(model, loss))
     config.at_once(world.size)
     description = describe(model, stream, config, identity)
     opened = world.first_does(lambda: open_run(run, description, extend))

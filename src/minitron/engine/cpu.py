@@ -7,7 +7,6 @@ are read by torch, whose pool sleeps afterwards; the engine's threads start afte
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -16,7 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..finite import check_logits
 from ..ops.formats import KINDS, STAGED_BLOCK
+from ..ops.sources import compiling
 from ..pages import SMALL
 from ..quantize import BLOCK, FORMATS, PLAIN, Matrix
 from . import step as compiled
@@ -31,8 +32,6 @@ SHORT_PROMPT = 32
 few, for then calls of torch do."""
 RUNS, LEAST_RUN = 32, 128
 """Neurons are worked on in at most so many runs, of at least so many."""
-
-_log = logging.getLogger("minitron")
 
 
 class CpuEngine:
@@ -64,16 +63,16 @@ class CpuEngine:
         self._sync = np.zeros(SYNC_SIZE, np.int64)
         self._workers: list[threading.Thread] = []
         self._running = False
-        config = weights.config
-        run = max(LEAST_RUN, -(-config.intermediate_size // RUNS // 4) * 4)
+        constants = weights.constants
+        run = max(LEAST_RUN, -(-constants.intermediate_size // RUNS // 4) * 4)
         self._spaces = _spaces(weights, capacity, self.threads, run)
         self._logits = torch.from_numpy(self._spaces[9])
         cos, sin = (table.numpy() for table in self._reader.rotary)
         sizes = (
-            config.hidden_size,
-            config.intermediate_size,
-            weights.embed.shape[0],
-            config.head_dim,
+            weights.hidden_size,
+            constants.intermediate_size,
+            weights.vocab_size,
+            constants.head_dim,
             capacity,
             run,
             # Without layers nobody sets back the counters by which threads take parts.
@@ -89,7 +88,7 @@ class CpuEngine:
             self._places,
             self._stops,
             np.array(sizes, np.int64),
-            np.float32(config.norm_eps),
+            np.float32(constants.norm_eps),
             _layer_table(weights, self._reader),
             np.array(ends, np.int64),
             self._spaces,
@@ -107,6 +106,11 @@ class CpuEngine:
     def seen_neurons(self) -> int:
         """MLP neurons, over all calls of `step` and layers."""
         return self._seen
+
+    def prepare(self) -> None:
+        """Compile what the first call would, or load it from the cache."""
+        _compile(self.weights, self._shared)
+        self._prompts.prepare()
 
     def read(self, tokens: list[int], slot: int = 0) -> None:
         """Append tokens to a sequence."""
@@ -154,6 +158,9 @@ class CpuEngine:
 
         Returns:
             at most `count` times a token for each. The last ones are not appended yet.
+
+        Raises:
+            NotFiniteError: the largest logit of a text is NaN or infinite.
         """
         assert len(set(slots)) == len(slots) == len(tokens), f"{len(tokens)} tokens for slots {slots}"
         room = self.kv.capacity - max(self.kv.lengths[slot] for slot in slots)
@@ -161,6 +168,7 @@ class CpuEngine:
         self._stops[:] = -1
         self._stops[: len(stops)] = list(stops)
         self._run(tokens, slots, greedy=count)
+        check_logits(self._logits[: len(tokens)])  # of the last step: what is NaN once stays so
         rows = int(self._job[compiled.CHOSEN])
         for slot in slots:
             self.kv.lengths[slot] += rows - 1
@@ -171,7 +179,7 @@ class CpuEngine:
         """Append each token to the sequence of its slot, in order."""
         M = len(tokens)
         assert 0 < M <= MAX_TOKENS, f"{M} tokens in one step"
-        known = range(self.weights.embed.shape[0])
+        known = range(self.weights.vocab_size)
         assert min(tokens) in known, f"token {min(tokens)} is not in the vocabulary"
         assert max(tokens) in known, f"token {max(tokens)} is not in the vocabulary"
         ends = list(self.kv.lengths)
@@ -189,8 +197,7 @@ class CpuEngine:
             self._count(M)
 
     def _count(self, tokens: int) -> None:
-        config = self.weights.config
-        self._seen += tokens * config.num_hidden_layers * config.intermediate_size
+        self._seen += tokens * len(self.weights.layers) * self.weights.constants.intermediate_size
 
     def truncate(self, length: int, slot: int = 0) -> None:
         """Forget all but the first `length` tokens of a sequence."""
@@ -222,29 +229,18 @@ class CpuEngine:
         self.close()
 
 
-_compiled: set[tuple[str, ...]] = set()
-
-
 def _kinds(weights: EngineWeights) -> tuple[str, ...]:
     """Formats that the step is compiled for: a layer's matrices, keys and values, embedding, head."""
     return weights.format, format_of(weights.dtype), weights.embed.format, weights.head.format
 
 
 def _compile(weights: EngineWeights, shared: tuple[Any, ...]) -> None:
-    """Load the compiled step from the cache or compile it, and say so if that takes long."""
-    what = _kinds(weights)
-    if what in _compiled:  # done before in this process
-        return
-    text = f"compiling the decode kernels for {weights.format} weights, once per machine and version ..."
-    note = threading.Timer(1.0, _log.warning, [text])
-    note.daemon = True
-    note.start()
-    try:
+    """Load the compiled step from the cache or compile it."""
+    kinds = _kinds(weights)
+    others = sorted({kind for kind in kinds[2:] if kind != weights.format})
+    also = f" ({' and '.join(others)} embedding or head)" if others else ""
+    with compiling(f"the decode kernels for {weights.format} weights{also}, {kinds[1]} cache"):
         compiled.run(-1, 1, *shared)
-    finally:
-        note.cancel()
-        note.join()
-    _compiled.add(what)
 
 
 def _spaces(weights: EngineWeights, capacity: int, threads: int, run: int) -> tuple[np.ndarray, ...]:
@@ -254,9 +250,7 @@ def _spaces(weights: EngineWeights, capacity: int, threads: int, run: int) -> tu
     and their projection; hidden neurons, lists of active ones and sums of runs of neurons; logits; per thread
     attention scores.
     """
-    config, M = weights.config, MAX_TOKENS
-    D, F = config.hidden_size, config.intermediate_size
-    H: int = config.head_dim  # type: ignore[assignment]
+    D, F, H, M = weights.hidden_size, weights.constants.intermediate_size, weights.constants.head_dim, MAX_TOKENS
     heads = max((layer.num_heads for layer in weights.layers), default=1)
     all_heads = max((layer.num_heads + 2 * layer.num_key_value_heads for layer in weights.layers), default=1)
     each = max((layer.num_heads // layer.num_key_value_heads for layer in weights.layers), default=1)
@@ -271,7 +265,7 @@ def _spaces(weights: EngineWeights, capacity: int, threads: int, run: int) -> tu
         (M, F),
         (M, F),
         (-(-F // run), M, padded),
-        (M, weights.embed.shape[0]),
+        (M, weights.vocab_size),
         (threads, each * capacity),
     )
     # torch's memory begins at multiples of 64 bytes; sixteen numbers that lie in two cache lines take twice as long.

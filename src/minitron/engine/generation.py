@@ -19,13 +19,15 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from ..assets import default_draft
 from ..decoding import DRAFT_CHOICE, GenerationReport
+from ..finite import NotFiniteError, explain
 from ..framework import CACHE_NAME
 from ..model import NemotronForCausalLM, check_ids
 from .kv import KeyValues
 from .loop import Engine, Record, decode
+from .models import why_not_model
 from .packed import weights_of
 from .reference import ReferenceEngine
-from .requests import starts_of, why_not_model, why_not_request
+from .requests import starts_of, why_not_request
 from .rules import Rules
 from .speculate import MOST_DRAFTED, Draft, DraftLength, Lookup, ModelDraft, decode_with_draft
 from .weights import EngineWeights, from_checkpoint
@@ -46,6 +48,27 @@ def open_engine(weights: EngineWeights, capacity: int, slots: int = 1) -> Engine
     return CpuEngine(weights, capacity, slots=slots)
 
 
+def prepare(model: object, draft: object = None) -> None:
+    """Pack a model and compile what decoding with it needs, so that its first token need not wait for that.
+
+    It is told what is being compiled where that takes long. Where the engine does not run nothing is done.
+
+    Args:
+        model: any.
+        draft: see `NemotronForCausalLM.generate`.
+
+    Raises:
+        ValueError: the draft does not fit the model.
+    """
+    if not isinstance(model, NemotronForCausalLM) or why_not_model(model):
+        return
+    parts = [weights_of(model)]
+    if draft not in (None, "lookup"):
+        parts.append(_draft_weights(model, draft))
+    for weights in parts:
+        open_engine(weights, 1).prepare()
+
+
 # --- a request ---------------------------------------------------------------------------------------------------
 
 
@@ -64,6 +87,7 @@ def sample(
 
     Raises:
         ValueError: ids outside the vocabulary, or a draft that does not fit the model.
+        NotFiniteError: the model computes NaN; the message names the weights.
     """
     reason = why_not_request(input_ids, config, kwargs) or why_not_model(model)
     if reason:
@@ -81,6 +105,8 @@ def sample(
     hand_over = record is not None or getattr(cache, "_is_user_defined", False)
     try:
         ids = decode(engine, input_ids, starts, rules, streamer, record, whole=hand_over)
+    except NotFiniteError as error:
+        raise explain(error, model) from None
     finally:
         engine.close()
     model.last_generation = _report(engine)
@@ -151,6 +177,8 @@ def _speculate(
         # A drawn draft's length decides which random numbers are used, so it must not depend on the clock.
         length = DraftLength(helper.cost, most, measure=draft == "lookup" or not rules.sampling)
         ids, found = decode_with_draft(engines[0], helper, input_ids, rules, length, streamer)
+    except NotFiniteError as error:
+        raise explain(error, model) from None
     finally:
         for engine in engines:
             engine.close()
@@ -162,9 +190,12 @@ def _speculate(
 
 
 def _draft_weights(model: NemotronForCausalLM, draft: object) -> EngineWeights:
+    vocabulary = model.model.embed_tokens.weight.shape[0]
     if draft == "default":
         smaller = default_draft(model.name_or_path or "")
-        draft = "self" if smaller is None else _draft_of(smaller)
+        draft = "self" if smaller is None else _draft_of(smaller, (smaller / "model.safetensors").stat().st_mtime_ns)
+        if isinstance(draft, EngineWeights) and draft.vocab_size != vocabulary:
+            draft = "self"  # the model is the bundled one no longer
     if draft == "self":
         return weights_of(model, SELF_DRAFT_FORMAT)
     if isinstance(draft, NemotronForCausalLM):
@@ -176,16 +207,17 @@ def _draft_weights(model: NemotronForCausalLM, draft: object) -> EngineWeights:
         raise ValueError(
             f"draft is {draft!r}; it must be 'default', 'lookup', 'self', a NemotronForCausalLM or its EngineWeights"
         )
-    if draft.config.vocab_size != model.config.vocab_size:
+    if draft.vocab_size != vocabulary:
         raise ValueError(
-            f"draft: its vocabulary has {draft.config.vocab_size} tokens, the model's {model.config.vocab_size}; "
+            f"draft: its vocabulary has {draft.vocab_size} tokens, the model's {vocabulary}; "
             f"both must have the same tokenizer"
         )
     return draft
 
 
 @lru_cache(maxsize=1)
-def _draft_of(folder: Path) -> EngineWeights:
+def _draft_of(folder: Path, changed: int) -> EngineWeights:
+    """A checkpoint whose weights `changed` last at a time, in nanoseconds."""
     return from_checkpoint(folder)
 
 

@@ -15,12 +15,11 @@ class KeyValues:
     """
 
     def __init__(self, weights: EngineWeights, capacity: int, slots: int = 1) -> None:
-        width: int = weights.config.head_dim  # type: ignore[assignment]
         self.capacity = capacity
         self.lengths = [0] * slots
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
         for layer in weights.layers:
-            shape = (slots, layer.num_key_value_heads, capacity, width)
+            shape = (slots, layer.num_key_value_heads, capacity, weights.constants.head_dim)
             self.keys.append(torch.zeros(shape, dtype=weights.dtype))
             self.values.append(torch.zeros(shape, dtype=weights.dtype))

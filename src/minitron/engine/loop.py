@@ -42,6 +42,9 @@ class Engine(Protocol):
         """All MLP neurons."""
         ...
 
+    def prepare(self) -> None:
+        """Compile what the first call would."""
+
     def read(self, tokens: list[int], slot: int = 0) -> None:
         """Append tokens."""
 

@@ -1,9 +1,15 @@
-"""Packed weights: once for each model in memory, or in place of a model."""
+"""Packed weights: as a model in memory has them now, or in place of a model.
+
+Nothing is assumed about how a model was changed between two calls: through `.data`, a numpy view, another process's
+shared memory. Its modules are read anew at each call; matrices that the engine shares with it are never out of date,
+and of those that it copies (`down_proj` in a plain format, all in a packed one) a checksum is taken at each call.
+"""
 
 from __future__ import annotations
 
 import threading
 import weakref
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,60 +17,104 @@ import torch
 from torch import nn
 from transformers import GenerationConfig
 
-from ..model import NemotronForCausalLM
-from ..quantize import Format
-from .weights import EngineWeights, format_of, from_checkpoint, from_model
+from ..checkpoint.hf import read_config
+from ..model import NemotronForCausalLM, NemotronRotaryEmbedding
+from ..quantize import Format, Matrix
+from .checksums import Checksum, checksums
+from .weights import EngineWeights, constants_of, copied, format_of, from_checkpoint, from_model, tensors_of
 
-_packed: weakref.WeakKeyDictionary[nn.Module, tuple[Any, dict[str, EngineWeights]]] = weakref.WeakKeyDictionary()
+
+@dataclass
+class _Copies:
+    """What the engine has copied of a model for one format, by the names of parameters."""
+
+    sums: dict[str, Checksum] = field(default_factory=dict)
+    matrices: dict[str, Matrix] = field(default_factory=dict)
+
+
+_copies: weakref.WeakKeyDictionary[nn.Module, dict[str, _Copies]] = weakref.WeakKeyDictionary()
 _packing = threading.Lock()
 
 
 def weights_of(model: NemotronForCausalLM, format: str | None = None) -> EngineWeights:
-    """The model's weights, packed at the first call and again whenever they have changed.
+    """The model's weights as they are now. What must be copied is copied at the first call and after a change.
 
     Args:
-        model: one that the engine runs.
+        model: one that the engine runs, see `models.why_not_model`.
         format: one of `quantize.FORMATS`; that of the model's dtype if None.
 
     Raises:
         ValueError: the weights are there in another format only.
     """
     if isinstance(model, PackedNemotron):
-        (weights,) = _packed[model][1].values()
-        if format not in (None, weights.format):
-            raise ValueError(f"the model's weights are there in {weights.format} only, not in {format}")
-        return weights
-    own = format_of(model.model.embed_tokens.weight.dtype)
-    now = _fingerprint(model)
+        return model.engine_weights(format)
+    tensors = tensors_of(model)
+    name = format or format_of(model.model.embed_tokens.weight.dtype)
     with _packing:
-        found = _packed.get(model)
-        if found is None or found[0] != now:
-            found = now, {}
-            _packed[model] = found
-        name = format or own
-        if name not in found[1]:
-            found[1][name] = from_model(model, None if name == own else name)  # type: ignore[arg-type]
-        return found[1][name]
+        formats = _copies.setdefault(model, {})
+        before = formats.get(name, _Copies())
+        sums = checksums(copied(tensors, name))
+        same = {key: matrix for key, matrix in before.matrices.items() if sums.get(key) == before.sums[key]}
+        weights = from_model(model, name, same)  # type: ignore[arg-type]
+        formats[name] = _Copies(sums, same)
+        return weights
 
 
-def _fingerprint(model: NemotronForCausalLM) -> tuple[Any, ...]:
-    # Versions count in-place changes, but not those made through `.data`: hence some values of what is copied.
-    tensors = [(t.data_ptr(), t._version) for t in model.parameters()]
-    samples = [
-        part.detach().flatten()[:: max(1, part.numel() // 64)].float().sum().item()
-        for name, part in model.named_parameters()
-        if part.dim() == 1 or name.endswith("down_proj.weight")
-    ]
-    return (*tensors, *samples)
+class PackedParameter(nn.Parameter):
+    """A parameter whose numbers are in `EngineWeights` only: it has a shape and a dtype, and refuses the rest."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Attributes that need no numbers.
+
+        Raises:
+            ValueError: anything else.
+        """
+        name = getattr(func, "__name__", "")
+        owner = getattr(getattr(func, "__self__", None), "__name__", "")  # `__get__` of a property's descriptor
+        if (owner or name) in _FACTS and name != "__set__":
+            return super().__torch_function__(func, types, args, kwargs or {})
+        raise ValueError(
+            f"this model was loaded in a format, so its weights are packed and can be neither read nor changed "
+            f"({owner or name}); load it without a format, change it, and save it"
+        )
+
+
+_SHAPE = frozenset(("shape", "size", "numel", "nelement", "dim", "ndim", "stride", "is_contiguous", "__len__", "names"))
+_KIND = frozenset(
+    ("dtype", "device", "layout", "itemsize", "nbytes", "element_size", "is_floating_point", "is_complex")
+)
+_STATE = frozenset(("requires_grad", "is_leaf", "grad", "grad_fn", "_version", "__hash__", "__repr__"))
+_WHERE = frozenset(("is_meta", "is_sparse", "is_quantized", "is_cpu", "is_cuda"))
+_FACTS = _SHAPE | _KIND | _STATE | _WHERE
 
 
 class PackedNemotron(NemotronForCausalLM):
     """A model whose weights are there only as `EngineWeights`: it takes the memory of these, and can only generate."""
 
+    def __init__(self, weights: EngineWeights, config: Any) -> None:
+        with torch.device("meta"):
+            super().__init__(config)
+        self._engine_weights = weights
+        self.model.rotary_emb = NemotronRotaryEmbedding(config)
+        for module in self.modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                module._parameters[name] = PackedParameter(parameter.data)
+
     @property
     def device(self) -> torch.device:
         """Where it decodes; its parameters are nowhere."""
         return torch.device("cpu")
+
+    def engine_weights(self, format: str | None = None) -> EngineWeights:
+        """The weights, with the constants that the modules have now.
+
+        Raises:
+            ValueError: they are there in another format only.
+        """
+        if format not in (None, self._engine_weights.format):
+            raise ValueError(f"the model's weights are there in {self._engine_weights.format} only, not in {format}")
+        return replace(self._engine_weights, constants=constants_of(self))
 
     def forward(self, *_: Any, **__: Any) -> Any:
         """Refused: the engine decodes, and nothing else reads packed weights.
@@ -78,11 +128,8 @@ class PackedNemotron(NemotronForCausalLM):
 
 def packed_model(folder: Path, format: Format | None = None) -> PackedNemotron:
     """A folder's model with nothing in memory but its weights in a format; see `weights.from_checkpoint`."""
-    weights = from_checkpoint(folder, format)
-    with torch.device("meta"):
-        model = PackedNemotron(weights.config).eval()
+    model = PackedNemotron(from_checkpoint(folder, format), read_config(folder)).eval()
     model.name_or_path = str(folder)
     if (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder)
-    _packed[model] = None, {weights.format: weights}
     return model

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from ..ops.formats import KINDS
 from ..ops.gemv import NONE, share
+from ..ops.sources import compiling
 from ..ops.unpack import unpack_rows
 from ..quantize import BLOCK, PLAIN, Matrix
 from .kv import KeyValues
@@ -35,9 +36,19 @@ class PromptReader:
         self._threads = threads
         self._rows = 0
 
+    def prepare(self) -> None:
+        """Load the compiled code that unpacks matrices from the cache or compile it."""
+        if self._weights.format in PLAIN or not self._weights.layers:
+            return
+        matrix = self._weights.layers[0].q
+        stored, extras = _stored(matrix)
+        with compiling(f"the unpacking of {matrix.format} weights"):
+            unpack_rows(stored, extras, np.zeros(BLOCK, np.float32), np.zeros((1, matrix.shape[1]), np.uint16), 0, 0)
+
     @torch.inference_mode()
     def read(self, tokens: list[int], slot: int) -> None:
         """Append tokens to the sequence of a slot, in chunks."""
+        self.prepare()
         self._reserve(min(CHUNK, len(tokens)))
         with ThreadPoolExecutor(self._threads) as self._pool:
             for start in range(0, len(tokens), CHUNK):
@@ -49,16 +60,16 @@ class PromptReader:
         if rows <= self._rows:
             return
         weights, dtype = self._weights, self._weights.dtype
-        D, H = weights.config.hidden_size, weights.config.head_dim
+        D, H = weights.hidden_size, weights.constants.head_dim
         heads = max((layer.num_heads for layer in weights.layers), default=0)
         groups = max((layer.num_key_value_heads for layer in weights.layers), default=0)
         self._rows = rows
         self._x, self._wide = torch.empty(rows, D), torch.empty(rows, D)
         self._narrow = torch.empty(rows, D, dtype=dtype)
         self._moments = torch.empty(2, rows, 1)
-        self._q, self._k, self._v = (torch.empty(rows * n * H, dtype=dtype) for n in (heads, groups, groups))  # type: ignore[operator]
+        self._q, self._k, self._v = (torch.empty(rows * n * H, dtype=dtype) for n in (heads, groups, groups))
         self._turned = torch.empty(3, rows * heads * self._rotary[0].shape[1])
-        self._h = torch.empty(rows, weights.config.intermediate_size, dtype=dtype)
+        self._h = torch.empty(rows, weights.constants.intermediate_size, dtype=dtype)
         largest = max((m.shape[0] * m.shape[1] for layer in weights.layers for m in layer.matrices), default=0)
         self._plain = torch.empty(0 if weights.format in PLAIN else largest, dtype=dtype)
 
@@ -88,7 +99,7 @@ class PromptReader:
 
     def _project(self, normed: Tensor, matrix: Matrix, space: Tensor, bias: Tensor | None, first: int) -> Tensor:
         """Heads (rows, heads, H) in `space`; their biases begin at head `first`."""
-        H: int = self._weights.config.head_dim  # type: ignore[assignment]
+        H = self._weights.constants.head_dim
         rows, width = len(normed), matrix.shape[0]
         part = space[: rows * width].view(rows, width)
         self._multiply(normed, self._dense(matrix).T, part, None if bias is None else bias[first * H :][:width])
@@ -122,7 +133,7 @@ class PromptReader:
     def _normed(self, x: Tensor, norm: Norm) -> Tensor:
         rows, D = x.shape
         wide, (mean, scale) = self._wide[:rows], self._moments[:, :rows]
-        eps = self._weights.config.norm_eps
+        eps = self._weights.constants.norm_eps
         into = {"out0": wide, "out1": mean, "out2": scale}
         torch.ops.aten.native_layer_norm.out(x, (D,), norm.gain, norm.offset, eps, **into)
         return self._narrow[:rows].copy_(wide)
@@ -150,9 +161,7 @@ class PromptReader:
             return matrix.data
         rows, columns = matrix.shape
         dense = self._plain[: rows * columns].view(rows, columns)
-        kind = KINDS[matrix.format]
-        stored = matrix.data.numpy().view(kind)
-        extras = NONE if matrix.extras is None else matrix.extras.numpy()
+        stored, extras = _stored(matrix)
         bits = dense.view(torch.int16).numpy().view(np.uint16)
         row_sizes = np.zeros((self._threads, -(-columns // BLOCK) * BLOCK), np.float32)
         jobs = [
@@ -164,3 +173,9 @@ class PromptReader:
         for job in jobs:
             job.result()
         return dense
+
+
+def _stored(matrix: Matrix) -> tuple[np.ndarray, np.ndarray]:
+    """A packed matrix and its extras as compiled code takes them."""
+    extras = NONE if matrix.extras is None else matrix.extras.numpy()
+    return matrix.data.numpy().view(KINDS[matrix.format]), extras

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..finite import check_logits
 from ..quantize import PLAIN, Matrix
 from .kv import KeyValues
 from .weights import EngineWeights, LayerWeights, Norm
@@ -43,7 +44,7 @@ class ReferenceEngine:
     def step(self, tokens: list[int], slot: int = 0) -> Tensor:
         """Append tokens and return the logits (len(tokens), V) after each, in the residual stream's dtype."""
         head = self.weights.head
-        normed = _norm(self._forward(tokens, slot, count=True), self.weights.norm, self.weights.config.norm_eps)
+        normed = _norm(self._forward(tokens, slot, count=True), self.weights.norm, self.weights.constants.norm_eps)
         return _product(normed, head, self.weights.dtype).to(normed.dtype)
 
     def step_each(self, tokens: list[int], slots: list[int]) -> Tensor:
@@ -56,13 +57,18 @@ class ReferenceEngine:
         """Append a token to each of some sequences and then more, each the most probable; see `CpuEngine.greedy`."""
         found: list[list[int]] = []
         while len(found) < count and not (found and set(found[-1]) & set(stops)):
-            tokens = self.step_each(tokens, list(slots)).argmax(-1).tolist()
+            logits = self.step_each(tokens, list(slots))
+            check_logits(logits)
+            tokens = logits.argmax(-1).tolist()
             found.append(tokens)
         return found
 
     def truncate(self, length: int, slot: int = 0) -> None:
         """Forget all but the first `length` tokens of a sequence."""
         self.kv.lengths[slot] = min(length, self.kv.lengths[slot])
+
+    def prepare(self) -> None:
+        """Nothing to compile."""
 
     def close(self) -> None:
         """Nothing to give back."""
@@ -82,9 +88,9 @@ class ReferenceEngine:
 
     def _attention(self, x: Tensor, layer: LayerWeights, place: tuple[int, int], begin: int, end: int) -> Tensor:
         T, (index, slot) = end - begin, place
-        H: int = self.weights.config.head_dim  # type: ignore[assignment]
+        H = self.weights.constants.head_dim
         dtype = self.weights.dtype
-        normed = _norm(x, layer.attention_norm, self.weights.config.norm_eps).to(dtype)
+        normed = _norm(x, layer.attention_norm, self.weights.constants.norm_eps).to(dtype)
         qkv = torch.cat([_product(normed, matrix, dtype) for matrix in (layer.q, layer.k, layer.v)], dim=-1).to(x.dtype)
         if layer.qkv_bias is not None:
             qkv = qkv + layer.qkv_bias
@@ -111,7 +117,7 @@ class ReferenceEngine:
 
     def _mlp(self, x: Tensor, layer: LayerWeights, count: bool) -> Tensor:
         dtype = self.weights.dtype
-        h = _product(_norm(x, layer.mlp_norm, self.weights.config.norm_eps), layer.up, dtype)
+        h = _product(_norm(x, layer.mlp_norm, self.weights.constants.norm_eps), layer.up, dtype)
         if layer.up_bias is not None:
             h = (h.to(x.dtype) + layer.up_bias).to(h.dtype)
         h = h.relu_().square_()

@@ -1,72 +1,14 @@
-"""What the engine can serve: models and requests that it decodes exactly as transformers' own path would."""
+"""Which requests the engine can serve: those that it decodes as transformers' own path would."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import DynamicCache, GenerationConfig
 
 from ..decoding import ENGINE_CHOICE
-from ..model import (
-    NemotronAttention,
-    NemotronDecoderLayer,
-    NemotronForCausalLM,
-    NemotronLayerNorm1P,
-    NemotronMLP,
-)
-from ..ops.act import SquaredReLU
-from .packed import PackedNemotron
-from .weights import WEIGHT_DTYPES
-
-# The frequencies of the other types ("dynamic", "longrope") change with the length of the text.
-FIXED_ROTATIONS = ("default", "linear", "yarn", "llama3")
-PLAIN_MODULES = (nn.Embedding, nn.Linear, nn.ModuleList, NemotronAttention, NemotronDecoderLayer, NemotronLayerNorm1P)
-
-
-def why_not_model(model: NemotronForCausalLM) -> str:
-    """Why the engine cannot run this model as it is; empty if it can."""
-    if isinstance(model, PackedNemotron):
-        return ""
-    if type(model).forward is not NemotronForCausalLM.forward:
-        return "the model's forward was replaced"
-    if model.training:
-        return "the model is in training mode"
-    if model.config.rope_parameters["rope_type"] not in FIXED_ROTATIONS:  # type: ignore[index]
-        return f"rope_type {model.config.rope_parameters['rope_type']!r}"  # type: ignore[index]
-    if model.config._attn_implementation not in (None, "eager", "sdpa"):
-        return f"attention implementation {model.config._attn_implementation!r}"
-    for module in model.modules():
-        if module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook"):
-            return f"a hook on {type(module).__name__}"
-        if "forward" in vars(module):
-            return f"the forward of a {type(module).__name__} was replaced"
-        if isinstance(module, NemotronMLP):
-            if not isinstance(module.act_fn, SquaredReLU):
-                return f"hidden_act is {model.config.hidden_act!r}"
-        elif isinstance(module, nn.Linear | nn.Embedding | nn.LayerNorm) and type(module) not in PLAIN_MODULES:
-            return f"a {type(module).__name__} in place of a plain layer"
-    return _why_not_tensors(model)
-
-
-def _why_not_tensors(model: NemotronForCausalLM) -> str:
-    dtype = model.model.embed_tokens.weight.dtype
-    if dtype not in WEIGHT_DTYPES:
-        return f"weights in {dtype}"
-    for name, tensor in model.named_parameters():
-        if tensor.device.type != "cpu" or type(tensor.data) is not Tensor:
-            return f"{name} is not a plain tensor on the CPU"
-        if tensor.dim() == 2 and (tensor.dtype != dtype or not tensor.is_contiguous()):
-            return f"{name} is {tensor.dtype}, other matrices are {dtype}"
-    expected = 2 + model.config.num_hidden_layers * (
-        6 + 4 * model.config.attention_bias + 2 * model.config.mlp_bias + 4
-    )
-    expected += 1 if model.config.tie_word_embeddings else 2
-    if sum(1 for _ in model.parameters()) != expected:
-        return "the model has parameters that are not Nemotron's"
-    return ""
-
 
 KNOWN_ARGUMENTS = {
     "attention_mask",
@@ -97,6 +39,8 @@ def why_not_request(input_ids: Tensor, config: GenerationConfig, kwargs: dict[st
         return f"a {type(cache).__name__}"
     if cache is not None and cache.get_seq_length() > 0:
         return "a cache that is already filled"
+    if cache is not None and any(cache.is_sliding):
+        return "a cache with a sliding window"
     unknown = sorted(name for name, value in kwargs.items() if value is not None and name not in KNOWN_ARGUMENTS)
     return f"argument {unknown[0]}" if unknown else _why_not_mask(input_ids, kwargs)
 

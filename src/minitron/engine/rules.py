@@ -18,6 +18,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from ..finite import check_logits
 from ..sampling import Array, Choice, choose, law
 
 
@@ -61,6 +62,7 @@ class Rules:
         if self._choice is not None:
             return choose(logits.numpy(), self._choice, self._seen(ids))
         scores = self.scores(ids, logits)
+        check_logits(logits)
         chosen = torch.multinomial(scores.softmax(-1), 1)[:, 0] if self.sampling else scores.argmax(-1)
         return chosen.numpy()
 
@@ -68,6 +70,7 @@ class Rules:
         """The probability of every token, (V,) float64, after one text ids (1, T) with logits (V,)."""
         if self._choice is not None:
             return law(logits.numpy(), self._choice, self._seen(ids)[0])
+        check_logits(logits)
         return self.scores(ids, logits[None])[0].double().softmax(-1).numpy()
 
     def _seen(self, ids: Tensor) -> list[Array]:

@@ -4,13 +4,14 @@ All matrices of a model are in one of the formats of `quantize`, the embedding t
 
 `down_proj` is stored transposed, so that one MLP neuron is one contiguous row that can be skipped; gains of the norms
 are `1 + weight` in fp32. Packed from a model in memory (whose other matrices are shared, not copied) or straight from
-a checkpoint on disk. Letters of shapes: D hidden, N query heads, K key/value heads, H head_dim, F MLP neurons,
-V vocabulary, S positions, R rotated channels.
+a checkpoint on disk. A model's sizes and constants are those of its modules and tensors, as its `forward` uses them;
+its `config` may have been changed since. Letters of shapes: D hidden, N query heads, K key/value heads, H head_dim,
+F MLP neurons, V vocabulary, S positions, R rotated channels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,8 +22,9 @@ from .. import pages
 from ..checkpoint.hf import open_hf
 from ..checkpoint.tensors import LazyTensor
 from ..config import NemotronConfig
+from ..finite import NotFiniteError
 from ..head_pruning import kept_heads
-from ..model import NemotronForCausalLM, NemotronRotaryEmbedding
+from ..model import NemotronDecoderLayer, NemotronForCausalLM, NemotronRotaryEmbedding
 from ..quantize import HEAD_FORMATS, PLAIN, Format, Matrix, pack, pack_blocks, row_bytes
 
 WEIGHT_DTYPES = (torch.bfloat16, torch.float32)
@@ -35,6 +37,22 @@ class Norm:
 
     gain: Tensor
     offset: Tensor
+
+
+@dataclass
+class Constants:
+    """What the computation needs besides weights."""
+
+    num_layers: int
+    head_dim: int
+    intermediate_size: int
+    norm_eps: float
+    tied: bool
+    """Whether the head is the embedding."""
+    inv_freq: Tensor
+    """Of the rotation, fp32 (R / 2,)."""
+    attention_scaling: float
+    """Factor on the cosines and sines of the rotation."""
 
 
 @dataclass
@@ -71,12 +89,22 @@ class EngineWeights:
     reference engine "fp16" or "fp64".
     """
 
-    config: NemotronConfig
+    constants: Constants
     format: str
     embed: Matrix
     head: Matrix
     norm: Norm
     layers: list[LayerWeights]
+
+    @property
+    def hidden_size(self) -> int:
+        """D."""
+        return self.embed.shape[1]
+
+    @property
+    def vocab_size(self) -> int:
+        """V."""
+        return self.embed.shape[0]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -95,12 +123,9 @@ class EngineWeights:
         return dense + active * sum(layer.down_t.nbytes for layer in self.layers)
 
     def rotary_tables(self, positions: int) -> tuple[Tensor, Tensor]:
-        """Cosines and sines (S, R / 2) fp32 for positions 0 to S - 1, from the model's own frequencies."""
-        rotary = NemotronRotaryEmbedding(self.config)
-        like = torch.empty(0, dtype=torch.float32)
-        cos, sin = rotary(like, torch.arange(positions)[None])
-        half = cos.shape[-1] // 2
-        return cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous()
+        """Cosines and sines (S, R / 2) fp32 for positions 0 to S - 1."""
+        angles = torch.arange(positions, dtype=torch.float32)[:, None] * self.constants.inv_freq
+        return angles.cos() * self.constants.attention_scaling, angles.sin() * self.constants.attention_scaling
 
 
 def head_format(format: str) -> str:
@@ -123,25 +148,111 @@ def packed_bytes(config: NemotronConfig, format: Format) -> int:
     return total
 
 
-def from_model(model: NemotronForCausalLM, format: Format | None = None) -> EngineWeights:
+def from_model(
+    model: NemotronForCausalLM, format: Format | None = None, copies: dict[str, Matrix] | None = None
+) -> EngineWeights:
     """Pack a model on the CPU.
 
     Args:
         model: its matrices are shared, but for `down_proj`, if the format is that of their dtype.
         format: that of the model's dtype if None.
+        copies: matrices that are not shared, by the names of their parameters. Those that are there are taken as they
+            are; the others are packed and put there.
 
     Raises:
+        NotFiniteError: weights of `down_proj` are NaN or infinite.
         ValueError: see `quantize.pack`.
     """
-    tensors = {name: value.detach() for name, value in model.named_parameters(remove_duplicate=False)}
-    chosen = format or format_of(model.model.embed_tokens.weight.dtype)
-    return _pack(
-        model.config,
-        lambda name: tensors.get(name),
-        lambda matrix: pack(pages.empty((matrix.shape[1], matrix.shape[0]), matrix.dtype).copy_(matrix.T), chosen),  # type: ignore[arg-type]
-        lambda matrix, format: pack(matrix, format),
-        chosen,
+    tensors = tensors_of(model)
+    own = format_of(model.model.embed_tokens.weight.dtype)
+    chosen = format or own
+    ready = {} if copies is None else copies
+
+    def rows(name: str, format: str) -> Matrix:
+        if format == own:
+            return pack(tensors[name], own)  # type: ignore[arg-type]
+        if name not in ready:
+            ready[name] = pack(tensors[name], format)  # type: ignore[arg-type]
+        return ready[name]
+
+    def transposed(name: str) -> Matrix:
+        if name not in ready:
+            matrix = tensors[name]
+            turned = pages.empty((matrix.shape[1], matrix.shape[0]), matrix.dtype).copy_(matrix.T)
+            _check_rows(name, turned)
+            ready[name] = pack(turned, chosen)  # type: ignore[arg-type]
+        return ready[name]
+
+    return _pack(constants_of(model), tensors.get, transposed, rows, chosen)
+
+
+def copied(tensors: dict[str, Tensor], format: str) -> dict[str, Tensor]:
+    """Those of a model's matrices that `from_model` copies for a format; it shares the others."""
+    own = format_of(tensors[f"{EMBEDDING}.weight"].dtype)
+    return {
+        name: tensor for name, tensor in tensors.items() if tensor.dim() == 2 and (format != own or name.endswith(DOWN))
+    }
+
+
+def constants_of(model: NemotronForCausalLM) -> Constants:
+    """As the model's modules have them now."""
+    body = model.model
+    first = body.layers[0] if len(body.layers) else None
+    return Constants(
+        len(body.layers),
+        model.config.head_dim if first is None else first.self_attn.head_dim,  # type: ignore[arg-type, union-attr]
+        model.config.intermediate_size if first is None else first.mlp.up_proj.weight.shape[0],  # type: ignore[arg-type, union-attr]
+        body.norm.eps,
+        model.lm_head.weight is body.embed_tokens.weight,
+        body.rotary_emb.inv_freq.detach().float().contiguous(),
+        body.rotary_emb.attention_scaling,
     )
+
+
+def constants_from_config(config: NemotronConfig) -> Constants:
+    """As a model of this configuration begins with them."""
+    rotary = NemotronRotaryEmbedding(config)
+    return Constants(
+        config.num_hidden_layers,
+        config.head_dim,  # type: ignore[arg-type]
+        config.intermediate_size,
+        config.norm_eps,
+        config.tie_word_embeddings,
+        rotary.inv_freq,
+        rotary.attention_scaling,
+    )
+
+
+EMBEDDING, HEAD, NORM = "model.embed_tokens", "lm_head", "model.norm"
+DOWN = "mlp.down_proj.weight"
+
+
+def parts_of(layer: NemotronDecoderLayer) -> Iterator[tuple[str, torch.nn.Module]]:
+    """The modules of a layer that have weights, by their names within it."""
+    attention, mlp = layer.self_attn, layer.mlp
+    yield "input_layernorm", layer.input_layernorm
+    yield "self_attn.q_proj", attention.q_proj
+    yield "self_attn.k_proj", attention.k_proj
+    yield "self_attn.v_proj", attention.v_proj
+    yield "self_attn.o_proj", attention.o_proj
+    yield "post_attention_layernorm", layer.post_attention_layernorm
+    yield "mlp.up_proj", mlp.up_proj
+    yield "mlp.down_proj", mlp.down_proj
+
+
+def tensors_of(model: NemotronForCausalLM) -> dict[str, Tensor]:
+    """What the model's modules multiply with and add now, by the names of a checkpoint; a tied head too."""
+    body = model.model
+    modules = {EMBEDDING: body.embed_tokens, NORM: body.norm, HEAD: model.lm_head}
+    for index, layer in enumerate(body.layers):
+        modules |= {f"model.layers.{index}.{name}": module for name, module in parts_of(layer)}  # type: ignore[arg-type]
+    found = {}
+    for name, module in modules.items():
+        for kind in ("weight", "bias"):
+            tensor = getattr(module, kind, None)  # an embedding has no bias
+            if tensor is not None:
+                found[f"{name}.{kind}"] = tensor.detach()
+    return found
 
 
 def format_of(dtype: torch.dtype) -> str:
@@ -158,71 +269,83 @@ def from_checkpoint(folder: Path, format: Format | None = None) -> EngineWeights
 
     Raises:
         CheckpointError: something is missing or wrong with the folder.
+        NotFiniteError: weights of `down_proj` are NaN or infinite.
         ValueError: see `quantize.pack`.
     """
     checkpoint = open_hf(folder)
-    chosen = format or format_of(checkpoint.tensors["model.embed_tokens.weight"].dtype)
+    tensors = checkpoint.tensors
+    chosen = format or format_of(tensors[f"{EMBEDDING}.weight"].dtype)
 
-    def rows(lazy: LazyTensor, format: str) -> Matrix:
+    def rows(name: str, format: str) -> Matrix:
+        lazy = tensors[name]
         return pack_blocks(lazy.blocks(), (lazy.shape[0], lazy.shape[1]), format)
 
-    def transposed(lazy: LazyTensor) -> Matrix:
+    def transposed(name: str) -> Matrix:
+        lazy = tensors[name]
         out = pages.empty((lazy.shape[1], lazy.shape[0]), PLAIN.get(chosen, lazy.dtype))
         start = 0
         for block in lazy.blocks():
             out[:, start : start + len(block)] = block.T
             start += len(block)
+        _check_rows(name, out)
         return pack(out, chosen)  # type: ignore[arg-type]
 
-    return _pack(checkpoint.config, checkpoint.tensors.get, transposed, rows, chosen)
+    return _pack(constants_from_config(checkpoint.config), tensors.get, transposed, rows, chosen)
 
 
 def _pack(
-    config: NemotronConfig,
+    constants: Constants,
     get: Callable[[str], Tensor | LazyTensor | None],
-    transposed: Callable[..., Matrix],
-    rows: Callable[..., Matrix],
+    transposed: Callable[[str], Matrix],
+    rows: Callable[[str, str], Matrix],
     format: str,
 ) -> EngineWeights:
-    def matrix(name: str, format: str = format) -> Matrix:
-        found = get(name)
-        assert found is not None, name
-        return rows(found, format)
+    """Weights by name: vectors from `get`, matrices in a format from `rows`, and the other way round."""
 
-    def bias(*names: str) -> Tensor | None:
-        parts = [get(name) for name in names]
-        if parts[0] is None:
+    def bias(*modules: str) -> Tensor | None:
+        parts = [get(f"{module}.bias") for module in modules]
+        if all(part is None for part in parts):
             return None
-        return torch.cat([_fp32(part) for part in parts])
+        sizes = [get(f"{module}.weight").shape[0] for module in modules]  # type: ignore[union-attr]
+        pairs = zip(parts, sizes, strict=True)
+        return torch.cat([torch.zeros(size) if part is None else _fp32(part) for part, size in pairs])
 
-    def norm(name: str) -> Norm:
-        return Norm(_fp32(get(f"{name}.weight")) + 1.0, _fp32(get(f"{name}.bias")))
+    def norm(module: str) -> Norm:
+        return Norm(_fp32(get(f"{module}.weight")) + 1.0, _fp32(get(f"{module}.bias")))
+
+    def heads(module: str) -> int:
+        return get(f"{module}.weight").shape[0] // constants.head_dim  # type: ignore[union-attr]
 
     layers = []
-    for index in range(config.num_hidden_layers):
-        at, heads = f"model.layers.{index}.", kept_heads(config, index)
+    for index in range(constants.num_layers):
+        at = f"model.layers.{index}."
         attn, mlp = f"{at}self_attn.", f"{at}mlp."
-        down = get(f"{mlp}down_proj.weight")
         layers.append(
             LayerWeights(
-                *heads,
+                heads(f"{attn}q_proj"),
+                heads(f"{attn}k_proj"),
                 attention_norm=norm(f"{at}input_layernorm"),
-                **{name: matrix(f"{attn}{name}_proj.weight") for name in "qkvo"},
+                **{name: rows(f"{attn}{name}_proj.weight", format) for name in "qkvo"},
                 mlp_norm=norm(f"{at}post_attention_layernorm"),
-                up=matrix(f"{mlp}up_proj.weight"),
-                down_t=transposed(down),
-                qkv_bias=bias(*(f"{attn}{name}_proj.bias" for name in "qkv")),
-                o_bias=bias(f"{attn}o_proj.bias"),
-                up_bias=bias(f"{mlp}up_proj.bias"),
-                down_bias=bias(f"{mlp}down_proj.bias"),
+                up=rows(f"{mlp}up_proj.weight", format),
+                down_t=transposed(f"{at}{DOWN}"),
+                qkv_bias=bias(*(f"{attn}{name}_proj" for name in "qkv")),
+                o_bias=bias(f"{attn}o_proj"),
+                up_bias=bias(f"{mlp}up_proj"),
+                down_bias=bias(f"{mlp}down_proj"),
             )
         )
-    tied = config.tie_word_embeddings
-    embed = matrix("model.embed_tokens.weight", head_format(format) if tied else format)
-    head = embed if tied else matrix("lm_head.weight", head_format(format))
-    return EngineWeights(config, format, embed, head, norm("model.norm"), layers)
+    embed = rows(f"{EMBEDDING}.weight", head_format(format) if constants.tied else format)
+    head = embed if constants.tied else rows(f"{HEAD}.weight", head_format(format))
+    return EngineWeights(constants, format, embed, head, norm(NORM), layers)
+
+
+def _check_rows(name: str, matrix: Tensor) -> None:
+    """Refuse NaN and infinity where rows of neurons that are zero are skipped: 0 times NaN is NaN."""
+    if matrix.numel() and not all(bool(end.isfinite()) for end in torch.aminmax(matrix)):
+        raise NotFiniteError(f"some numbers of {name} are NaN or infinite")
 
 
 def _fp32(tensor: Tensor | LazyTensor | None) -> Tensor:
     assert tensor is not None
-    return (tensor.load() if isinstance(tensor, LazyTensor) else tensor).float().clone()
+    return (tensor.load() if isinstance(tensor, LazyTensor) else tensor).float().contiguous()

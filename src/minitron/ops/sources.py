@@ -1,9 +1,12 @@
-"""Compiled functions cached on disk that notice changes of what is compiled into them."""
+"""Compiled functions cached on disk that notice changes of what is compiled into them, and what is said meanwhile."""
 
 from __future__ import annotations
 
+import logging
+import threading
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,6 +14,35 @@ from typing import Any
 from numba import njit
 
 from .formats import FAST
+
+SILENT_SECONDS = 0.5
+"""Loading compiled code from the disk takes less, compiling it more."""
+_log = logging.getLogger("minitron")
+_compiled: set[str] = set()
+_telling = threading.Lock()
+
+
+@contextmanager
+def compiling(what: str) -> Iterator[None]:
+    """Say, once a process, that `what` is being compiled if the work of this block takes long."""
+    with _telling:
+        if what in _compiled:
+            known = True
+        else:
+            known = False
+            _compiled.add(what)
+    if known:
+        yield
+        return
+    text = f"compiling {what}, once per machine and version ..."
+    note = threading.Timer(SILENT_SECONDS, _log.warning, [text])
+    note.daemon = True
+    note.start()
+    try:
+        yield
+    finally:
+        note.cancel()
+        note.join()
 
 
 def cached(build: Callable[[int], Any], file: str, *modules: ModuleType) -> Any:

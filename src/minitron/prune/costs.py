@@ -10,8 +10,8 @@ import torch
 
 from ..checkpoint.tensors import Checkpoint
 from ..config import NemotronConfig
-from ..engine.generation import why_not_model
 from ..engine.measure import decode, random_model, read_bandwidth
+from ..engine.models import why_not_model
 from ..engine.weights import from_model
 from ..loading import load
 from .search import BYTES_PER_VALUE, Machine, SearchError

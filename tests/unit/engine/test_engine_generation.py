@@ -194,11 +194,11 @@ def test_packed_weights_go_with_the_model() -> None:
 
     model = tiny_model()
     model.generate(prompt(), max_new_tokens=2)
-    assert model in packed._packed
-    count = len(packed._packed)
+    assert model in packed._copies
+    count = len(packed._copies)
     del model
     gc.collect()
-    assert len(packed._packed) < count
+    assert len(packed._copies) < count
 
 
 def test_an_error_in_the_loop_ends_the_threads() -> None:

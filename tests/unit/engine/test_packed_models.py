@@ -113,3 +113,41 @@ def test_it_decodes_on_a_processor_without_vector_extensions(tmp_path: Path) -> 
     ]
     assert found[0].startswith("cpu [")
     assert found[0] == found[1]
+
+
+EDITS = {
+    "data": lambda p: p.data.zero_(),
+    "data replaced": lambda p: setattr(p, "data", torch.zeros(p.shape)),
+    "in place": lambda p: p.detach().mul_(2),
+    "item": lambda p: p.detach().__setitem__((slice(None), 0), 0),
+    "numpy": lambda p: p.detach().numpy(),
+    "read": lambda p: p.sum(),
+}
+
+
+@pytest.mark.parametrize("how", EDITS)
+def test_weights_that_are_packed_refuse_to_be_read_or_changed(tmp_path: Path, how: str) -> None:
+    tiny_model(torch.bfloat16).save_pretrained(tmp_path)
+    packed = packed_model(tmp_path, "int8")
+    with torch.no_grad(), pytest.raises(ValueError, match="packed and can be neither read nor changed"):
+        EDITS[how](packed.model.layers[0].mlp.down_proj.weight)
+
+
+def test_what_else_is_edited_in_a_packed_model_is_followed_or_refused(tmp_path: Path) -> None:
+    model = tiny_model(torch.bfloat16, partial_rotary_factor=1.0)
+    model.save_pretrained(tmp_path)
+    packed, ids = packed_model(tmp_path), torch.tensor([some_tokens(7)])
+    before = packed.generate(ids, max_new_tokens=20, do_sample=False)
+    for edited in (model, packed):
+        edited.model.rotary_emb.inv_freq.mul_(7.0)
+        for module in edited.modules():
+            if isinstance(module, torch.nn.LayerNorm):
+                module.eps = 1.0
+    ours = packed.generate(ids, max_new_tokens=20, do_sample=False)
+    assert torch.equal(ours, model.generate(ids, max_new_tokens=20, do_sample=False))
+    assert not torch.equal(ours, before)
+    packed.model.layers[0].mlp = torch.nn.Identity()
+    with pytest.raises(ValueError, match="cannot serve this: Identity in place of NemotronMLP"):
+        packed.generate(ids, max_new_tokens=2)
+    with pytest.raises((ValueError, RuntimeError), match="packed"):
+        packed.load_state_dict(model.state_dict())

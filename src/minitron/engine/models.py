@@ -1,0 +1,217 @@
+"""Which models the engine can serve: those whose modules compute exactly what it computes.
+
+Every module that a forward pass goes through is looked at before each call of `generate`: its type, its `forward`, its
+hooks, and the numbers that its `forward` takes from it. What is not as this package made it is left to torch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+
+from ..model import NemotronAttention, NemotronForCausalLM
+from ..ops.autocast import autocast_dtype
+from ..written_code import CLASSES, replaced_code
+from .packed import PackedNemotron
+from .weights import EMBEDDING, HEAD, NORM, WEIGHT_DTYPES, parts_of, tensors_of
+
+# The frequencies of the other types ("dynamic", "longrope") change with the length of the text.
+FIXED_ROTATIONS = ("default", "linear", "yarn", "llama3")
+ATTENTIONS = (None, "eager", "sdpa")
+SAME_IN_TRAINING = (
+    "Linear",
+    "Embedding",
+    "SquaredReLU",
+    "NemotronLayerNorm1P",
+    "NemotronRotaryEmbedding",
+    "NemotronMLP",
+)
+"""Modules that compute the same in training mode, in which each new module begins."""
+PREPARATION = ("prepare_inputs_for_generation", "_update_model_kwargs_for_generation")
+"""Methods of transformers that stand between a request and `forward`; the engine passes them by."""
+
+
+def why_not_model(model: NemotronForCausalLM) -> str:
+    """Why the engine cannot run this model as it is now; empty if it can."""
+    packed = isinstance(model, PackedNemotron)
+    reason = _why_not_code(model, packed) or _why_not_modules(model, packed) or _why_not_constants(model)
+    return reason if reason or packed else _why_not_context() or _why_not_tensors(model)
+
+
+def _why_not_code(model: NemotronForCausalLM, packed: bool) -> str:
+    replaced = replaced_code()
+    if replaced:
+        return f"{replaced} was replaced"
+    if not packed and type(model) is not CLASSES["NemotronForCausalLM"]:
+        return f"the model is a {type(model).__name__}, not a NemotronForCausalLM"
+    for name in PREPARATION:
+        if name in vars(model):
+            return f"the model's {name} was replaced"
+    if nn.modules.module._has_any_global_hook():
+        return "a hook on all modules"
+    return ""
+
+
+def _why_not_context() -> str:
+    """What torch would do to every operation of a forward pass."""
+    if autocast_dtype(torch.empty(0)) is not None:
+        return "autocast"
+    for mode in (*_get_current_dispatch_mode_stack(), *_get_current_function_mode_stack()):
+        if not isinstance(mode, DeviceContext):  # which only says where new tensors are made
+            return f"a {type(mode).__name__}"
+    return ""
+
+
+# --- modules -----------------------------------------------------------------------------------------------------
+
+
+def _why_not_modules(model: NemotronForCausalLM, packed: bool) -> str:
+    body = model.model
+    reason = (
+        _why_not_module(model, None if packed else "NemotronForCausalLM")
+        or _why_not_module(body, "NemotronModel")
+        or _why_not_module(body.embed_tokens, "Embedding")
+        or _why_not_module(body.norm, "NemotronLayerNorm1P")
+        or _why_not_module(body.rotary_emb, "NemotronRotaryEmbedding")
+        or _why_not_module(model.lm_head, "Linear")
+    )
+    if reason:
+        return reason
+    if type(body.layers) is not nn.ModuleList:
+        return f"the layers are a {type(body.layers).__name__}, not a ModuleList"
+    layers: list[Any] = list(body.layers)
+    for layer in layers:
+        reason = (
+            _why_not_module(layer, "NemotronDecoderLayer")
+            or _why_not_module(layer.self_attn, "NemotronAttention")
+            or _why_not_module(layer.mlp, "NemotronMLP")
+        )
+        if reason:
+            return reason
+        if type(layer.mlp.act_fn) is not CLASSES["SquaredReLU"]:
+            act = model.config.hidden_act
+            return f"hidden_act is {act!r}" if act != "relu2" else f"the activation is {layer.mlp.act_fn!r}"
+        for name, module in (*parts_of(layer), ("", layer.mlp.act_fn)):
+            kind = "NemotronLayerNorm1P" if name.endswith("norm") else "Linear" if name else "SquaredReLU"
+            reason = _why_not_module(module, kind)
+            if reason:
+                return reason
+    return ""
+
+
+def _why_not_module(module: nn.Module, kind: str | None) -> str:
+    if kind is not None and type(module) is not CLASSES[kind]:
+        return f"{type(module).__name__} in place of {kind}"
+    state = vars(module)
+    if "forward" in state or "_hf_hook" in state:
+        return f"the forward of a {type(module).__name__} was replaced"
+    if state["training"] and kind not in SAME_IN_TRAINING:
+        return f"a {type(module).__name__} is in training mode"
+    for hooks in (state["_forward_hooks"], state["_forward_pre_hooks"]):
+        if any(not _only_looks(hook) for hook in hooks.values()):
+            return f"a hook on {type(module).__name__}"
+    return ""
+
+
+def _only_looks(hook: Any) -> bool:
+    """Whether a hook is one that transformers leaves on modules whose outputs it was once asked to return."""
+    return getattr(hook, "__module__", "") == "transformers.utils.output_capturing"
+
+
+def _why_not_constants(model: NemotronForCausalLM) -> str:
+    """Numbers that modules take from themselves, where the engine has one for all or one that is fixed."""
+    body = model.model
+    rotary = body.rotary_emb
+    if rotary.rope_type not in FIXED_ROTATIONS:
+        return f"rope_type {rotary.rope_type!r}"
+    if rotary.inv_freq.dim() != 1 or rotary.inv_freq.device.type != "cpu" or not _is_number(rotary.attention_scaling):
+        return "a rotation of another form"
+    if body.embed_tokens.max_norm is not None:
+        return "the embedding has a max_norm"
+    if not getattr(model.config, "is_causal", True):
+        return "config.is_causal is False"
+    if not _is_number(body.norm.eps):
+        return f"the last norm's eps is {body.norm.eps!r}"
+    layers: list[Any] = list(body.layers)
+    for place, layer in enumerate(layers):
+        for norm in (layer.input_layernorm, layer.post_attention_layernorm):
+            if not _is_number(norm.eps) or norm.eps != body.norm.eps:
+                return "norms with several eps"
+        reason = _why_not_attention(layer.self_attn, place, layers[0].self_attn.head_dim)
+        if reason:
+            return reason
+        if 2 * rotary.inv_freq.numel() > layer.self_attn.head_dim:
+            return "a rotation of more channels than a head has"
+    return ""
+
+
+def _why_not_attention(attention: NemotronAttention, place: int, head_dim: int) -> str:
+    implementation = attention.config._attn_implementation
+    if implementation not in ATTENTIONS:
+        return f"attention implementation {implementation!r}"
+    if attention.head_dim != head_dim:
+        return "attention with several head_dim"
+    if not _is_number(attention.scaling) or attention.scaling != head_dim**-0.5:
+        return f"the scaling of an attention is {attention.scaling}"
+    if not attention.is_causal:
+        return "the is_causal of an attention is False"
+    if attention.layer_idx != place:
+        return f"layer {place} has layer_idx {attention.layer_idx}"
+    return ""
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float)
+
+
+# --- tensors -----------------------------------------------------------------------------------------------------
+
+
+def _why_not_tensors(model: NemotronForCausalLM) -> str:
+    tensors = tensors_of(model)
+    dtype = model.model.embed_tokens.weight.dtype
+    if dtype not in WEIGHT_DTYPES:
+        return f"weights in {dtype}"
+    expected = _shapes(model, tensors)
+    for name, tensor in tensors.items():
+        if type(tensor) is not Tensor or tensor.device.type != "cpu" or tensor.layout is not torch.strided:
+            return f"{name} is not a plain tensor on the CPU"
+        if tensor.dtype != dtype and ("norm" not in name or not tensor.is_floating_point()):
+            return f"{name} is {tensor.dtype}, the embedding is {dtype}"
+        if tuple(tensor.shape) != expected.get(name):
+            return f"{name} has the shape {list(tensor.shape)}" if name in expected else f"there is a {name}"
+        if tensor.dim() == 2 and not tensor.is_contiguous():
+            return f"{name} is not contiguous"
+    missing = [name for name in expected if name not in tensors and not name.endswith("proj.bias")]
+    return f"there is no {missing[0]}" if missing else ""
+
+
+def _shapes(model: NemotronForCausalLM, tensors: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Of all that `tensors_of` may have, by name, for the vocabulary, widths and numbers of heads that there are."""
+    V, D = model.model.embed_tokens.weight.shape
+    found: dict[str, tuple[int, ...]] = {f"{EMBEDDING}.weight": (V, D), f"{HEAD}.weight": (V, D)}
+    norms = [NORM]
+    layers: list[Any] = list(model.model.layers)
+    F = layers[0].mlp.up_proj.weight.shape[0] if layers else 0
+    for place, layer in enumerate(layers):
+        at, H = f"model.layers.{place}.", layer.self_attn.head_dim
+        K = tensors[f"{at}self_attn.k_proj.weight"].shape[0] // H
+        N = K * layer.self_attn.num_key_value_groups
+        matrices = {
+            "self_attn.q_proj": (N * H, D),
+            "self_attn.k_proj": (K * H, D),
+            "self_attn.v_proj": (K * H, D),
+            "self_attn.o_proj": (D, N * H),
+            "mlp.up_proj": (F, D),
+            "mlp.down_proj": (D, F),
+        }
+        for name, (rows, columns) in matrices.items():
+            found[f"{at}{name}.weight"] = (rows, columns)
+            found[f"{at}{name}.bias"] = (rows,)
+        norms += [f"{at}input_layernorm", f"{at}post_attention_layernorm"]
+    return found | {f"{norm}.{kind}": (D,) for norm in norms for kind in ("weight", "bias")}

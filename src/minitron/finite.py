@@ -1,0 +1,88 @@
+"""Models whose weights or outputs are not finite: found, and told by name."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from transformers import LogitsProcessor
+
+PIECE = 1 << 24
+"""Numbers that are looked at together: bounds the memory."""
+
+
+class NotFiniteError(ValueError):
+    """A model computes NaN or infinity."""
+
+
+def weights_not_finite(model: nn.Module) -> str:
+    """The first weights that are NaN or infinite, as words for a sentence; empty if there are none.
+
+    Tensors without numbers to look at (of the meta device, sharded, packed) are passed over.
+    """
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if type(tensor) not in (Tensor, nn.Parameter) or tensor.is_meta or not tensor.is_floating_point():
+            continue
+        flat = tensor.detach().reshape(-1)
+        wrong = sum(int((~part.isfinite()).sum()) for part in flat.split(PIECE))
+        if wrong:
+            return f"{wrong:,} of the {flat.numel():,} numbers of {name} are NaN or infinite"
+    return ""
+
+
+def check_weights(models: dict[str, nn.Module]) -> None:
+    """Refuse models with weights that are NaN or infinite.
+
+    Args:
+        models: by what a user calls each, such as "the teacher".
+
+    Raises:
+        NotFiniteError: names the model and its first such tensor.
+    """
+    for who, model in models.items():
+        wrong = weights_not_finite(model)
+        if wrong:
+            raise NotFiniteError(
+                f"{who} cannot be used: {wrong}; the checkpoint is damaged or its training had diverged"
+            )
+
+
+def check_logits(logits: Tensor) -> None:
+    """Refuse logits (..., V) of which a row has no finite largest one: NaN anywhere, or infinity.
+
+    Raises:
+        NotFiniteError: without the cause, which `explain` adds.
+    """
+    if not logits.numel():
+        return
+    largest = logits.amax(-1).flatten()
+    wrong = largest[~largest.isfinite()]
+    if len(wrong):
+        raise NotFiniteError(f"the largest logit is {float(wrong[0])}")
+
+
+def explain(error: NotFiniteError, model: nn.Module) -> NotFiniteError:
+    """The error with its cause: the model's first weights that are not finite, or too narrow a dtype."""
+    wrong = weights_not_finite(model)
+    if not wrong:
+        dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+        wrong = f"all weights are finite, so the numbers between them are too large for {dtype}"
+        wrong += "; try fp32" if dtype.endswith("16") else ""
+    return NotFiniteError(f"{error}: {wrong}")
+
+
+class FiniteLogits(LogitsProcessor):
+    """Passes scores (B, V) on as they are.
+
+    Raises:
+        NotFiniteError: a row of them has no finite largest one.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]
+        """See the class."""
+        try:
+            check_logits(scores)
+        except NotFiniteError as error:
+            raise explain(error, self._model) from None
+        return scores

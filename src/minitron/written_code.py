@@ -1,0 +1,55 @@
+"""The code of a forward pass as this package and torch wrote it, to tell when somebody has replaced some of it.
+
+The decode engine computes what that code computes. A method or function that was replaced since (`NemotronMLP.forward =
+...`, `minitron.model.apply_rotary = ...`, `torch.nn.functional.linear = ...`) means that it must leave the model to
+torch. What was replaced before the package was imported, or inside of torch, cannot be seen.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import FunctionType
+from typing import Any
+
+from torch import nn
+
+from .framework import ALL_ATTENTION_FUNCTIONS
+
+CLASSES: dict[str, type[nn.Module]] = {"Linear": nn.Linear, "Embedding": nn.Embedding}
+"""The classes of which language models are made, by name."""
+
+_MATHEMATICS = tuple(f"{__package__}.ops.{name}" for name in ("act", "attention", "autocast", "norm", "rope"))
+_OF_TORCH = ("linear", "embedding", "layer_norm", "relu", "scaled_dot_product_attention")
+_INHERITED = ("forward", "__call__", "prepare_inputs_for_generation", "_update_model_kwargs_for_generation")
+_ATTENTIONS = ("eager", "sdpa")
+
+_written: list[tuple[Any, str, Any]] = []
+"""Owner, name and value of each function."""
+_attentions: dict[str, Any] = {}
+
+
+def record(module: str) -> None:
+    """Remember the functions of a module, of the modules with its mathematics and of its classes as they are now."""
+    for name in (module, *_MATHEMATICS):
+        owner = sys.modules.get(name) or importlib.import_module(name)
+        _written.extend((owner, key, value) for key, value in vars(owner).items() if isinstance(value, FunctionType))
+    found = vars(sys.modules[module])
+    CLASSES.update({name: x for name, x in found.items() if isinstance(x, type) and issubclass(x, nn.Module)})
+    for kind in CLASSES.values():
+        names = {key for key, value in vars(kind).items() if isinstance(value, FunctionType)}
+        names |= {key for key in _INHERITED if hasattr(kind, key)}
+        _written.extend((kind, key, getattr(kind, key)) for key in sorted(names))
+    _written.extend((nn.functional, name, getattr(nn.functional, name)) for name in _OF_TORCH)
+    _attentions.update({name: ALL_ATTENTION_FUNCTIONS.get(name) for name in _ATTENTIONS})
+
+
+def replaced_code() -> str:
+    """The name of a function that is no longer the one that was recorded; empty if all are."""
+    for owner, name, value in _written:
+        if getattr(owner, name, None) is not value:
+            return f"{owner.__name__}.{name}"
+    for name, value in _attentions.items():
+        if ALL_ATTENTION_FUNCTIONS.get(name) is not value:
+            return f"the attention function {name!r}"
+    return ""
