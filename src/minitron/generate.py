@@ -9,67 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
+from transformers import PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import TextIteratorStreamer
 
 from .decoding import GenerationReport
 from .model import NemotronForCausalLM
+from .sampling_settings import SamplingSettings, also_from
 
-
-@dataclass(frozen=True)
-class SamplingSettings:
-    """How the next token is chosen."""
-
-    max_new_tokens: int = 128
-    """Tokens to write at most; fewer where the context ends."""
-    temperature: float = 0.8
-    """0 is greedy decoding; 1 the model's own distribution."""
-    top_p: float = 1.0
-    """Keep the most probable tokens that together have this probability."""
-    top_k: int = 0
-    """Keep this many most probable tokens; 0 keeps all."""
-    min_p: float = 0.0
-    """Keep tokens at least this share of the most probable one's probability."""
-    repetition_penalty: float = 1.0
-    """Above 1, tokens already present become less likely."""
-    seed: int | None = None
-    """Same seed, same machine, same text; None draws one."""
-    stop: tuple[str, ...] = ()
-    """Stop after any of these strings has been written."""
-
-    def __post_init__(self) -> None:
-        limits = {
-            "max_new_tokens": (1, None),
-            "temperature": (0, None),
-            "top_p": (0, 1),
-            "top_k": (0, None),
-            "min_p": (0, 1),
-        }
-        for name, (low, high) in limits.items():
-            value = getattr(self, name)
-            if value < low or (high is not None and value > high):
-                allowed = f"at least {low}" if high is None else f"from {low} to {high}"
-                raise ValueError(f"{name} is {value}; it must be {allowed}")
-        if self.top_p == 0:
-            raise ValueError("top_p is 0, which keeps no token; it must be greater than 0")
-        if "" in self.stop:
-            raise ValueError("stop contains an empty string, which every text contains")
-        if self.repetition_penalty <= 0:
-            raise ValueError(f"repetition_penalty is {self.repetition_penalty}; it must be greater than 0")
-
-    def generation_config(self, base: GenerationConfig, room: int) -> GenerationConfig:
-        """These settings over `base`, for at most `room` new tokens."""
-        config = GenerationConfig.from_dict(base.to_dict())
-        config.max_new_tokens = min(self.max_new_tokens, room)
-        config.max_length = None
-        config.do_sample = self.temperature > 0
-        config.temperature = self.temperature if self.temperature > 0 else None
-        config.top_p = self.top_p if config.do_sample else None
-        config.top_k = (self.top_k or None) if config.do_sample else None
-        config.min_p = (self.min_p or None) if config.do_sample else None
-        config.repetition_penalty = self.repetition_penalty
-        config.stop_strings = list(self.stop) or None
-        return config
+__all__ = ["SamplingSettings", "Summary", "TextStream", "context_room", "encode_prompt"]
 
 
 @dataclass(frozen=True)
@@ -81,7 +28,7 @@ class Summary:
     seconds: float
     """From the call to the last token, prompt included."""
     first_token_seconds: float
-    """From the call to the first piece of text."""
+    """From the call to the first new token: reading the prompt. What is compiled before does not count."""
     engine: str
     """What decoded: "cpu", "reference" or "transformers"; see `decoding.GenerationReport`."""
     zero_fraction: float | None
@@ -90,6 +37,8 @@ class Summary:
     """Share of drafted tokens that stayed; None without speculation."""
     tokens_per_step: float | None = None
     """Tokens that a step of the model gave; None without speculation."""
+    load: str = ""
+    """What else the machine did meanwhile, so that the times say little; empty if nothing is known of it."""
 
     @property
     def tokens_per_second(self) -> float:
@@ -98,15 +47,20 @@ class Summary:
 
     @property
     def decode_tokens_per_second(self) -> float:
-        """New tokens after the first piece of text, over the time since then: without prompt and compilation."""
+        """New tokens after the first over the time since then: without prompt and compilation. 0 for one token."""
         rest = self.seconds - self.first_token_seconds
-        return (self.new_tokens - 1) / rest if rest > 0 else 0.0
+        return (self.new_tokens - 1) / rest if rest > 0 and self.new_tokens > 1 else 0.0
 
 
 class TextStream:
     """An iterator over pieces of text as they are written; `summary` and `text` are there when it has ended.
 
     Closing it, or leaving its `with` block, stops the generation.
+
+    Attributes:
+        settings: those that have an effect.
+        from_checkpoint: what else holds, by transformers' names: see `sampling_settings.also_from`.
+        notes: sentences on what the checkpoint asks for and does not get.
     """
 
     def __init__(
@@ -135,35 +89,40 @@ class TextStream:
         self._output: Any = None
         self._report: GenerationReport | None = None
         room = context_room(len(prompt_ids), model.config.max_position_embeddings)
-        config = settings.generation_config(model.generation_config, room)  # type: ignore[arg-type]
+        config: Any = model.generation_config
+        arguments = settings.arguments(config, room)
+        self.settings = settings.effective
+        self.from_checkpoint = also_from(config) if settings.checkpoint else {}
+        self.notes = settings.notes(config)
+        ends = config.eos_token_id
+        ends = [ends] if isinstance(ends, int) else list(ends or [])
         if stop_ids:
-            ends = config.eos_token_id
-            ends = [ends] if isinstance(ends, int) else list(ends or [])
-            config.eos_token_id = sorted({*ends, *stop_ids})
+            arguments["eos_token_id"] = sorted({*ends, *stop_ids})
         if config.pad_token_id is None:
-            config.pad_token_id = 0  # one row is never padded; this only keeps the library from warning
-        self._streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)  # type: ignore[arg-type]
+            arguments["pad_token_id"] = 0  # one row is never padded; this only keeps the library from warning
+        self._streamer = _TimedStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)  # type: ignore[arg-type]
         ids = torch.tensor([prompt_ids], device=model.device)
         if settings.seed is not None:
             torch.manual_seed(settings.seed)
+        if model.device.type == "cpu":  # compiles, and says so, before any text is written
+            from .engine.generation import prepare
+
+            prepare(model, draft)
         self._started = time.perf_counter()
-        words: dict[str, Any] = {"draft": draft}
-        if settings.stop:
-            words["tokenizer"] = tokenizer  # looks the strings up in the vocabulary
-        self._thread = threading.Thread(target=self._run, args=(model, ids, config, words), daemon=True)
+        arguments |= {"draft": draft}
+        if arguments["stop_strings"]:
+            arguments["tokenizer"] = tokenizer  # looks the strings up in the vocabulary
+        self._thread = threading.Thread(target=self._run, args=(model, ids, arguments), daemon=True)
         self._thread.start()
 
-    def _run(
-        self, model: NemotronForCausalLM, ids: torch.Tensor, config: GenerationConfig, words: dict[str, Any]
-    ) -> None:
+    def _run(self, model: NemotronForCausalLM, ids: torch.Tensor, arguments: dict[str, Any]) -> None:
         try:
             self._output = model.generate(
                 ids,
                 attention_mask=torch.ones_like(ids),
-                generation_config=config,
                 streamer=self._streamer,
                 stopping_criteria=StoppingCriteriaList([_Stopped(self._stop)]),
-                **words,
+                **arguments,
             )
             self._report = model.last_generation
         except BaseException as error:  # carried over to the reader's thread
@@ -171,24 +130,22 @@ class TextStream:
             self._streamer.end()
 
     def __iter__(self) -> Iterator[str]:
-        first = None
         for piece in self._streamer:
             if piece:
-                first = first or time.perf_counter()
                 self.text += piece
                 yield piece
         self._thread.join()
         if self._error is not None:
             raise self._error
-        ended = time.perf_counter()
+        times = self._streamer
         new = self._output.shape[1] - self._prompt_tokens
         report = self._report
         speculation = report.speculation if report else None
         self.summary = Summary(
             self._prompt_tokens,
             new,
-            ended - self._started,
-            (first or ended) - self._started,
+            times.last - self._started,
+            times.first - self._started,
             report.engine if report else "transformers",
             report.zero_fraction if report else None,
             speculation.acceptance_rate if speculation else None,
@@ -205,6 +162,19 @@ class TextStream:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class _TimedStreamer(TextIteratorStreamer):
+    """Knows when the first and the last new token came; pieces of text come later, at the ends of words."""
+
+    first = last = 0.0
+
+    def put(self, value: torch.Tensor) -> None:
+        """The prompt, and then each new token."""
+        if not self.next_tokens_are_prompt:
+            self.last = time.perf_counter()
+            self.first = self.first or self.last
+        super().put(value)
 
 
 class _Stopped(StoppingCriteria):

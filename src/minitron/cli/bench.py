@@ -57,9 +57,9 @@ def bench(
     import torch
 
     from ..engine.measure import compare
+    from ..engine.models import why_not_model
     from ..engine.packed import weights_of
     from ..engine.peers import TransformersPeer, llama_peer
-    from ..engine.requests import why_not_model
 
     subject, name, weights = _subject(model, preset, random_weights, zeros, layers)
     reason = why_not_model(subject)

@@ -16,8 +16,12 @@ def chat(
     model: Optional[str] = ModelArgument,  # noqa: UP045 (typer reads this annotation at run time)
     system: str = typer.Option("", "--system", help="What the assistant is told first."),
     max_new_tokens: int = typer.Option(256, "--max-new-tokens", "--max-tokens", "-n", help="Longest reply, in tokens."),
-    temperature: float = typer.Option(0.7, help="0 is greedy; higher is more varied."),
-    top_p: float = typer.Option(0.95, help="Keep the most probable tokens of this total probability."),
+    temperature: Optional[float] = typer.Option(  # noqa: UP045
+        None, help="0 is greedy; higher is more varied; if left out the checkpoint's own, or 0.7."
+    ),
+    top_p: Optional[float] = typer.Option(  # noqa: UP045
+        None, help="Keep the most probable tokens of this total probability; if left out the checkpoint's own, or 0.95."
+    ),
     seed: Optional[int] = typer.Option(None, help="Same seed, same machine, same replies."),  # noqa: UP045
     dtype: str = DtypeOption,
     device: str = DeviceOption,
@@ -31,9 +35,10 @@ def chat(
       minitron chat path/to/checkpoint --system "Answer in one sentence."
     """
     locate(model)
-    from ..generate import SamplingSettings
+    from ..sampling_settings import SamplingSettings
 
-    settings = SamplingSettings(max_new_tokens, temperature, top_p, seed=seed)
+    given = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
+    SamplingSettings(**{name: value for name, value in given.items() if value is not None})  # refuses early
     quiet_libraries()
     from ..chat import TURN_MARK
     from ..loading import load
@@ -44,6 +49,10 @@ def chat(
             f"{model}: the tokenizer has no chat template and no {TURN_MARK}; "
             f"this checkpoint cannot chat, use `minitron generate`"
         )
+    config: Any = loaded.model.generation_config
+    settings = SamplingSettings.for_model(config, given, {"temperature": 0.7, "top_p": 0.95})
+    for note in settings.notes(config):
+        typer.echo(f"note: {note}", err=True)
     if model is None:
         typer.echo("The bundled model is small and was only taught to go on with a story; expect no answers.", err=True)
     start: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []

@@ -8,12 +8,15 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
 from ..checkpoint.limits import CheckpointNote
 from ..files import WriteError
+
+if TYPE_CHECKING:
+    from ..generate import Summary
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -96,6 +99,14 @@ def say(sentence: str) -> None:
 def print_json(value: Any) -> None:
     """One JSON object on stdout."""
     typer.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def speed_of(summary: Summary) -> str:
+    """What a generation took, in words: the first token, whose time is that of the prompt, apart from the others."""
+    text = f"{summary.new_tokens} tokens, the first after {summary.first_token_seconds:.2f} s"
+    if summary.decode_tokens_per_second:
+        text += f", then {summary.decode_tokens_per_second:,.0f} tokens/s"
+    return text + (f" ({summary.load})" if summary.load else "")
 
 
 def human_bytes(count: float) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from .common import human_bytes, human_count, quiet_libraries, sentence_errors
+from .common import human_bytes, human_count, quiet_libraries, sentence_errors, speed_of
 from .invocation import program
 
 if TYPE_CHECKING:
@@ -62,4 +62,4 @@ def _write(title: str, folder: Path, prompt: str, settings: SamplingSettings) ->
             sys.stdout.flush()
     summary = stream.summary
     if summary is not None:
-        typer.echo(f"\n\n{summary.new_tokens} tokens, {summary.decode_tokens_per_second:.0f} per second.\n")
+        typer.echo(f"\n\n{speed_of(summary)}.\n")

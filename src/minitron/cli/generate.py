@@ -18,6 +18,7 @@ from .common import (
     quiet_libraries,
     say,
     sentence_errors,
+    speed_of,
 )
 
 
@@ -25,12 +26,23 @@ from .common import (
 def generate(
     model: Optional[str] = ModelArgument,  # noqa: UP045 (typer reads this annotation at run time)
     prompt: str = typer.Option(..., "--prompt", "-p", help="Text to continue; `-` reads it from stdin."),
-    max_new_tokens: int = typer.Option(128, "--max-new-tokens", "--max-tokens", "-n", help="Tokens to write at most."),
-    temperature: float = typer.Option(0.8, help="0 is greedy; higher is more varied."),
-    top_p: float = typer.Option(0.95, help="Keep the most probable tokens of this total probability."),
-    top_k: int = typer.Option(0, help="Keep this many most probable tokens; 0 keeps all."),
-    min_p: float = typer.Option(0.0, help="Keep tokens of at least this share of the best one's probability."),
-    repetition_penalty: float = typer.Option(1.0, help="Above 1, words already present become less likely."),
+    max_new_tokens: Optional[int] = typer.Option(  # noqa: UP045
+        None, "--max-new-tokens", "--max-tokens", "-n", help="Tokens to write at most; 128."
+    ),
+    temperature: Optional[float] = typer.Option(None, help="0 is greedy; higher is more varied; 0.8."),  # noqa: UP045
+    top_p: Optional[float] = typer.Option(  # noqa: UP045
+        None, help="Keep the most probable tokens of this total probability; 1 keeps all; 0.95."
+    ),
+    top_k: Optional[int] = typer.Option(None, help="Keep this many most probable tokens; 0, which keeps all."),  # noqa: UP045
+    min_p: Optional[float] = typer.Option(  # noqa: UP045
+        None, help="Keep tokens of at least this share of the best one's probability; 0, which keeps all."
+    ),
+    repetition_penalty: Optional[float] = typer.Option(  # noqa: UP045
+        None, help="Above 1, words already present become less likely; 1."
+    ),
+    recommended: bool = typer.Option(
+        True, help="Take what the checkpoint's generation_config.json asks for where no option is given."
+    ),
     seed: Optional[int] = typer.Option(None, help="Same seed, same machine, same text."),  # noqa: UP045
     stop: Optional[list[str]] = typer.Option(None, help="Stop after this string; may be repeated."),  # noqa: B008, UP045
     speculate: Optional[str] = typer.Option(  # noqa: UP045
@@ -45,6 +57,8 @@ def generate(
     as_json: bool = JsonOption,
 ) -> None:
     """Continue a text; it appears as it is written.
+
+    Settings that are not given are those of the checkpoint's generation_config.json, or the numbers named below.
 
     Examples:
 
@@ -63,21 +77,36 @@ def generate(
     locate(model)
     for name in [] if speculate in (None, "default", "lookup", "self") else [speculate]:
         locate(name)
+    given = {
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+        "seed": seed,
+        "stop": tuple(stop or ()),
+        "checkpoint": recommended,
+    }
+    from ..sampling_settings import SamplingSettings
+
+    SamplingSettings(**{name: value for name, value in given.items() if value is not None})  # refuses early
     text = sys.stdin.read() if prompt == "-" else prompt
     if not text.strip():
         raise ValueError("the prompt is empty; give some text to go on from")
-    from ..generate import SamplingSettings, TextStream, encode_prompt
-
-    settings = SamplingSettings(
-        max_new_tokens, temperature, top_p, top_k, min_p, repetition_penalty, seed, tuple(stop or ())
-    )
     quiet_libraries()
+    from ..generate import TextStream, encode_prompt
     from ..loading import load
 
     loaded = load(model, dtype=dtype, device=device, format=format, say=say)
     ids = encode_prompt(loaded.tokenizer, text)
     draft = None if speculate is None else _draft(speculate, loaded)
+    config: Any = loaded.model.generation_config
+    settings = SamplingSettings.for_model(config, given, {"temperature": 0.8, "top_p": 0.95})
     stream = TextStream(loaded.model, loaded.tokenizer, ids, settings, draft=draft)
+    for note in stream.notes:
+        typer.echo(f"note: {note}", err=True)
+    chosen = {"settings": asdict(stream.settings), "from_checkpoint": stream.from_checkpoint, "notes": stream.notes}
     about = {"model": str(model or "bundled"), "prompt": text}
     try:
         with stream:
@@ -90,7 +119,7 @@ def generate(
     except KeyboardInterrupt:
         # The text so far is on the terminal already.
         if as_json:
-            print_json({**about, "text": stream.text, "settings": asdict(settings), "interrupted": True})
+            print_json({**about, "text": stream.text, **chosen, "interrupted": True})
         raise
     summary = stream.summary
     if summary is None:
@@ -100,14 +129,15 @@ def generate(
             {
                 **about,
                 "text": stream.text,
-                "settings": asdict(settings),
+                **chosen,
                 **asdict(summary),
                 "tokens_per_second": summary.tokens_per_second,
+                "decode_tokens_per_second": summary.decode_tokens_per_second,
             }
         )
     else:
         typer.echo()
-        line = f"{summary.new_tokens} tokens in {summary.seconds:.1f} s, {summary.tokens_per_second:.0f} tokens/s"
+        line = speed_of(summary)
         if summary.zero_fraction is not None:
             line += f"; {summary.zero_fraction:.0%} of the MLP neurons were zero"
         if summary.tokens_per_step is not None:

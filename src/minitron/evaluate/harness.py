@@ -19,6 +19,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from transformers import PreTrainedTokenizerBase
 
 from ..model import NemotronForCausalLM
+from ..sampling_settings import NEUTRAL
 from .answers import Answers
 from .loglikelihood import Request, loglikelihoods, was_truncated
 from .quick import prefix_token
@@ -240,7 +241,7 @@ class MinitronLM(TemplateLM):
             pad_token_id=self.eot_token_id if pad is None else pad,
             stop_strings=until,
             tokenizer=self.tokenizer,
-            **settings,
+            **{**NEUTRAL, **settings},  # the task's settings, and nothing that the checkpoint recommends
         )
         text = self.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
         return postprocess_generated_text(text, until, None)  # type: ignore[arg-type]

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..model import NemotronForCausalLM
+from ..sampling_settings import NEUTRAL
 from ..tokenizer import tokenizer_difference
 from .scoring import logit_chunks, pair_scores
 
@@ -333,6 +334,7 @@ def _continue(
         do_sample=False,
         max_new_tokens=min(max_new_tokens, room),
         pad_token_id=0 if model.config.pad_token_id is None else model.config.pad_token_id,
+        **NEUTRAL,
     )
     return out[0, ids.shape[1] :].tolist()
 

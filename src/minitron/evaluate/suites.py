@@ -19,7 +19,7 @@ PERCENT = 100.0
 MMLU_SUBJECTS = 57
 XLSUM_EVERY = 5
 """One document in so many is used: 20% of the test set."""
-SAMPLING = {"do_sample": True, "temperature": 0.2, "top_p": 0.95}
+SAMPLING = {"do_sample": True, "temperature": 0.2, "top_p": 0.95, "top_k": 0}
 """Of HumanEval with more than one sample per problem (Chen et al. 2021 find 0.2 best for pass@1)."""
 
 
