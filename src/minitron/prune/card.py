@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import NemotronConfig
+from ..files.links import leads_inside
 from ..version import __version__
 from .architecture import Architecture
 from .plan import PrunePlan
@@ -17,6 +18,7 @@ from .search import Machine
 FOLDER = "pruning"
 """Of the files beside the checkpoint: in a folder of their own, since readers that take every *.safetensors file for
 weights would take the importance scores for them too."""
+CARD = "README.md"
 PLAN, SCORES, CANDIDATES = "plan.json", "importance.safetensors", "candidates.jsonl"
 _PARTS = ("embedding", "attention", "mlp", "norms", "lm_head")
 
@@ -131,8 +133,9 @@ def model_card(
 
 def _front_matter(source: Path) -> list[str]:
     """The source's licence, language and tags of use, which hold for a part of it too."""
-    card = source / "README.md"
-    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+    card = source / CARD
+    own = card.is_file() and leads_inside(card, source)
+    text = card.read_text(encoding="utf-8", errors="replace") if own else ""
     match = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
     wanted = re.compile(r"(license|license_name|license_link|language|pipeline_tag):\s*\S")
     kept = [line for line in (match[1] if match else "").splitlines() if wanted.match(line)]

@@ -19,9 +19,10 @@ from ..checkpoint.hf import open_hf
 from ..config import NemotronConfig
 from ..data import TokenFolder
 from ..files import check_target, locked, new_folder, require_folder_name, writing
+from ..files.links import leads_inside
 from . import costs
 from .architecture import Architecture, parse_axes
-from .card import CANDIDATES, FOLDER, PLAN, SCORES, Facts, model_card, text_table
+from .card import CANDIDATES, CARD, FOLDER, PLAN, SCORES, Facts, model_card, text_table
 from .choose import make_plan, scores_hash, sorted_plan
 from .compensation import compensate
 from .head_loss import judge
@@ -366,12 +367,13 @@ class PruneJob:
 
     def _copy_terms(self, draft: Path) -> None:
         """Files of the source that its licence may ask to pass on, and its card."""
-        for pattern in ("LICENSE*", "LICENCE*", "NOTICE*"):
-            for path in self.source.glob(pattern):
-                if path.is_file():
-                    shutil.copyfile(path, draft / path.name)
-        if (self.source / "README.md").is_file():
-            shutil.copyfile(self.source / "README.md", draft / FOLDER / "source-card.md")
+        terms = [path for pattern in ("LICENSE*", "LICENCE*", "NOTICE*") for path in self.source.glob(pattern)]
+        places = {path: draft / path.name for path in terms} | {self.source / CARD: draft / FOLDER / "source-card.md"}
+        for path, place in places.items():
+            if path.is_file() and leads_inside(path, self.source):
+                shutil.copyfile(path, place)
+            elif path.is_symlink():
+                self.notes.append(f"`{path.name}` of the source is a link to elsewhere and was not copied.")
 
     def _facts(self, folder: Path, config: NemotronConfig, weight_bytes: int) -> Facts:
         loss = speed = None
@@ -400,7 +402,7 @@ class PruneJob:
             settings["text"] = self.texts.about
             settings["calibration_hash"] = batch_digest(self.texts.calibration)
         card = model_card(self.source, plan, before, after, settings, self.notes)
-        (draft / "README.md").write_text(card, encoding="utf-8")
+        (draft / CARD).write_text(card, encoding="utf-8")
 
 
 def _number(score: float) -> float | None:
