@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 SYSTEM_MARK = "<extra_id_0>"
@@ -20,27 +21,50 @@ _ROLES = {"User": "user", "Assistant": "assistant", "Tool": "tool"}
 def parse_reply(text: str) -> dict[str, Any]:
     """An assistant message from generated text: `content`, and `tool_calls` where there are any.
 
-    What follows the next turn mark is dropped. A call that is not a JSON object with a `name` stays in the content.
+    What follows the next turn mark is dropped. Between <toolcall> marks stands a call or a list of calls: JSON objects
+    with a `name` and `arguments` (or `parameters`), as they are or under `function`. What is none stays in the content.
     """
     text = text.split(TURN_MARK, 1)[0].removesuffix("</s>")
     calls: list[dict[str, Any]] = []
 
     def take(match: re.Match[str]) -> str:
-        try:
-            call = json.loads(match.group(1))
-        except json.JSONDecodeError:
-            return match.group(0)
-        if not isinstance(call, dict) or not isinstance(call.get("name"), str):
-            return match.group(0)
-        function = {"name": call["name"], "arguments": call.get("arguments", {})}
-        calls.append({"type": "function", "function": function})
-        return ""
+        found = _calls(match.group(1))
+        calls.extend({"type": "function", "function": call} for call in found or [])
+        return match.group(0) if found is None else ""
 
     content = _TOOL_CALL.sub(take, text).strip()
     message: dict[str, Any] = {"role": "assistant", "content": content}
     if calls:
         message["tool_calls"] = calls
     return message
+
+
+def _calls(text: str) -> list[dict[str, Any]] | None:
+    """The calls in a text between marks, each with `name` and `arguments`; None unless all of it is calls."""
+    try:
+        values = json.loads(text)
+    except (json.JSONDecodeError, RecursionError):
+        return None
+    found = [_call(value) for value in (values if isinstance(values, list) else [values])]
+    return [call for call in found if call is not None] if found and None not in found else None
+
+
+def _call(value: Any) -> dict[str, Any] | None:
+    if isinstance(value, dict) and isinstance(value.get("function"), dict):
+        value = value["function"]
+    if not isinstance(value, dict) or not isinstance(value.get("name"), str):
+        return None
+    given = [value[key] for key in ("arguments", "parameters") if key in value]
+    if len(given) > 1 and given[0] != given[1]:
+        return None  # which of the two is meant cannot be told
+    arguments = given[0] if given else {}
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except (json.JSONDecodeError, RecursionError):
+            return None
+    arguments = {} if arguments is None else arguments
+    return {"name": value["name"], "arguments": arguments} if isinstance(arguments, dict) else None
 
 
 def parse_conversation(text: str) -> dict[str, Any]:
@@ -59,10 +83,48 @@ def parse_conversation(text: str) -> dict[str, Any]:
     messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
     for index, turn in enumerate(turns):
         heading, _, body = turn.partition("\n")
+        if index == len(turns) - 1 and not body and heading in ("", "Assistant"):
+            break  # the mark that ends the last turn, or the prompt to go on
         if heading not in _ROLES:
             raise ValueError(f"turn {index} is headed {heading[:20]!r}; known headings are {', '.join(_ROLES)}")
-        if heading == "Assistant" and not body and index == len(turns) - 1:
-            break  # the prompt to go on
         role = _ROLES[heading]
         messages.append(parse_reply(body) if role == "assistant" else {"role": role, "content": body.strip()})
     return {"messages": messages, "tools": tools, "contexts": contexts}
+
+
+Message = dict[str, Any]
+
+
+def fit_conversation(
+    messages: Sequence[Message], count: Callable[[list[Message]], int], context: int, reserve: int
+) -> tuple[list[Message], int]:
+    """As much of a conversation as fits, with the number of turns that were dropped: the oldest ones.
+
+    The system message and the last turn always stay. A turn is a user's message and what follows it.
+
+    Args:
+        messages: ends with the message to answer.
+        count: tokens of a conversation, the heading of the answer included.
+        context: tokens that the model can hold.
+        reserve: tokens to leave for the answer, as long as there is a turn that can be dropped.
+
+    Raises:
+        ValueError: the last message alone leaves no room for a single token.
+    """
+    kept = list(messages)
+    first = 1 if kept and kept[0]["role"] == "system" else 0
+    dropped = 0
+    size = count(kept)
+    while size + reserve > context:
+        after = next((i for i in range(first + 1, len(kept)) if kept[i]["role"] == "user"), None)
+        if after is None:
+            break
+        del kept[first:after]
+        dropped += 1
+        size = count(kept)
+    if size >= context:
+        raise ValueError(
+            f"the message is too long: {size} tokens with its headings, and the model's context is {context}; "
+            f"it was left out, the conversation goes on without it"
+        )
+    return kept, dropped

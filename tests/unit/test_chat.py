@@ -13,9 +13,10 @@ from jinja2.exceptions import TemplateError
 from tokenizer_samples import small_tokenizer
 from transformers import PreTrainedTokenizerFast
 
+import minitron.assets
 from minitron import load_tokenizer
 from minitron.assets import chat_template
-from minitron.chat import parse_conversation, parse_reply
+from minitron.chat import fit_conversation, parse_conversation, parse_reply
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +27,9 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 _BARE = small_tokenizer()
+BUNDLED_TEMPLATES = [
+    (Path(minitron.assets.__file__).parent / name / "chat_template.jinja").read_text() for name in ("default", "half")
+]
 
 
 def render(messages: list[dict[str, Any]], prompt: bool = False, **extra: Any) -> str:
@@ -114,7 +118,7 @@ def test_tool_calls_without_the_function_envelope_and_several_of_them() -> None:
     assert text.endswith(
         "<extra_id_1>Assistant\nLet me see.\n"
         '<toolcall> {"name": "weather", "arguments": {}} </toolcall>\n'
-        '<toolcall> {"name": "add", "arguments": {"a": 1}} </toolcall>\n'
+        '<toolcall> {"name": "add", "arguments": {"a": 1}} </toolcall>\n<extra_id_1>'
     )
 
 
@@ -167,7 +171,34 @@ def test_the_words_of_the_assistant_can_be_told_from_the_rest(tokenizer: PreTrai
         messages, return_dict=True, return_assistant_tokens_mask=True, return_tensors=None
     )
     said = [i for i, mine in zip(out["input_ids"], out["assistant_masks"], strict=True) if mine]
-    assert tokenizer.decode(said) == 'jumps over\n<toolcall> {"name": "f", "arguments": {"x": 1}} </toolcall>\n'
+    assert tokenizer.decode(said) == (
+        'jumps over\n<extra_id_1><toolcall> {"name": "f", "arguments": {"x": 1}} </toolcall>\n<extra_id_1>'
+    )
+
+
+@pytest.mark.parametrize("template", [chat_template(), *BUNDLED_TEMPLATES], ids=["ours", "default", "half"])
+@pytest.mark.parametrize("last", ["assistant", "user", "tool"])
+def test_what_the_assistant_learns_ends_with_the_end_of_its_turn(
+    tokenizer: PreTrainedTokenizerFast, template: str, last: str
+) -> None:
+    """Each stretch of the mask is what follows the heading, up to the token at which generation stops."""
+    messages = [user("the fox"), assistant("jumps over"), user("and"), assistant("the dog", call("f", {"x": 1}))]
+    messages += {"assistant": [], "user": [user("well")], "tool": [{"role": "tool", "content": "7"}]}[last]
+    out = tokenizer.apply_chat_template(
+        messages, chat_template=template, return_dict=True, return_assistant_tokens_mask=True, return_tensors=None
+    )
+    mark = tokenizer.convert_tokens_to_ids("<extra_id_1>")
+    ids, mask = out["input_ids"], [*out["assistant_masks"], 0]
+    ends = [ids[i] for i in range(len(ids)) if mask[i] and not mask[i + 1]]
+    begins = [i for i in range(len(ids)) if mask[i] and not (i and mask[i - 1])]
+    assert ends == [mark, mark]
+    assert all(tokenizer.decode(ids[:i]).endswith("<extra_id_1>Assistant\n") for i in begins)
+    assert sum(i == mark for i, mine in zip(ids, out["assistant_masks"], strict=True) if mine) == 2
+    # A prompt is the same text up to where the assistant goes on.
+    prompt = tokenizer.apply_chat_template(
+        messages[:3], chat_template=template, tokenize=False, add_generation_prompt=True
+    )
+    assert tokenizer.decode(ids).startswith(prompt)
 
 
 # --- and back ---------------------------------------------------------------------------------------------------
@@ -236,7 +267,41 @@ def test_calls_in_a_reply() -> None:
     assert message["content"].split() == ["First", "and"]
 
 
-@pytest.mark.parametrize("broken", ["{", "[1]", '{"arguments": {}}', '{"name": 3}', "words"])
+WEATHER_CALL = call("weather", {"town": "Paris"})
+
+
+@pytest.mark.parametrize(
+    "inside",
+    [
+        '{"name": "weather", "arguments": {"town": "Paris"}}',
+        '{"name": "weather", "parameters": {"town": "Paris"}}',
+        '{"name": "weather", "arguments": "{\\"town\\": \\"Paris\\"}"}',
+        '{"type": "function", "function": {"name": "weather", "parameters": {"town": "Paris"}}}',
+        '{"function": {"name": "weather", "arguments": {"town": "Paris"}}, "id": "1"}',
+        '[{"name": "weather", "arguments": {"town": "Paris"}}]',
+        '{"name": "weather", "arguments": {"town": "Paris"}, "parameters": {"town": "Paris"}}',
+    ],
+)
+def test_the_ways_to_write_a_call(inside: str) -> None:
+    message = parse_reply(f"So: <toolcall> {inside} </toolcall>\n")
+    assert message == {"role": "assistant", "content": "So:", "tool_calls": [WEATHER_CALL]}
+
+
+def test_lists_of_calls_and_several_blocks() -> None:
+    two = '[{"name": "f", "parameters": {"a": 1}}, {"function": {"name": "g", "arguments": null}}]'
+    message = parse_reply(f'<toolcall>{two}</toolcall> then <toolcall>{{"name": "h"}}</toolcall>')
+    assert message["tool_calls"] == [call("f", {"a": 1}), call("g", {}), call("h", {})]
+    assert message["content"] == "then"
+
+
+BROKEN = [
+    *["{", "[1]", "[]", '{"arguments": {}}', '{"name": 3}', "words", '{"name": "f", "arguments": [1]}', "[" * 9000],
+    *['{"name": "f", "arguments": "x"}', '{"name": "f", "parameters": 7}', '{"function": {"arguments": {}}}'],
+    *['[{"name": "f"}, {"nome": "g"}]', '{"name": "f", "arguments": {"a": 1}, "parameters": {"a": 2}}'],
+]
+
+
+@pytest.mark.parametrize("broken", BROKEN, ids=range(len(BROKEN)))
 def test_what_is_no_call_stays_in_the_text(broken: str) -> None:
     message = parse_reply(f"<toolcall> {broken} </toolcall>")
     assert "tool_calls" not in message
@@ -253,3 +318,42 @@ def test_what_is_no_call_stays_in_the_text(broken: str) -> None:
 def test_other_text_is_refused(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         parse_conversation(text)
+
+
+# --- a context that is full -----------------------------------------------------------------------------------------
+
+
+def letters(messages: list[dict[str, Any]]) -> int:
+    return sum(len(message["content"]) for message in messages)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    system_size=st.integers(0, 5),
+    sizes=st.lists(st.tuples(st.integers(1, 9), st.integers(0, 9), st.booleans()), max_size=6),
+    asked=st.integers(1, 30),
+    context=st.integers(12, 40),
+    reserve=st.integers(1, 10),
+)
+def test_the_oldest_turns_are_dropped(
+    system_size: int, sizes: list[tuple[int, int, bool]], asked: int, context: int, reserve: int
+) -> None:
+    head = [system("s" * system_size)] if system_size else []
+    turns = [
+        [user("u" * a), assistant("a" * b), *([{"role": "tool", "content": "t"}, assistant("a")] if tool else [])]
+        for a, b, tool in sizes
+    ]
+    last = [user("q" * asked)]
+    messages = [*head, *(message for turn in turns for message in turn), *last]
+    before = [dict(message) for message in messages]
+    if system_size + asked >= context:
+        with pytest.raises(ValueError, match=rf"too long: \d+ tokens .* context is {context}"):
+            fit_conversation(messages, letters, context, reserve)
+    else:
+        kept, dropped = fit_conversation(messages, letters, context, reserve)
+        # What stays is the system message and whole turns, as many as fit.
+        rests = [[*head, *(message for turn in turns[n:] for message in turn), *last] for n in range(len(turns) + 1)]
+        fits = [n for n, rest in enumerate(rests) if letters(rest) + reserve <= context]
+        assert dropped == min(fits, default=len(turns))
+        assert kept == rests[dropped]
+    assert messages == before

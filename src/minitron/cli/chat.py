@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import Any, Optional
 
@@ -26,7 +27,7 @@ def chat(
     dtype: str = DtypeOption,
     device: str = DeviceOption,
 ) -> None:
-    """Talk with a model; /reset starts anew, /quit or Ctrl-D ends.
+    """Talk with a model; /help lists the commands, /quit or Ctrl-D ends.
 
     Examples:
 
@@ -62,13 +63,55 @@ def chat(
             said = input("> ").strip() if sys.stdin.isatty() else _next_line()
         except EOFError:
             return
-        if said == "/quit":
+        command = _command(said)
+        if command in ("/quit", "/exit"):
             return
-        if said == "/reset":
+        if command == "/reset":
             messages = list(start)
+        elif command == "/help":
+            typer.echo(_HELP)
+        elif command is not None:
+            typer.echo(f"{command}: no such command; /help lists them (// at the beginning sends a /)", err=True)
         elif said:
-            messages.append({"role": "user", "content": said})
-            messages.append(_reply(loaded, messages, settings))
+            said = said[1:] if said.startswith("//") else said
+            messages = _answered(loaded, [*messages, {"role": "user", "content": said}], settings)
+
+
+_HELP = """\
+/help   this list
+/reset  begin a new conversation
+/quit   end (also /exit, Ctrl-D)
+Ctrl-C ends a reply. A message that begins with / is written with two of them: //etc/hosts."""
+
+
+def _command(said: str) -> str | None:
+    """The command that a line is; None for a message."""
+    word = said.split(maxsplit=1)[0].lower() if said else ""
+    return word if re.fullmatch(r"/[a-z?!-]*", word) else None
+
+
+def _answered(loaded: Any, messages: list[dict[str, Any]], settings: Any) -> list[dict[str, Any]]:
+    """The conversation with its reply; without the last message where that is too long to be answered."""
+    from ..chat import fit_conversation
+    from ..templates import ChatTemplateError, conversation_ids
+
+    context = loaded.model.config.max_position_embeddings
+    reserve = min(settings.max_new_tokens, context // 4)
+
+    def count(turns: list[dict[str, Any]]) -> int:
+        return len(conversation_ids(loaded.tokenizer, turns, add_generation_prompt=True))
+
+    try:
+        kept, dropped = fit_conversation(messages, count, context, reserve)
+    except ChatTemplateError:
+        raise
+    except ValueError as error:
+        typer.echo(str(error), err=True)
+        return messages[:-1]
+    if dropped:
+        turns = "the oldest turn was" if dropped == 1 else f"the {dropped} oldest turns were"
+        typer.echo(f"(the context of {context} tokens is full: {turns} dropped)", err=True)
+    return [*kept, _reply(loaded, kept, settings)]
 
 
 def _next_line() -> str:
@@ -81,8 +124,9 @@ def _next_line() -> str:
 def _reply(loaded: Any, messages: list[dict[str, Any]], settings: Any) -> dict[str, Any]:
     from ..chat import TURN_MARK, parse_reply
     from ..generate import TextStream
+    from ..templates import conversation_ids
 
-    ids = loaded.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    ids = conversation_ids(loaded.tokenizer, messages, add_generation_prompt=True)
     mark = loaded.tokenizer.convert_tokens_to_ids(TURN_MARK)
     stop = (mark,) if isinstance(mark, int) and mark != loaded.tokenizer.unk_token_id else ()
     stream = TextStream(loaded.model, loaded.tokenizer, ids, settings, stop_ids=stop)

@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..model import NemotronForCausalLM
 from ..sampling_settings import NEUTRAL
+from ..templates import render_conversation
 from .answers import Answers
 from .loglikelihood import Request, loglikelihoods, was_truncated
 from .quick import prefix_token
@@ -83,9 +84,9 @@ class MinitronLM(TemplateLM):
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """A conversation as text."""
-        return self.tokenizer.apply_chat_template(  # type: ignore[return-value]
+        return render_conversation(
+            self.tokenizer,
             chat_history,
-            tokenize=False,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=not add_generation_prompt,
         )

@@ -1,0 +1,96 @@
+"""The process that renders chat templates: a template of a stranger may loop or swell, and only this process ends.
+
+Run as a script by `templates.py`, with jinja2 and the standard library alone. One JSON object a line comes in, one goes
+out. An alarm that nobody handles ends the process where a template takes too long, also inside one long operation.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import signal
+import sys
+from datetime import datetime
+from typing import Any
+
+
+def environment() -> Any:
+    """The environment that Hugging Face's documentation promises to chat templates."""
+    import jinja2
+    from jinja2 import nodes
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        """`{% generation %}` marks what the assistant writes; here it only groups."""
+
+        tags = {"generation"}  # noqa: RUF012 (so does jinja2)
+
+        def parse(self, parser: Any) -> Any:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return nodes.Scope(body).set_lineno(line)
+
+    class Namespace(jinja2.utils.Namespace):
+        """Without names that begin with an underscore, which lead to Python's inside."""
+
+        def __init__(*args: Any, **kwargs: Any) -> None:
+            values = dict(*args[1:], **kwargs)
+            if any(str(name).startswith("_") for name in values):
+                raise jinja2.exceptions.SecurityError("a namespace has no names that begin with an underscore")
+            jinja2.utils.Namespace.__init__(args[0], values)
+
+        def __setitem__(self, name: str, value: Any) -> None:
+            if str(name).startswith("_"):
+                raise jinja2.exceptions.SecurityError("a namespace has no names that begin with an underscore")
+            super().__setitem__(name, value)
+
+    def refuse(message: object) -> None:
+        raise jinja2.exceptions.TemplateError(str(message))
+
+    def to_json(value: Any, ensure_ascii: bool = False, indent: Any = None, **options: Any) -> str:
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
+
+    made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
+    made.filters["tojson"] = to_json
+    made.globals |= {
+        "raise_exception": refuse,
+        "strftime_now": lambda layout: datetime.now().strftime(layout),
+        "namespace": Namespace,
+    }
+    return made
+
+
+def answer(made: Any, request: dict[str, Any], most_characters: int) -> dict[str, Any]:
+    """The rendered text, or what went wrong."""
+    try:
+        text = made.from_string(request["template"]).render(**request["context"])
+    except MemoryError:
+        return {"wrong": "memory"}
+    except RecursionError:
+        return {"wrong": "it calls itself without an end"}
+    except Exception as error:  # templates can raise whatever Python can
+        return {"wrong": f"{type(error).__name__}: {error}"[:1000]}
+    return {"text": text} if len(text) <= most_characters else {"wrong": "memory"}
+
+
+def main() -> None:
+    """Render until the input ends."""
+    settings = json.loads(sys.stdin.readline())
+    sys.path[:0] = settings["path"]
+    made = environment()
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    for line in sys.stdin:
+        most = settings["memory"] + 16 * len(line)
+        resource.setrlimit(resource.RLIMIT_AS, (most, hard))
+        signal.setitimer(signal.ITIMER_REAL, settings["seconds"])
+        found = answer(made, json.loads(line), most_characters=max(settings["characters"], 16 * len(line)))
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        sys.stdout.write(json.dumps(found) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
