@@ -28,6 +28,7 @@ from .checkpoint.names import is_norm_weight
 from .checkpoint.nemo_write import write_nemo
 from .checkpoint.sources import Observed, Observer, open_checkpoint
 from .checkpoint.tensors import BLOCK_BYTES, Checkpoint, LazyTensor, raw, write_all
+from .checkpoint.tokenizer_verify import require_exact, target_differences, verify_tokenizer
 from .config import NemotronConfig
 from .dtypes import parse_dtype
 from .files import new_file, new_folder
@@ -73,6 +74,7 @@ class Report:
     seconds_verify: float = 0.0
     peak_memory: int = 0
     verified: bool = False
+    texts_compared: int = 0
     probe: dict[str, float] | None = None
     checksums: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -97,6 +99,8 @@ class Options:
     """For a bare Megatron folder: a preset or a config.json."""
     overwrite: bool = False
     verify: bool = True
+    lossy: bool = False
+    """Convert a tokenizer that the target reads otherwise in some texts, too, with a note instead of an error."""
 
     def __post_init__(self) -> None:
         # llama.cpp writes Q8_0 and BF16; both spellings mean the same.
@@ -153,10 +157,11 @@ def _convert(
     scratch = draft.parent
     with open_checkpoint(source, scratch, _config(options.config)) as opened:
         checkpoint = prepare(opened, options, kind)
+        inexact = require_exact(target_differences(checkpoint, kind), lossy=options.lossy)
         announce(estimate(report.source_format, checkpoint, draft, kind, options))
         observer = Observer(progress)
         begin = time.perf_counter()
-        report.notes = [*checkpoint.notes, *_write(observer.watch(checkpoint), draft, kind, options)]
+        report.notes = [*checkpoint.notes, *inexact, *_write(observer.watch(checkpoint), draft, kind, options)]
         report.seconds = time.perf_counter() - begin
         if observer.not_finite:
             report.notes.append(
@@ -244,7 +249,7 @@ def _write(checkpoint: Checkpoint, target: Path, kind: str, options: Options) ->
         write_hf(checkpoint, target, max_shard_bytes=options.max_shard_bytes)
         return []
     if kind == "gguf":
-        return write_gguf(checkpoint, target, quantization=_quantization(checkpoint, options))
+        return write_gguf(checkpoint, target, quantization=_quantization(checkpoint, options), lossy=options.lossy)
     write_nemo(checkpoint, target, form=kind)
     if "tokenizer.model" not in checkpoint.files and kind == "nemo":
         return ["no SentencePiece model in the source: NeMo will need to be told where its tokenizer is"]
@@ -332,7 +337,7 @@ def verify(
     report: Report,
     scratch: Path,
 ) -> None:
-    """Read the target back and compare: names, shapes, a checksum per tensor; logits where the model fits.
+    """Read the target back and compare: names, shapes, a checksum per tensor; ids of texts; logits if the model fits.
 
     Raises:
         CheckpointError: anything differs.
@@ -344,6 +349,7 @@ def verify(
         require(not differing, f"{target}: verification failed: {sorted(differing)[:3]} are on one side only")
         for name, tensor in checkpoint.tensors.items():
             _compare(name, tensor, written.get(name), observer.seen[name], quantization, target)
+        report.texts_compared = verify_tokenizer(checkpoint, written, target, lossy=options.lossy)
         report.verified = True
         report.probe = probe(checkpoint, written)
     exact = kind != "gguf" or quantization == "f32"

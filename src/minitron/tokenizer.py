@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from .assets import chat_template
 from .chat import SYSTEM_MARK, TURN_MARK
+from .files.links import require_own_files
 
 # Spaces, case, digits, marks, accents in both forms, other scripts, code: what tokenizers cut in different ways.
 _PROBE = (
@@ -35,9 +36,11 @@ def load_tokenizer(
 
     Raises:
         FileNotFoundError: the folder holds no tokenizer.
-        ValueError: the tokenizer cannot be read, or does not fit the vocabulary.
+        ValueError: the tokenizer cannot be read, does not fit the vocabulary, or has a file that is a link to
+            elsewhere.
     """
     folder = Path(path)
+    require_own_files(folder, below=("additional_chat_templates",))
     if folder.is_dir() and not any((folder / name).is_file() for name in _FILES):
         raise FileNotFoundError(f"{folder}: no tokenizer; expected one of {', '.join(_FILES)}")
     # Unset, it makes transformers ask on the terminal, and wait, where tokenizer_config.json names code.

@@ -28,7 +28,7 @@ runner = CliRunner()
 def source(tmp_path: Path) -> Path:
     config = tiny_config(vocab_size=420, pad_token_id=0)
     folder = save_reference(tmp_path / "source", config, random_state(config, torch.bfloat16))
-    model = read_spm(sentencepiece_model(tmp_path).read_bytes(), "spm")
+    model = read_spm(sentencepiece_model(tmp_path, add_dummy_prefix=False).read_bytes(), "spm")
     (tmp_path / "spm.model").rename(folder / "tokenizer.model")
     (folder / "tokenizer.json").write_text(tokenizer_json(model))
     (folder / "tokenizer_config.json").write_text(tokenizer_config(model, 64))

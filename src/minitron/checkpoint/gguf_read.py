@@ -283,8 +283,8 @@ def open_gguf(path: Path) -> Checkpoint:
     quantized = sorted({_kind_name(t.kind) for t in file.tensors.values() if t.kind not in _PLAIN})
     if quantized:
         checkpoint.notes.append(f"dequantized from {', '.join(quantized)}: what quantization lost stays lost")
-    add_tokenizer(checkpoint, file.keys)
     checkpoint.texts["generation_config.json"] = generation_config(config)
+    add_tokenizer(checkpoint, file.keys)
     return checkpoint
 
 

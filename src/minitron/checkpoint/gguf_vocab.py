@@ -1,58 +1,44 @@
-"""Vocabularies between Hugging Face's `tokenizer.json` / SentencePiece `.model` and GGUF's keys.
+"""A checkpoint's tokenizer as GGUF's keys, and back.
 
-llama.cpp has two tokenizers that matter here: "llama" (SentencePiece: pieces with scores) and "gpt2" (byte-level BPE:
-tokens, merges and the name of a pre-tokenizer).
+What llama.cpp would make of the keys is compared with the tokenizer as transformers loads it; where they part, it is
+said in `Vocabulary.differences`.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+import re
+from collections.abc import Iterable, Iterator
+from itertools import groupby
 from typing import Any
 
-from .limits import MAX_JSON_BYTES, CheckpointError, parse_json, require
-from .spm import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, UNUSED, USER_DEFINED, SentencePieceModel, read_spm
-from .spm import tokenizer_config as spm_config
-from .spm import tokenizer_json as spm_json
+from .gguf_tokenizer import (
+    GPT2,
+    LLAMA3,
+    PRE_TOKENIZERS,
+    QWEN2,
+    Vocabulary,
+    config_json,
+    llama_cpp_json,
+    pre_tokenizer,
+    sentencepiece_of,
+    vocabulary_from_keys,
+)
+from .limits import CheckpointError, parse_json, require
+from .spm import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, UNUSED, USER_DEFINED, merges_of, read_spm
 from .tensors import Checkpoint
+from .tokenizer_source import backend_values, encoder, first_difference, sample_texts, source_tokenizer
 
 HF_JSON_KEY = "tokenizer.huggingface.json"
-# llama.cpp's name of a pre-tokenizer -> a part of the regular expression that only it has.
-_PRE_BY_REGEX = {
-    "llama-bpe": r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*",
-    "qwen2": r"\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*",
-    "tekken": r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+",
+EOS_IDS_KEY = "nemotron.eos_token_ids"
+"""Our own key: every token that ends a text; llama.cpp has room for three."""
+_STOPS = ("eos", "eot", "eom")
+# Other spellings of patterns whose name is known.
+_SPELLINGS = {
+    LLAMA3.replace("(?i:'s|'t|'re|'ve|'m|'ll|'d)", "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"): LLAMA3,
+    QWEN2.replace("(?i:'s|'t|'re|'ve|'m|'ll|'d)", "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"): QWEN2,
+    GPT2.removesuffix(r"|\s+"): GPT2,
 }
-
-
-@dataclass
-class Vocabulary:
-    """What GGUF stores about a tokenizer."""
-
-    model: str
-    tokens: list[str]
-    kinds: list[int]
-    scores: list[float] | None = None
-    merges: list[str] | None = None
-    pre: str = "default"
-    special_ids: dict[str, int] = field(default_factory=dict)
-    add_space_prefix: bool | None = None
-    chat_template: str | None = None
-    hf_json: str | None = None
-    notes: list[str] = field(default_factory=list)
-
-    def pad_to(self, size: int) -> None:
-        """Fill up to the rows of the embedding.
-
-        Raises:
-            CheckpointError: there are more tokens than rows.
-        """
-        missing = size - len(self.tokens)
-        require(missing >= 0, f"the tokenizer has {len(self.tokens):,} tokens, the embedding only {size:,} rows")
-        self.tokens += [f"[PAD{number}]" for number in range(len(self.tokens), size)]
-        self.kinds += [UNUSED] * missing
-        if self.scores is not None:
-            self.scores += [-10000.0] * missing
 
 
 def vocabulary_of(checkpoint: Checkpoint) -> Vocabulary | None:
@@ -61,245 +47,347 @@ def vocabulary_of(checkpoint: Checkpoint) -> Vocabulary | None:
     Raises:
         CheckpointError: a tokenizer of a kind that llama.cpp does not have.
     """
-    texts = {
-        name: _text(checkpoint, name) for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
-    }
-    settings = parse_json((texts["tokenizer_config.json"] or "{}").encode(), "tokenizer_config.json")
-    if "tokenizer.model" in checkpoint.files:
-        data = checkpoint.files["tokenizer.model"]
-        found = from_sentencepiece(read_spm(data.read(), data))
-    elif texts["tokenizer.json"]:
-        found = from_tokenizer_json(texts["tokenizer.json"], settings)
-    else:
+    tokenizer = source_tokenizer(checkpoint)
+    if tokenizer is None:
         return None
-    template = texts["chat_template.jinja"] or settings.get("chat_template")
-    found.chat_template = template if isinstance(template, str) else None
-    config = checkpoint.config
-    eos = config.eos_token_id[0] if isinstance(config.eos_token_id, list) else config.eos_token_id
-    for name, number in (("bos", config.bos_token_id), ("eos", eos), ("pad", config.pad_token_id)):
-        if isinstance(number, int) and 0 <= number < config.vocab_size:
-            found.special_ids[name] = number
-    found.pad_to(config.vocab_size)
+    values = backend_values(tokenizer)
+    found = from_tokenizer_json(values)
+    if found.model == "llama":
+        _take_scores(found, checkpoint)
+    templates = tokenizer.chat_template
+    found.chat_templates = {"default": templates} if isinstance(templates, str) else dict(templates or {})
+    _set_special_ids(found, checkpoint, tokenizer)
+    if found.model == "llama":
+        _choose_prefix(found, values, tokenizer)
+    found.pad_to(checkpoint.config.vocab_size)
+    found.differences += rule_differences(found, tokenizer)
     return found
 
 
-def _text(checkpoint: Checkpoint, name: str) -> str | None:
-    if name in checkpoint.texts:
-        return checkpoint.texts[name]
-    if name not in checkpoint.files:
-        return None
-    data = checkpoint.files[name]
-    require(data.size <= MAX_JSON_BYTES, f"{data}: {data.size:,} bytes, expected at most {MAX_JSON_BYTES:,}")
-    try:
-        return data.read().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise CheckpointError(f"{data}: not UTF-8 text at byte {error.start}") from None
+def rule_differences(vocabulary: Vocabulary, tokenizer: Any) -> list[str]:
+    """Where llama.cpp, with these keys, would give other ids than a loaded tokenizer: the first text that shows it."""
+    from tokenizers import Tokenizer
+
+    rules = Tokenizer.from_str(llama_cpp_json(vocabulary))
+    texts = sample_texts(vocabulary.symbols())
+    found = first_difference(encoder(tokenizer), lambda text: rules.encode(text).ids, texts)
+    return [f"the text {found} (the tokenizer, llama.cpp)"] if found else []
 
 
-def from_sentencepiece(model: SentencePieceModel) -> Vocabulary:
-    """GGUF's view of a SentencePiece model: the same pieces, scores and kinds."""
-    require(model.is_bpe, "a unigram SentencePiece model; llama.cpp's Nemotron reads BPE ones")
-    kinds = [kind if 1 <= kind <= BYTE else NORMAL for kind in model.kinds]
-    ids = {name: model.pieces.index(piece) for name in ("unk", "bos", "eos", "pad") if (piece := model.special(name))}
-    return Vocabulary(
-        "llama",
-        list(model.pieces),
-        kinds,
-        scores=list(model.scores),
-        special_ids=ids,
-        add_space_prefix=model.add_dummy_prefix,
-    )
-
-
-def from_tokenizer_json(text: str, settings: dict[str, Any]) -> Vocabulary:
+def from_tokenizer_json(values: dict[str, Any]) -> Vocabulary:
     """GGUF's view of a BPE `tokenizer.json`, byte-level or SentencePiece-like.
 
     Raises:
-        CheckpointError: not BPE.
+        CheckpointError: not BPE, or BPE of another kind.
     """
-    values = parse_json(text.encode(), "tokenizer.json")
     model = values.get("model")
     kind = model.get("type", "BPE") if isinstance(model, dict) else None
     if not isinstance(model, dict) or kind != "BPE":
         raise CheckpointError(f"tokenizer.json: a model of type {kind!r}; llama.cpp's Nemotron reads BPE")
+    found = _tokens(values, model)
+    pairs = [
+        tuple(merge.split(" ", 1)) if isinstance(merge, str) else tuple(merge) for merge in model.get("merges", [])
+    ]
+    steps = [*_steps(values.get("pre_tokenizer"), "pretokenizers")]
+    if any(step.get("type") == "ByteLevel" for step in steps):
+        _as_byte_level(found, values, model, steps)
+        found.merges = [" ".join(pair) for pair in pairs]
+    else:
+        replaced = [*_steps(values.get("normalizer"), "normalizers"), *steps]
+        require(
+            any(SPACE in (step.get("content"), step.get("replacement"), step.get("prepend")) for step in replaced),
+            "tokenizer.json: BPE that is neither byte-level nor SentencePiece's; llama.cpp reads these two",
+        )
+        _as_sentencepiece(found, values, model, pairs)
+    for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(key):
+            found.differences.append(f"the tokenizer has {key} {model[key]!r}; llama.cpp has no such thing")
+    found.differences += overlapping(found.symbols())
+    return found
+
+
+def _tokens(values: dict[str, Any], model: dict[str, Any]) -> Vocabulary:
     vocab, added = model.get("vocab"), values.get("added_tokens") or []
     good = isinstance(vocab, dict) and all(type(number) is int and number >= 0 for number in vocab.values())
     require(good and isinstance(added, list), "tokenizer.json: vocab is not a map from token to number")
     assert isinstance(vocab, dict)
     by_id = {number: token for token, number in vocab.items()}
     kinds = dict.fromkeys(by_id, NORMAL)
+    flagged = []
     for entry in added:
         number, token = entry.get("id"), entry.get("content")
         require(type(number) is int and isinstance(token, str), f"tokenizer.json: an added token {entry!r}"[:200])
         by_id[number] = token
         kinds[number] = CONTROL if entry.get("special") else USER_DEFINED
+        flagged += [(token, flag) for flag in ("lstrip", "rstrip", "single_word") if entry.get(flag)]
     require(by_id and max(by_id) < 1 << 24, "tokenizer.json: token numbers are too large or there are none")
     size = max(by_id) + 1
     tokens = [by_id.get(number, f"[PAD{number}]") for number in range(size)]
-    types = [kinds.get(number, UNUSED) for number in range(size)]
-    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model.get("merges", [])]
-    found = Vocabulary("gpt2", tokens, types, hf_json=text)
-    found.special_ids = _special_ids(tokens, settings, model)
-    if model.get("byte_fallback"):
-        return _as_sentencepiece(found, model, values)
-    found.merges = merges
-    found.pre, known = _pre_tokenizer(values.get("pre_tokenizer"))
-    if not known:
-        found.notes.append(
-            "llama.cpp has no name for this pre-tokenizer; 'default' is written, which may split otherwise"
+    found = Vocabulary("gpt2", tokens, [kinds.get(number, UNUSED) for number in range(size)])
+    if flagged:
+        token, flag = flagged[0]
+        found.differences.append(f"the token {token!r} has {flag}; llama.cpp takes it wherever its text stands")
+    return found
+
+
+def overlapping(symbols: Iterable[str]) -> list[str]:
+    """Special tokens that can share letters in a text: llama.cpp takes the longest first, tokenizers the leftmost."""
+    symbols = list(symbols)
+    heads = {symbol[:cut] for symbol in symbols for cut in range(1, min(len(symbol), 64))}
+    for symbol in symbols:
+        if any(symbol[cut:] in heads for cut in range(max(1, len(symbol) - 64), len(symbol))):
+            return [f"the end of the special token {symbol!r} can be the beginning of another"]
+    return []
+
+
+def _steps(step: Any, inner: str) -> Iterator[dict[str, Any]]:
+    """The single steps of a normalizer or pre-tokenizer."""
+    if isinstance(step, dict):
+        if isinstance(step.get(inner), list):
+            for each in step[inner]:
+                yield from _steps(each, inner)
+        else:
+            yield step
+
+
+# --- byte-level BPE ----------------------------------------------------------------------------------------------
+
+
+def _as_byte_level(
+    found: Vocabulary, values: dict[str, Any], model: dict[str, Any], steps: list[dict[str, Any]]
+) -> None:
+    found.hf_json = json.dumps(values, ensure_ascii=False, separators=(",", ":"))
+    patterns = tuple(pattern for step in steps for pattern in _patterns(step))
+    ignores = bool(model.get("ignore_merges"))
+    names = [name for name, rule in PRE_TOKENIZERS.items() if rule.patterns == patterns]
+    exact = [name for name in names if PRE_TOKENIZERS[name].ignore_merges == ignores]
+    found.pre = (exact or names or ["default"])[0]
+    if not names:
+        found.differences.append(
+            f"llama.cpp has no name for the pre-tokenizer {' then '.join(patterns)[:100]!r}, 'default' splits otherwise"
         )
-    return found
+    elif not exact and not _merges_reach_all(found, model):
+        found.differences.append(f"ignore_merges is {ignores}; llama.cpp's {found.pre} has the opposite")
+    for step in _steps(values.get("normalizer"), "normalizers"):
+        found.differences.append(f"the normalizer {step.get('type')}; llama.cpp has none for byte-level BPE")
+    if model.get("unk_token") is not None and len({token for token in found.tokens if len(token) == 1}) < 256:
+        found.differences.append(f"bytes without a token become {model['unk_token']!r}; llama.cpp leaves them out")
 
 
-def _special_ids(tokens: list[str], settings: dict[str, Any], model: dict[str, Any]) -> dict[str, int]:
-    ids = {}
-    for name in ("bos", "eos", "unk", "pad"):
-        token = settings.get(f"{name}_token")
-        token = token.get("content") if isinstance(token, dict) else token
-        if name == "unk" and token is None:
-            token = model.get("unk_token")
-        if isinstance(token, str) and token in tokens:
-            ids[name] = tokens.index(token)
-    return ids
+def _patterns(step: dict[str, Any]) -> list[str]:
+    """What a step of a pre-tokenizer splits by; a pattern that no name has, where it does something else."""
+    kind = step.get("type")
+    if kind == "ByteLevel" and not step.get("add_prefix_space", True):
+        return [GPT2] if step.get("use_regex", True) else []
+    if kind == "Digits" and step.get("individual_digits"):
+        return [r"\p{N}"]
+    pattern = step.get("pattern", {}).get("Regex") if isinstance(step.get("pattern"), dict) else None
+    if kind == "Split" and isinstance(pattern, str):
+        pattern = _SPELLINGS.get(pattern, pattern)
+        if step.get("behavior") == "Isolated" and not step.get("invert"):
+            return [pattern]
+        # The other way to say that matches are the words; the same where the pattern leaves nothing out.
+        if step.get("behavior") == "Removed" and step.get("invert"):
+            return [pattern if pattern.endswith(r"|\s+") else f"only {pattern}"]
+    return [f"{kind} {json.dumps(step, sort_keys=True)}"]
 
 
-def _as_sentencepiece(found: Vocabulary, model: dict[str, Any], values: dict[str, Any]) -> Vocabulary:
-    """SentencePiece's BPE saved as `tokenizer.json` only: the score of a piece is the rank of its merge."""
+def _merges_reach_all(found: Vocabulary, model: dict[str, Any]) -> bool:
+    """Whether every token comes out of its own text by merges, so that `ignore_merges` changes nothing."""
+    from tokenizers import Tokenizer
+
+    bare = {"version": "1.0", "added_tokens": [], "model": {**model, "ignore_merges": False}}
+    tokenizer = Tokenizer.from_str(json.dumps(bare))
+    normal = [token for token, kind in zip(found.tokens, found.kinds, strict=True) if kind == NORMAL]
+    return all(len(each.ids) == 1 for each in tokenizer.encode_batch(normal))
+
+
+# --- SentencePiece -----------------------------------------------------------------------------------------------
+
+
+def _as_sentencepiece(
+    found: Vocabulary, values: dict[str, Any], model: dict[str, Any], pairs: list[tuple[str, ...]]
+) -> None:
+    """SentencePiece's BPE: the score of a piece is the rank of its merge."""
+    found.model = "llama"
     ranks: dict[str, int] = {}
-    for rank, merge in enumerate(model.get("merges", [])):
-        left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
-        ranks.setdefault(left + right, rank)
-    found.model, found.hf_json = "llama", None
-    last = len(ranks) + 1
-    found.scores = [-float(ranks.get(token, last)) for token in found.tokens]
+    for rank, pair in enumerate(pairs):
+        ranks.setdefault("".join(pair), rank)
+    found.scores = [-float(ranks.get(token, len(pairs) + 1)) for token in found.tokens]
+    symbols = set(_cut_symbols(values))
     for number, token in enumerate(found.tokens):
-        if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+        if re.fullmatch(r"<0x[0-9A-F]{2}>", token):
             found.kinds[number] = BYTE
-        elif token == model.get("unk_token"):
+        elif token == model.get("unk_token") and found.kinds[number] == CONTROL:
             found.kinds[number] = UNKNOWN
-    found.add_space_prefix = _adds_prefix(values)
-    return found
+        elif token in symbols and found.kinds[number] == NORMAL:
+            found.kinds[number] = USER_DEFINED
+    if not model.get("byte_fallback") or found.kinds.count(BYTE) < 256:
+        found.differences.append("the tokenizer has no byte pieces; llama.cpp fails at a character without a piece")
+    for step in _steps(values.get("normalizer"), "normalizers"):
+        spaces = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+        known = step in ({"type": "Prepend", "prepend": SPACE}, spaces)
+        if not known:
+            what = json.dumps(step.get("pattern")) if step.get("type") == "Replace" else ""
+            found.differences.append(f"the normalizer {step.get('type')} {what}".rstrip() + "; llama.cpp has no such")
+    expected = merges_of(sentencepiece_of(found))
+    order = [token for token, _ in groupby("".join(pair) for pair in pairs)]
+    if set(expected) != set(pairs) or len(order) != len(set(order)):
+        found.differences.append("its merges are not those of SentencePiece, where any two pieces that make one merge")
 
 
-def _adds_prefix(values: dict[str, Any]) -> bool:
-    """Whether text gets a space in front: by a Metaspace pre-tokenizer or a Prepend normalizer."""
-    pending: list[Any] = [values.get("normalizer"), values.get("pre_tokenizer")]
-    while pending:
-        step = pending.pop()
-        if not isinstance(step, dict):
-            continue
-        pending += [*(step.get("normalizers") or []), *(step.get("pretokenizers") or [])]
-        if step.get("type") == "Prepend" and step.get("prepend") == SPACE:
-            return True
-        if step.get("type") == "Metaspace":
-            return step.get("prepend_scheme", "always") != "never" and step.get("add_prefix_space", True)
-    return False
+def _cut_symbols(values: dict[str, Any]) -> list[str]:
+    """The user-defined symbols that a pre-tokenizer of `spm.tokenizer_json` cuts out."""
+    symbols = []
+    for step in _steps(values.get("pre_tokenizer"), "pretokenizers"):
+        pattern = step.get("pattern", {}).get("Regex") if isinstance(step.get("pattern"), dict) else None
+        if step.get("type") == "Split" and pattern:
+            symbols += [re.sub(r"\\(.)", r"\1", part, flags=re.DOTALL) for part in re.split(r"(?<!\\)\|", pattern)]
+    return symbols
 
 
-def _pre_tokenizer(step: Any) -> tuple[str, bool]:
-    """llama.cpp's name of a pre-tokenizer, and whether it is known."""
-    steps = step.get("pretokenizers", [step]) if isinstance(step, dict) else []
-    kinds = [each.get("type") for each in steps]
-    patterns = [str(each.get("pattern", {}).get("Regex", "")) for each in steps if each.get("type") == "Split"]
-    for name, part in _PRE_BY_REGEX.items():
-        if any(part in pattern for pattern in patterns):
-            return name, True
-    if kinds == ["ByteLevel"]:
-        return "gpt-2", bool(steps[0].get("use_regex", True))
-    if kinds == ["Digits", "ByteLevel"] and steps[0].get("individual_digits"):
-        return "smollm", True
-    return "default", False
+def _take_scores(found: Vocabulary, checkpoint: Checkpoint) -> None:
+    """The scores of the SentencePiece model in the checkpoint, where it is the one of the `tokenizer.json`."""
+    if "tokenizer.model" not in checkpoint.files:
+        return
+    data = checkpoint.files["tokenizer.model"]
+    spm = read_spm(data.read(), data)
+    same = spm.is_bpe and spm.pieces == found.tokens[: len(spm.pieces)]
+    if same and set(merges_of(spm)) == set(merges_of(sentencepiece_of(found))):
+        assert found.scores is not None
+        found.scores[: len(spm.scores)] = spm.scores
+    else:
+        found.notes.append("tokenizer.model is not the tokenizer of tokenizer.json; the latter is written")
 
 
-# --- and back --------------------------------------------------------------------------------------------------
+def _choose_prefix(found: Vocabulary, values: dict[str, Any], tokenizer: Any) -> None:
+    """Whether text gets a space in front: what fits the tokenizer's ids."""
+    steps = [*_steps(values.get("normalizer"), "normalizers"), *_steps(values.get("pre_tokenizer"), "pretokenizers")]
+    named = any(step.get("type") == "Prepend" for step in steps) or any(
+        step.get("type") == "Metaspace" and step.get("prepend_scheme", "always") != "never" for step in steps
+    )
+    found.add_space_prefix = named
+    if rule_differences(found, tokenizer):
+        found.add_space_prefix = not named
+        if rule_differences(found, tokenizer):
+            found.add_space_prefix = named
+
+
+# --- special tokens ----------------------------------------------------------------------------------------------
+
+
+def _set_special_ids(found: Vocabulary, checkpoint: Checkpoint, tokenizer: Any) -> None:
+    """BOS, EOS and the others, and what is put around a text."""
+    config, size = checkpoint.config, len(found.tokens)
+    before, after = _around(tokenizer, found)
+    stops = end_ids(checkpoint)
+    bos = before[0] if before else _first(tokenizer.bos_token_id, config.bos_token_id)
+    eos = after[-1] if after else _first(*stops, tokenizer.eos_token_id)
+    if not after and tokenizer.eos_token_id in stops:
+        eos = tokenizer.eos_token_id
+    found.add_bos, found.add_eos = bool(before), bool(after)
+    found.eos_ids = [number for number in dict.fromkeys([*after, *stops]) if number < size]
+    rest = [number for number in found.eos_ids if number != eos]
+    ids = {"bos": bos, "eos": eos, "unk": tokenizer.unk_token_id}
+    ids |= {"pad": _first(config.pad_token_id, tokenizer.pad_token_id)} | dict(zip(_STOPS[1:], rest, strict=False))
+    rows = range(config.vocab_size)
+    found.special_ids = {name: number for name, number in ids.items() if type(number) is int and number in rows}
+    if len(rest) > 2:
+        found.notes.append(f"llama.cpp ends a text at three tokens at most; it will not at {rest[2:]}")
+    if "eos" not in found.special_ids:
+        found.notes.append("no token ends a text; llama.cpp takes one by its own default (2 or 11)")
+    if _differ(config.pad_token_id, tokenizer.pad_token_id):
+        found.notes.append(f"pad_token_id is {config.pad_token_id}, the tokenizer's {tokenizer.pad_token_id}")
+
+
+def _around(tokenizer: Any, found: Vocabulary) -> tuple[list[int], list[int]]:
+    """The ids that the tokenizer puts before and behind a text: none or one each, which is what llama.cpp has."""
+    bare, full = (encoder(tokenizer, special)("a b") for special in (False, True))
+    start = next((at for at in range(len(full) + 1) if full[at : at + len(bare)] == bare), 0)
+    before, after = full[:start], full[start + len(bare) :]
+    if len(before) > 1 or len(after) > 1:
+        found.differences.append(f"the tokenizer puts {before} and {after} around a text; llama.cpp puts BOS and EOS")
+    return before[:1], after[-1:]
+
+
+def _first(*numbers: Any) -> int | None:
+    return next((number for number in numbers if type(number) is int and number >= 0), None)
+
+
+def _differ(one: Any, two: Any) -> bool:
+    return type(one) is int and type(two) is int and one != two
+
+
+def end_ids(checkpoint: Checkpoint) -> list[int]:
+    """Every token that ends a text: of generation_config.json, or of the config where that names none."""
+    values: dict[str, Any] = {}
+    name = "generation_config.json"
+    if name in checkpoint.texts:
+        values = parse_json(checkpoint.texts[name].encode(), name)
+    elif name in checkpoint.files:
+        values = parse_json(checkpoint.files[name].read(), checkpoint.files[name])
+    told = values.get("eos_token_id")
+    told = checkpoint.config.eos_token_id if told is None else told
+    numbers = told if isinstance(told, list) else [told]
+    return [number for number in numbers if type(number) is int and number >= 0]
+
+
+# --- and back ----------------------------------------------------------------------------------------------------
 
 
 def add_tokenizer(checkpoint: Checkpoint, keys: dict[str, Any]) -> None:
-    """Write the tokenizer of a GGUF file into the checkpoint's texts, as far as the keys allow."""
-    model, tokens = keys.get("tokenizer.ggml.model"), keys.get("tokenizer.ggml.tokens")
-    template = keys.get("tokenizer.chat_template")
-    if isinstance(template, str):
-        checkpoint.texts["chat_template.jinja"] = template
-    if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
-        checkpoint.notes.append("the GGUF file has no vocabulary: no tokenizer is written")
+    """Write the tokenizer of a GGUF file into the checkpoint's texts, as llama.cpp would read it."""
+    vocabulary = vocabulary_from_keys(keys)
+    if vocabulary is None:
+        kind = keys.get("tokenizer.ggml.model")
+        what = "the GGUF file has no vocabulary" if kind in (None, "no_vocab", "none") else f"a vocabulary of {kind!r}"
+        checkpoint.notes.append(f"{what}: no tokenizer is written")
         return
-    kinds = _list(keys, "token_type", len(tokens), NORMAL)
-    names = {"unk": "unknown", "bos": "bos", "eos": "eos", "pad": "padding"}
-    ids = {name: keys.get(f"tokenizer.ggml.{key}_token_id") for name, key in names.items()}
-    special = {name: number for name, number in ids.items() if type(number) is int and 0 <= number < len(tokens)}
+    for name, text in vocabulary.chat_templates.items():
+        place = "chat_template.jinja" if name == "default" else f"additional_chat_templates/{name}.jinja"
+        checkpoint.texts[place] = text
+    _add_ends(checkpoint, vocabulary, keys)
     length = checkpoint.config.max_position_embeddings
-    if model == "llama":
-        count = len(tokens)
-        while count and kinds[count - 1] == UNUSED:
-            count -= 1  # rows of padding
-        spm = SentencePieceModel(
-            tokens[:count],
-            _list(keys, "scores", len(tokens), 0.0)[:count],
-            kinds[:count],
-            kind_of_model=2,
-            byte_fallback=BYTE in kinds,
-            special_ids={"unk": -1, "bos": -1, "eos": -1, "pad": -1, **special},
-            add_dummy_prefix=bool(keys.get("tokenizer.ggml.add_space_prefix", True)),
-            remove_extra_whitespaces=bool(keys.get("tokenizer.ggml.remove_extra_whitespaces", False)),
-        )
-        checkpoint.texts["tokenizer.json"] = spm_json(spm)
-        checkpoint.texts["tokenizer_config.json"] = spm_config(spm, length)
-        return
+    checkpoint.texts["tokenizer.json"] = llama_cpp_json(vocabulary)
+    checkpoint.texts["tokenizer_config.json"] = config_json(vocabulary, length)
     kept = keys.get(HF_JSON_KEY)
-    if isinstance(kept, str):
-        parse_json(kept.encode(), HF_JSON_KEY)
+    if isinstance(kept, str) and vocabulary.model == "gpt2" and _agrees(checkpoint, vocabulary, kept):
         checkpoint.texts["tokenizer.json"] = kept
-    elif model == "gpt2":
-        checkpoint.texts["tokenizer.json"] = _byte_level_json(tokens, kinds, keys)
-        checkpoint.notes.append("the pre-tokenizer was rebuilt from its name; compare with the original tokenizer.json")
-    else:
-        checkpoint.notes.append(f"a vocabulary of kind {model!r}: no tokenizer is written")
-        return
-    values: dict[str, Any] = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_input_names": ["input_ids", "attention_mask"],
-        "model_max_length": length,
-        "clean_up_tokenization_spaces": False,
-        **{f"{name}_token": tokens[number] for name, number in special.items()},
-    }
-    checkpoint.texts["tokenizer_config.json"] = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+        vocabulary.differences.clear()
+    vocabulary.differences += overlapping(vocabulary.symbols())
+    if vocabulary.scores is not None:
+        own = [score for score, kind in zip(vocabulary.scores, vocabulary.kinds, strict=True) if kind == NORMAL]
+        if len(own) > 1 and len(set(own)) == 1:
+            vocabulary.differences.append("all pieces have one score; llama.cpp then merges from the left")
+    checkpoint.notes += vocabulary.notes
+    checkpoint.differences += vocabulary.differences
 
 
-def _list(keys: dict[str, Any], name: str, size: int, default: Any) -> list[Any]:
-    values = keys.get(f"tokenizer.ggml.{name}")
-    if values is None:
-        return [default] * size
-    require(isinstance(values, list) and len(values) == size, f"tokenizer.ggml.{name}: not one value for each token")
-    return values
+def _add_ends(checkpoint: Checkpoint, vocabulary: Vocabulary, keys: dict[str, Any]) -> None:
+    """Several tokens that end a text stand in generation_config.json, since the config has room for one."""
+    kept, size = keys.get(EOS_IDS_KEY), len(vocabulary.tokens)
+    ids = list(vocabulary.eos_ids)
+    if isinstance(kept, list) and set(ids) <= set(kept):
+        ids = [number for number in kept if type(number) is int and 0 <= number < size]
+    if len(ids) > 1 and "generation_config.json" in checkpoint.texts:
+        values = json.loads(checkpoint.texts["generation_config.json"])
+        checkpoint.texts["generation_config.json"] = json.dumps({**values, "eos_token_id": ids}, indent=2) + "\n"
 
 
-def _byte_level_json(tokens: list[str], kinds: list[int], keys: dict[str, Any]) -> str:
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+def _agrees(checkpoint: Checkpoint, vocabulary: Vocabulary, kept: str) -> bool:
+    """Whether the `tokenizer.json` that was put into the file still says what its keys say."""
+    from tokenizers import Tokenizer
 
-    merges = keys.get("tokenizer.ggml.merges")
-    require(isinstance(merges, list), "tokenizer.ggml.merges: missing; a byte-level vocabulary needs them")
-    assert isinstance(merges, list)
-    vocab = {token: number for number, token in enumerate(tokens)}
-    pairs = [tuple(str(merge).split(" ", 1)) for merge in merges]
-    known = [
-        pair for pair in pairs if len(pair) == 2 and pair[0] in vocab and pair[1] in vocab and "".join(pair) in vocab
-    ]
-    require(len(known) == len(pairs), "tokenizer.ggml.merges: names tokens that are not in the vocabulary")
-    tokenizer = Tokenizer(models.BPE(vocab, known))
-    pre = keys.get("tokenizer.ggml.pre")
-    first: list[Any] = []
-    if pre == "smollm":
-        first = [pre_tokenizers.Digits(individual_digits=True)]
-    elif pre == "llama-bpe":
-        pattern = (
-            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-            r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-        )
-        first = [pre_tokenizers.Split(Regex(pattern), "isolated")]
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pre != "llama-bpe")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*first, byte_level])  # type: ignore[assignment]
-    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
-    pieces = list(zip(tokens, kinds, strict=True))
-    tokenizer.add_special_tokens([AddedToken(t, normalized=False, special=True) for t, k in pieces if k == CONTROL])
-    tokenizer.add_tokens([AddedToken(t, normalized=False) for t, k in pieces if k == USER_DEFINED])
-    return tokenizer.to_str()
+    parse_json(kept.encode(), HF_JSON_KEY)
+    try:
+        whole = Tokenizer.from_str(kept)
+    except Exception as error:  # the library raises plain Exceptions
+        raise CheckpointError(f"{HF_JSON_KEY}: not a tokenizer.json ({error})") from None
+    if pre_tokenizer(vocabulary.pre) is None:
+        return True  # its rules are not known here; the kept file is the better witness
+    rules = Tokenizer.from_str(checkpoint.texts["tokenizer.json"])
+    texts = sample_texts(vocabulary.symbols())
+    found = first_difference(lambda text: whole.encode(text).ids, lambda text: rules.encode(text).ids, texts)
+    if found:
+        checkpoint.notes.append(f"{HF_JSON_KEY} says something else than the file's other keys: the text {found}")
+    return found is None

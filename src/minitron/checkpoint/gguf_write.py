@@ -20,10 +20,12 @@ from minitron.config import NemotronConfig
 
 from ..files import new_file, require_space
 from .gguf_read import TIED_KEY, _gguf, yarn_default_attention
-from .gguf_vocab import HF_JSON_KEY, Vocabulary, vocabulary_of
+from .gguf_tokenizer import Vocabulary
+from .gguf_vocab import EOS_IDS_KEY, HF_JSON_KEY, vocabulary_of
 from .limits import require
 from .names import hf_to_gguf, is_norm_weight
 from .tensors import Checkpoint, LazyTensor, ahead, raw, write_all
+from .tokenizer_verify import require_exact
 
 QUANTIZATIONS = ("f32", "f16", "bf16", "q8_0", "q4_0")
 _YARN_BETAS = {"beta_fast": 32, "beta_slow": 1}
@@ -49,6 +51,7 @@ def write_gguf(
     quantization: str = "bf16",
     overwrite: bool = False,
     name: str = "",
+    lossy: bool = True,
 ) -> list[str]:
     """Write a GGUF file; all or nothing; memory: one block of one tensor. Returns notes for the user.
 
@@ -59,9 +62,11 @@ def write_gguf(
             rows are not a multiple of the block (32) stays f16; with q4_0 the output matrix is q8_0.
         overwrite: replace what is there.
         name: `general.name` in the file.
+        lossy: write a tokenizer that llama.cpp reads otherwise, too, and say so in the notes.
 
     Raises:
-        CheckpointError: an activation or RoPE type that llama.cpp's Nemotron does not have.
+        CheckpointError: an activation or RoPE type that llama.cpp's Nemotron does not have; texts that it
+            would read otherwise, unless `lossy`.
         TargetError: the target is there and `overwrite` is false.
         WriteError: no room on the disk.
     """
@@ -70,6 +75,7 @@ def write_gguf(
         quantization in QUANTIZATIONS, f"quantization is {quantization!r}, expected one of {', '.join(QUANTIZATIONS)}"
     )
     vocabulary = vocabulary_of(checkpoint)
+    inexact = require_exact(vocabulary.differences, lossy=lossy) if vocabulary else []
     plans = _plans(checkpoint, quantization, gguf)
     require_space(target, sum(plan.nbytes for plan in plans))
     writer = gguf.GGUFWriter(path=None, arch="nemotron")
@@ -90,7 +96,7 @@ def write_gguf(
             _write_tensors(writer, file, plans)
         finally:
             writer.close()
-    return _notes(checkpoint.config, vocabulary)
+    return [*inexact, *_notes(checkpoint.config, vocabulary)]
 
 
 def _notes(config: NemotronConfig, vocabulary: Vocabulary | None) -> list[str]:
@@ -271,17 +277,27 @@ def add_vocabulary(writer: Any, vocabulary: Vocabulary) -> None:
     if vocabulary.scores is not None:
         writer.add_token_scores(vocabulary.scores)
     if vocabulary.merges is not None:
-        writer.add_token_merges(vocabulary.merges)
-    adders = {"unk": writer.add_unk_token_id, "bos": writer.add_bos_token_id, "eos": writer.add_eos_token_id}
-    adders["pad"] = writer.add_pad_token_id
+        writer.add_token_merges(vocabulary.merges or [""])  # llama.cpp wants the key, empty or not
     for name, number in vocabulary.special_ids.items():
-        adders[name](number)
-    # Nemotron's tokenizers add neither; llama.cpp would add <s> to SentencePiece text unless told.
-    writer.add_add_bos_token(False)
-    writer.add_add_eos_token(False)
+        getattr(writer, f"add_{name}_token_id")(number)
+    # Always written: what llama.cpp does without these keys depends on the kind of tokenizer.
+    writer.add_add_bos_token(vocabulary.add_bos)
+    writer.add_add_eos_token(vocabulary.add_eos)
     if vocabulary.add_space_prefix is not None:
         writer.add_add_space_prefix(vocabulary.add_space_prefix)
-    if vocabulary.chat_template:
-        writer.add_chat_template(vocabulary.chat_template)
+    if len(vocabulary.eos_ids) > 1:
+        writer.add_array(EOS_IDS_KEY, vocabulary.eos_ids)
+    _add_templates(writer, vocabulary.chat_templates)
     if vocabulary.hf_json:
         writer.add_string(HF_JSON_KEY, vocabulary.hf_json)
+
+
+def _add_templates(writer: Any, templates: dict[str, str]) -> None:
+    """Chat templates under their own names (the gguf package would rewrite the names)."""
+    if "default" in templates:
+        writer.add_string("tokenizer.chat_template", templates["default"])
+    named = {name: text for name, text in templates.items() if name != "default"}
+    for name, text in named.items():
+        writer.add_string(f"tokenizer.chat_template.{name}", text)
+    if named:
+        writer.add_array("tokenizer.chat_templates", sorted(named))

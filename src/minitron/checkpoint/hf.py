@@ -16,6 +16,7 @@ import torch
 
 from minitron.config import NemotronConfig
 from minitron.files import new_folder, require_space, writing
+from minitron.files.links import require_inside
 
 from .json_settings import check_config_values, check_generation_config, check_tokenizer_files
 from .limits import (
@@ -41,6 +42,7 @@ SIDE_FILES = (
     "added_tokens.json",
     "chat_template.jinja",
 )
+TEMPLATES = "additional_chat_templates"
 
 
 def check_checkpoint(folder: Path) -> torch.dtype | None:
@@ -153,8 +155,29 @@ def open_hf(folder: Path) -> Checkpoint:
         f"{folder}: the weights are quantized (quantization_config in config.json), expected dense ones",
     )
     config, _, tensors, notes = _read_checked(folder)
-    files = {name: ByteRange.whole(folder / name) for name in SIDE_FILES if (folder / name).is_file()}
-    return Checkpoint(config, tensors, files, notes=notes)
+    return Checkpoint(config, tensors, side_files(folder), notes=notes)
+
+
+def side_files(folder: Path) -> dict[str, ByteRange]:
+    """What goes along with the weights: tokenizer, generation config, chat templates; name to where it is.
+
+    Raises:
+        LinkedFileError: one is a link out of the folder.
+    """
+    names = [*SIDE_FILES, *sorted(f"{TEMPLATES}/{path.name}" for path in (folder / TEMPLATES).glob("*.jinja"))]
+    found = [name for name in names if (folder / name).is_file()]
+    for name in found:
+        require_inside(folder / name, folder)
+    return {name: ByteRange.whole(folder / name) for name in found}
+
+
+def side_file_name(member: str) -> str | None:
+    """The name in a Hugging Face folder of a file in another format's archive or folder; None if it has no place."""
+    folder, _, last = member.rpartition("/")
+    outer, _, inner = folder.rpartition("/")
+    if inner == TEMPLATES and last.endswith(".jinja"):
+        return f"{TEMPLATES}/{last}" if not outer or "tokenizer" in outer else None
+    return last if last in SIDE_FILES and (not folder or "tokenizer" in folder) else None
 
 
 def generation_config(config: NemotronConfig) -> str:

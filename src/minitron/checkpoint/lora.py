@@ -17,10 +17,10 @@ from typing import Any
 import torch
 
 from .detect import ADAPTER_CONFIG
-from .hf import SIDE_FILES
+from .hf import side_files
 from .limits import CheckpointError, read_json, require
 from .safetensors_io import read_safetensors
-from .tensors import ByteRange, Checkpoint, LazyTensor
+from .tensors import Checkpoint, LazyTensor
 
 WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
@@ -127,7 +127,7 @@ def merge_adapter(folder: Path, base: Checkpoint) -> Checkpoint:
         merge = _merged_embedding if embedding else _merged
         scale = config.scale(module, sides["B"].shape[-1])
         tensors[name] = merge(tensors[name], sides["A"], sides["B"], scale, f"{path}: {module}")
-    beside = {name: ByteRange.whole(folder / name) for name in SIDE_FILES if (folder / name).is_file()}
+    beside = side_files(folder)
     notes = [*base.notes, f"LoRA adapter {folder.name}: merged into {len(pairs)} matrices of {config.base}"]
     return replace(base, tensors=tensors, files={**base.files, **beside}, notes=notes)
 

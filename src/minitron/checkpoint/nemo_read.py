@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from minitron.config import NemotronConfig
+from minitron.files.links import require_inside
 
 from .archive import Files, open_archive
-from .hf import SIDE_FILES, check_shapes, generation_config, read_config
+from .hf import check_shapes, generation_config, read_config, side_file_name
 from .limits import (
     MAX_CONFIG_BYTES,
     MAX_LAYERS,
@@ -32,7 +33,7 @@ from .megatron_files import Grid, read_distributed
 from .names import hf_shapes, is_fused_qkv, megatron_to_hf, qkv_rows
 from .nemo_config import config_from_nemo, with_class_defaults, zero_centred_norms
 from .nemo_io import config_of_context
-from .spm import SentencePieceModel, read_spm, tokenizer_config, tokenizer_json
+from .spm import SentencePieceModel, composes, differences, read_spm, tokenizer_config, tokenizer_json
 from .tensors import ByteRange, Checkpoint, LazyTensor, join_columns, join_rows, zeros
 from .torch_file import TorchFile, state_dicts_of
 from .yaml_values import parse_yaml
@@ -74,6 +75,10 @@ def open_nemo(path: Path, scratch: Path, config: NemotronConfig | None = None) -
         CheckpointError: not such a checkpoint; hostile, cut or incomplete; not a Nemotron model.
     """
     with open_archive(path, scratch) as files:
+        if path.is_dir():
+            for name, data in files.items():
+                if side_file_name(name) or name.endswith((".model", ".yaml", ".json")):
+                    require_inside(data.path, path)
         files = _below_common_folder(files)
         named = read_weights(files, path)
         values, where = _settings(files, path)
@@ -365,9 +370,9 @@ def _vocabulary(rows: int, tokens: int | None, values: dict[str, Any], notes: li
 
 def _add_tokenizer(checkpoint: Checkpoint, spm: tuple[ByteRange, SentencePieceModel] | None, files: Files) -> None:
     for name, data in files.items():
-        folder, _, last = name.rpartition("/")
-        if last in SIDE_FILES and (not folder or "tokenizer" in folder):
-            checkpoint.files[last] = data
+        place = side_file_name(name)
+        if place is not None:
+            checkpoint.files[place] = data
     if spm is not None:
         _add_sentencepiece(checkpoint, *spm)
     if "generation_config.json" not in checkpoint.files:
@@ -379,6 +384,12 @@ def _add_sentencepiece(checkpoint: Checkpoint, data: ByteRange, model: SentenceP
     if "tokenizer.json" not in checkpoint.files:
         checkpoint.texts["tokenizer.json"] = tokenizer_json(model)
         checkpoint.texts["tokenizer_config.json"] = tokenizer_config(model, checkpoint.config.max_position_embeddings)
+        checkpoint.differences += differences(model)
+        if model.charsmap and composes(model.charsmap):
+            checkpoint.notes.append(
+                "SentencePiece's normalization is followed but for rare sequences: a letter with several combining "
+                "marks, or a ligature with one, may be normalized otherwise"
+            )
     for name in ("bos", "eos", "pad"):
         piece = model.special(name)
         if piece is not None:

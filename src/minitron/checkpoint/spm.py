@@ -7,6 +7,7 @@ sentencepiece_model.proto of google/sentencepiece.
 from __future__ import annotations
 
 import json
+import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -32,11 +33,17 @@ class SentencePieceModel:
     charsmap: bytes = b""
     add_dummy_prefix: bool = True
     remove_extra_whitespaces: bool = True
+    escape_whitespaces: bool = True
+    whitespace_as_suffix: bool = False
 
     @property
     def is_bpe(self) -> bool:
         """Whether pieces are merged pairwise (BPE) rather than chosen by likelihood (unigram)."""
         return self.kind_of_model == _BPE
+
+    def of_kind(self, kind: int) -> list[str]:
+        """The pieces of one kind."""
+        return [piece for piece, own in zip(self.pieces, self.kinds, strict=True) if own == kind]
 
     def special(self, name: str) -> str | None:
         """The piece that is unk, bos, eos or pad; None if the model has none."""
@@ -91,6 +98,8 @@ def _read_trainer(model: SentencePieceModel, data: bytes) -> None:
     for number, value in _fields(data):
         if number == 3:
             model.kind_of_model = _int(value)
+        elif number == 24:
+            model.whitespace_as_suffix = bool(_int(value))
         elif number == 35:
             model.byte_fallback = bool(_int(value))
         elif number in ids:
@@ -105,6 +114,8 @@ def _read_normalizer(model: SentencePieceModel, data: bytes) -> None:
             model.add_dummy_prefix = bool(_int(value))
         elif number == 4:
             model.remove_extra_whitespaces = bool(_int(value))
+        elif number == 5:
+            model.escape_whitespaces = bool(_int(value))
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
@@ -175,44 +186,201 @@ def merges_of(model: SentencePieceModel) -> list[tuple[str, str]]:
 
 
 def tokenizer_json(model: SentencePieceModel) -> str:
-    """The same tokenizer for the `tokenizers` library: text of a `tokenizer.json`."""
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+    """The same tokenizer for the `tokenizers` library: text of a `tokenizer.json`.
 
+    `differences` says in which texts it gives other ids.
+    """
+    from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
+
+    symbols = model.of_kind(USER_DEFINED)
     unk = model.special("unk")
     if model.is_bpe:
         vocab = {piece: number for number, piece in enumerate(model.pieces)}
-        core: Any = models.BPE(vocab, merges_of(model), unk_token=unk, fuse_unk=True, byte_fallback=model.byte_fallback)
+        core: Any = models.BPE(
+            vocab,
+            merges_of(model),
+            unk_token=unk,
+            fuse_unk=True,
+            byte_fallback=model.byte_fallback,
+            ignore_merges=bool(symbols),  # a symbol that the pre-tokenizer has cut out is one token
+        )
     else:
         pairs = list(zip(model.pieces, model.scores, strict=True))
         core = models.Unigram(pairs, model.special_ids["unk"], model.byte_fallback)
     tokenizer = Tokenizer(core)
-    steps: list[Any] = []
-    if model.charsmap:
-        steps.append(normalizers.Precompiled(model.charsmap))
-    if model.remove_extra_whitespaces:
-        steps += [normalizers.Replace(Regex(" {2,}"), " "), normalizers.Replace(Regex(r" \z"), "")]
-        if not model.add_dummy_prefix:  # else the one space that is left is the prefix
-            steps.append(normalizers.Replace(Regex(r"\A "), ""))
-    elif model.add_dummy_prefix:
-        # Metaspace adds no prefix to text that begins with a space, SentencePiece does.
-        steps.append(normalizers.Replace(Regex(r"\A "), "  "))
-    if steps:
+    if steps := _normalizers(model):
         tokenizer.normalizer = normalizers.Sequence(steps)  # type: ignore[assignment]
-    # "first": only the start of the text gets a space, not what follows a special token, as in SentencePiece.
-    scheme = "first" if model.add_dummy_prefix else "never"
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme=scheme, split=False)  # type: ignore[assignment]
-    parts: list[Any] = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
-    if model.add_dummy_prefix:
-        parts.append(decoders.Strip(content=" ", left=1, right=0))
-    tokenizer.decoder = decoders.Sequence(parts)  # type: ignore[assignment]
-    pieces = list(zip(model.pieces, model.kinds, strict=True))
-    special = [
-        AddedToken(piece, normalized=False, special=True) for piece, kind in pieces if kind in (UNKNOWN, CONTROL)
-    ]
-    tokenizer.add_special_tokens(special)
-    # normalized: these are found after the normalizer has seen the text as a whole, as SentencePiece finds them.
-    tokenizer.add_tokens([AddedToken(piece, normalized=True) for piece, kind in pieces if kind == USER_DEFINED])
+    patterns = []
+    if BYTE in model.kinds and (symbols or not model.is_bpe):
+        patterns.append(_WHOLE_BYTE_NAME if model.is_bpe else _BYTE_NAME)
+    if symbols:
+        # Not added tokens: these would be cut out before the space in front of the text is there, and normalizers
+        # would be applied to their own text.
+        patterns.insert(0, alternation(symbols))
+    cuts = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in patterns]
+    if cuts:
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(cuts)  # type: ignore[assignment]
+    tokenizer.decoder = decoder(model.add_dummy_prefix, model.whitespace_as_suffix)
+    special = [piece for piece, kind in zip(model.pieces, model.kinds, strict=True) if kind in (UNKNOWN, CONTROL)]
+    tokenizer.add_special_tokens([AddedToken(piece, normalized=False, special=True) for piece in special])
     return tokenizer.to_str()
+
+
+# Text that is spelled like a byte piece is text; `ignore_merges` and the unigram model would take it for the piece.
+_BYTE_NAME = r"<(?=0x[0-9A-F]{2}>)"
+_WHOLE_BYTE_NAME = r"\A<(?=0x[0-9A-F]{2}>\z)"
+
+
+def alternation(symbols: list[str]) -> str:
+    """A regular expression that finds any of `symbols`, the longest first."""
+    return "|".join(re.escape(symbol) for symbol in sorted(symbols, key=lambda symbol: (-len(symbol), symbol)))
+
+
+def _normalizers(model: SentencePieceModel) -> list[Any]:
+    """SentencePiece's normalizer, step by step: the space in front, the map of characters, white space."""
+    from tokenizers import Regex, normalizers
+
+    space = SPACE if model.escape_whitespaces else " "
+    added: list[Any] = []
+    if model.add_dummy_prefix:
+        end = normalizers.Replace(Regex(r"(?m)(?<=.)\z"), space)
+        added = [end if model.whitespace_as_suffix else normalizers.Prepend(space)]
+    steps: list[Any] = _character_map(model.charsmap)
+    if model.remove_extra_whitespaces:
+        trailing = Regex((f"[ {SPACE}]" if model.escape_whitespaces else " ") + r"+\z")
+        steps += [normalizers.Replace(Regex(" {2,}"), " "), normalizers.Replace(Regex(r"\A "), "")]
+        if model.add_dummy_prefix and model.whitespace_as_suffix:
+            steps += [*added, normalizers.Replace(trailing, space)]
+        else:  # a text of blanks has nothing left to put a space in front of
+            steps += [normalizers.Replace(trailing, ""), *added]
+    else:
+        steps = added + steps
+    if model.escape_whitespaces:
+        steps.append(normalizers.Replace(" ", SPACE))
+    return steps
+
+
+# Unassigned, and a control character to the rules of grapheme clusters.
+_CUT = "\ufff0"
+# Where a cluster can have several characters and yet the few bytes that tokenizers looks up as one key.
+_INSIDE_CLUSTER = (
+    r"(?<=\r)(?=\n)|(?m)(?<=.)(?=[\p{M}\x{200c}\x{200d}\x{ff9e}\x{ff9f}])"
+    r"|(?<=[\x{600}-\x{605}\x{6dd}\x{70f}\x{8e2}])"
+)
+_BETWEEN_MARKS = r"(?<=\p{M})(?=\p{M})"
+
+
+def _character_map(charsmap: bytes) -> list[Any]:
+    """The map of characters (NFKC and the like).
+
+    tokenizers looks up a grapheme cluster as one key and drops what lies behind the first hit, so clusters are cut into
+    characters. SentencePiece's keys of several characters compose a letter with its first mark, then with the next:
+    here NFC does, while the marks behind are kept apart.
+    """
+    from tokenizers import Regex, normalizers
+
+    if not charsmap:
+        return []
+    restore = normalizers.Replace(_CUT, "")
+    steps: list[Any] = [normalizers.Replace(Regex(_INSIDE_CLUSTER), _CUT), normalizers.Precompiled(charsmap), restore]
+    if composes(charsmap):
+        steps += [normalizers.Replace(Regex(_BETWEEN_MARKS), _CUT), normalizers.NFC(), restore] * 2
+    return steps
+
+
+def composes(charsmap: bytes) -> bool:
+    """Whether a map of characters composes letters with combining marks, as those of Unicode's NFC and NFKC do."""
+    units = _units(charsmap)
+    node, base = 0, _children(units, 0)
+    for byte in "e\u0301".encode():
+        node = base ^ byte
+        if node >= len(units) or units[node] & (1 << 31 | 0xFF) != byte:
+            return False
+        base = _children(units, node)
+    return bool(units[node] >> 8 & 1)
+
+
+def _units(charsmap: bytes) -> tuple[int, ...]:
+    """The map's double-array trie (darts-clone): a unit has the byte that leads to it, and where its children are.
+
+    Raises:
+        CheckpointError: a map that is cut.
+    """
+    size = int.from_bytes(charsmap[:4], "little")
+    require(len(charsmap) >= 8 and 4 <= size <= len(charsmap) - 4 and size % 4 == 0, "a normalization map that is cut")
+    return struct.unpack(f"<{size // 4}I", charsmap[4 : 4 + size])
+
+
+def _children(units: tuple[int, ...], node: int) -> int:
+    return node ^ ((units[node] >> 10) << ((units[node] & (1 << 9)) >> 6))
+
+
+def maps_sequences(charsmap: bytes) -> bool:
+    """Whether a map of characters has keys of more than one character."""
+    units = _units(charsmap)
+
+    def children(node: int) -> int:
+        return _children(units, node)
+
+    pending = [(children(0), 0)]  # where children are, bytes of the character so far left to come
+    for _ in range(len(units) + 1):
+        if not pending:
+            return False
+        base, left = pending.pop()
+        for byte in range(1, 256):
+            node = base ^ byte
+            if node >= len(units) or units[node] & (1 << 31 | 0xFF) != byte:
+                continue
+            rest = left - 1 if left else (byte >= 0xC0) + (byte >= 0xE0) + (byte >= 0xF0)
+            if not rest and _has_child(units, children(node)):
+                return True
+            if rest:
+                pending.append((children(node), rest))
+    return False
+
+
+def _has_child(units: tuple[int, ...], base: int) -> bool:
+    return any(base ^ byte < len(units) and units[base ^ byte] & (1 << 31 | 0xFF) == byte for byte in range(1, 256))
+
+
+def decoder(prefix: bool, suffix: bool = False) -> Any:
+    """Pieces to text: marks of spaces, byte pieces, and the space that was added in front (or behind)."""
+    from tokenizers import decoders
+
+    parts: list[Any] = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    if prefix:
+        parts.append(decoders.Strip(content=" ", left=int(not suffix), right=int(suffix)))
+    return decoders.Sequence(parts)
+
+
+def differences(model: SentencePieceModel) -> list[str]:
+    """In which texts `tokenizer_json` gives other ids than SentencePiece, in sentences; empty: in none."""
+    from tokenizers import Tokenizer, models, normalizers
+
+    found = []
+    steps = _character_map(model.charsmap)
+    symbols = model.of_kind(USER_DEFINED)
+    if model.charsmap and maps_sequences(model.charsmap) and not composes(model.charsmap):
+        found.append("the normalization has rules for several characters at once, which tokenizers does not apply")
+    mapped = [symbol for symbol in symbols if steps and normalizers.Sequence(steps).normalize_str(symbol) != symbol]
+    if mapped:
+        found.append(f"the user-defined symbol {mapped[0]!r} is changed by the normalization, and then not found")
+    if unused := model.of_kind(UNUSED):
+        found.append(f"the piece {unused[0]!r} is marked as unused; SentencePiece never writes it")
+    if not model.is_bpe:
+        return found
+    normal = [index for index, kind in enumerate(model.kinds) if kind == NORMAL and len(model.pieces[index]) > 1]
+    scores = {model.scores[index] for index in normal}
+    if len(scores) < len(normal):
+        found.append("several pieces have the same score; SentencePiece then merges from the left, not in their order")
+    if symbols:
+        merges = merges_of(model)
+        plain = Tokenizer(models.BPE({piece: number for number, piece in enumerate(model.pieces)}, merges))
+        pieces = [model.pieces[index] for index in normal]
+        never = [piece for piece, ids in zip(pieces, plain.encode_batch(pieces), strict=True) if len(ids.ids) > 1]
+        if never:
+            found.append(f"no merges lead to the piece {never[0]!r}; a text that is this piece alone has other ids")
+    return found
 
 
 def tokenizer_config(model: SentencePieceModel, max_length: int) -> str:

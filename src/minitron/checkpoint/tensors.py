@@ -253,7 +253,8 @@ class Checkpoint:
     """A causal language model on disk: its config, its tensors under Hugging Face names, and its other files.
 
     `files` maps a file name to where its bytes are: tokenizer, generation config, chat template. `notes` are
-    sentences for the user about what was normalised or dropped on reading.
+    sentences for the user about what was normalised or dropped on reading; `differences` those about texts that the
+    tokenizer in `texts` reads otherwise than the one in the file.
     """
 
     config: NemotronConfig
@@ -261,6 +262,7 @@ class Checkpoint:
     files: dict[str, ByteRange] = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    differences: list[str] = field(default_factory=list)
 
     def get(self, name: str) -> LazyTensor:
         """A tensor by its Hugging Face name.

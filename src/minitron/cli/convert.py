@@ -28,6 +28,9 @@ def convert(
     ),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace TARGET if it is there."),
     verify: bool = typer.Option(True, help="Read TARGET back and compare every tensor."),
+    lossy: bool = typer.Option(
+        False, "--lossy", help="Convert a tokenizer that TARGET reads otherwise in some texts, too, and say in which."
+    ),
     as_json: bool = JsonOption,
 ) -> None:
     """Move a checkpoint between Hugging Face, NeMo / Megatron and GGUF, tensor by tensor.
@@ -53,7 +56,7 @@ def convert(
     from ..convert import Estimate, Options
     from ..convert import convert as run
 
-    options = Options(to, dtype, quantize, parse_size(max_shard_size), config, overwrite, verify)
+    options = Options(to, dtype, quantize, parse_size(max_shard_size), config, overwrite, verify, lossy)
     bar = tqdm(unit="B", unit_scale=True, desc="converting", leave=False, disable=None)
 
     def announce(estimate: Estimate) -> None:
@@ -83,6 +86,8 @@ def _print(report: Any) -> None:
     )
     if report.verified:
         typer.echo(f"verified in {report.seconds_verify:.1f} s: names, shapes and values read back as written")
+    if report.texts_compared:
+        typer.echo(f"tokenizer: the same ids in {report.texts_compared} texts, special tokens inside")
     if report.probe is not None:
         typer.echo(
             f"probe: logits differ by at most {report.probe['max_difference']:.2g}, "
