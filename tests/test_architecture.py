@@ -21,7 +21,10 @@ MOST_LINES_OF_A_FUNCTION = 80
 
 # A file imports files of its own layer or of a lower one. A new part of the package gets its place here.
 LAYERS = {
-    0: ["config", "dtypes", "files", "framework", "presets", "quiet", "rope_parameters", "submodules", "version"],
+    0: [
+        *("characters", "config", "dtypes", "files", "framework", "presets", "quiet", "rope_parameters", "submodules"),
+        "version",
+    ],
     1: [
         *("assets", "chat", "data", "documents", "ops", "pages", "template_child", "templates", "token_cache"),
         *("tokenizer", "written_code"),

@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import TextIteratorStreamer
 
+from .characters import require_characters
 from .decoding import GenerationReport
 from .model import NemotronForCausalLM
 from .sampling_settings import SamplingSettings, also_from
@@ -189,11 +190,11 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
     """Token ids of a prompt, with the special tokens that the tokenizer puts around text.
 
     Raises:
-        ValueError: the prompt is empty.
+        ValueError: the prompt is empty, or holds what is no character.
     """
     if not prompt.strip():
         raise ValueError("the prompt is empty; give some text to go on from")
-    return list(tokenizer(prompt)["input_ids"])  # type: ignore[arg-type]
+    return list(tokenizer(require_characters(prompt, "the prompt"))["input_ids"])  # type: ignore[arg-type]
 
 
 def context_room(prompt_tokens: int, context: int) -> int:

@@ -96,6 +96,53 @@ def test_what_cannot_be_is_one_sentence_and_exit_code_2(texts: Path, tmp_path: P
     assert not (tmp_path / "run").exists()
 
 
+def test_bad_text_is_listed_at_once_and_a_refused_run_leaves_nothing(texts: Path, tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    for number in range(3):
+        (corpus / f"windows{number}.txt").write_bytes(f"It was a \u201clong\u201d day {number}. ".encode("cp1252") * 9)
+    (corpus / "GOOD.TXT").write_bytes(b"\xef\xbb\xbfNothing happened at all.\r\n" * 9)
+    (corpus / "rows.jsonl").write_text('{"text": null}\n{"text": "A cat sat on a mat. It slept."}\n{"body": "x"}\n')
+    (corpus / "notes.docx").write_text("")
+    (corpus / "._GOOD.TXT").write_bytes(b"\0")
+    there = ["--data", corpus, "--tokenizer", texts / "tokenizer", *SHAPE, *LENGTH, "--out", tmp_path / "runs" / "a"]
+    code, _, errors = call(*there)
+    assert code == 2
+    lines = errors.strip().splitlines()
+    assert lines[0] == "error: 5 documents in 4 files cannot be used:"
+    assert [line.split("corpus/")[1].split(":")[0] for line in lines[1:6]] == [
+        "rows.jsonl, line 1", "rows.jsonl, line 3", "windows0.txt", "windows1.txt", "windows2.txt"
+    ]  # fmt: skip
+    assert "--skip-bad leaves them out; --encoding names" in lines[6]
+    assert not (tmp_path / "runs").exists()
+    # Windows-1252 is named and two rows are left out.
+    code, output, errors = call(*there, "--encoding", "cp1252", "--skip-bad", "--json")
+    assert code == 0, errors
+    assert "left out: 1 .docx, 1 hidden" in errors
+    assert "note: 2 bad documents in 1 file were left out: " in errors
+    (meta,) = (tmp_path / "runs" / "token-cache").glob("*/meta.json")
+    assert json.loads(meta.read_text())["documents"] == 5
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--sequence", 100_000], "sequence is 100000; the model's max_position_embeddings is"),
+        (["--heldout-share", 0.99999], "leaves no document to train on"),
+        (["--optimizer", "offload"], "the model is on the CPU already"),
+        (["--extend"], "holds no run that could be lengthened"),
+    ],
+)
+def test_nothing_is_written_before_a_run_is_accepted(
+    texts: Path, tmp_path: Path, options: list[object], says: str
+) -> None:
+    data = ["--data", texts / "text" / "a.jsonl", "--model", "bundled", *LENGTH]
+    code, _, errors = call(*data, *options, "--out", tmp_path / "new" / "run")
+    assert code == 2, errors
+    assert says in errors
+    assert not (tmp_path / "new").exists()
+
+
 def test_the_page_on_training_runs_from_python(texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)

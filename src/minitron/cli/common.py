@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
+from ..characters import first_surrogate, require_characters
 from ..checkpoint.limits import CheckpointNote
 from ..files import WriteError
 
@@ -40,6 +41,7 @@ def sentence_errors(verb: F) -> F:
             return verb(*args, **kwargs)
         show_notes()
         try:
+            _require_text(kwargs)
             return verb(*args, **kwargs)
         except (typer.Exit, typer.Abort, typer.BadParameter):
             raise
@@ -52,6 +54,10 @@ def sentence_errors(verb: F) -> F:
         except WriteError as error:
             typer.echo(f"error: {one_line(error)}", err=True)
             raise typer.Exit(1) from None
+        except UnicodeDecodeError as error:
+            byte = error.object[error.start]
+            typer.echo(f"error: text that is not UTF-8 (byte 0x{byte:02x} at position {error.start})", err=True)
+            raise typer.Exit(2) from None
         except (ValueError, OSError) as error:
             text = str(error) if getattr(error, "keeps_lines", False) else one_line(error)
             typer.echo(f"error: {text}", err=True)
@@ -61,6 +67,14 @@ def sentence_errors(verb: F) -> F:
             raise typer.Exit(1) from None
 
     return run  # type: ignore[return-value]
+
+
+def _require_text(arguments: dict[str, Any]) -> None:
+    """Refuse arguments that are no UTF-8, unless they are names of files, which may be any bytes."""
+    for name, value in arguments.items():
+        for text in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(text, str) and first_surrogate(text) is not None and not os.path.exists(text):
+                require_characters(text, f"--{name.replace('_', '-')}")
 
 
 def one_line(error: BaseException) -> str:

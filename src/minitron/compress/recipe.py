@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..assets import BUNDLED, bundled_model, recipes
+from ..characters import require_characters
 from ..distill.schedule import TrainConfig
 from ..prune.search import Grid
 
@@ -325,9 +326,9 @@ def _scalar(hint: type, value: Any, where: str) -> Any:
         return str(value)
     if isinstance(value, str) and hint is str:
         try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            raise RecipeError(f"{where} holds the lone surrogate {value[error.start]!r}, which is no text") from None
+            return require_characters(value, where)
+        except ValueError as error:
+            raise RecipeError(str(error)) from None
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
         raise RecipeError(f"{where} is {value!r}; expected {names.get(hint, hint.__name__)}")

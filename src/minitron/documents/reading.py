@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from ..characters import first_surrogate
 from .formats import first_line, kind_of
 from .problems import Bad, BadFileError, DataError, Problem, Problems
 from .rows import json_file, json_lines, whole_file
@@ -96,12 +97,10 @@ def _normal(value: str) -> str | Bad:
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
         return Bad(f"holds NUL bytes, first in line {line} of the text: no text, or UTF-16 without a byte-order mark")
-    if not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            return Bad(
-                f"holds the lone surrogate {text[error.start]!r} at character {error.start + 1} of the text, "
-                f"which stands for no character"
-            )
+    place = first_surrogate(text)
+    if place is not None:
+        return Bad(
+            f"holds the lone surrogate {text[place]!r} at character {place + 1} of the text, "
+            f"which stands for no character"
+        )
     return text

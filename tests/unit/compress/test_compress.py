@@ -164,7 +164,7 @@ def test_nothing_is_written_before_a_run_is_accepted(base: Path, tmp_path: Path)
     # A folder with nothing but tokens, which an interrupted command leaves, is free.
     (run / "token-cache").mkdir(parents=True)
     assert invoke("--recipe", recipe, run, "--dry-run")[0] == 0
-    for prompts, says in ((["the cat " * 200], "prompts[0] has"), (["a\ud800"], "prompts[0] holds the lone surrogate")):
+    for prompts, says in ((["the cat " * 200], "prompts[0] has"), (["a\ud800"], "prompts[0] is not UTF-8 text")):
         recipe.write_text(json.dumps({**small_recipe(base), "prompts": prompts}))
         code, text = invoke("--recipe", recipe, tmp_path / "other")
         assert code == 2

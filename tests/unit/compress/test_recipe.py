@@ -55,7 +55,7 @@ def test_options_override_single_fields_and_the_length() -> None:
         ({"ranking": {"rungs": [0.25]}}, "expected rising shares from 0.5"),
         ({"correction": {"kind": "full"}}, "correction: tokens is 0; full needs some"),
         ({"prompts": []}, "prompts is empty"),
-        ({"prompts": ["a", "b\ud83d"]}, "prompts[1] holds the lone surrogate '\\ud83d', which is no text"),
+        ({"prompts": ["a", "b\ud83d"]}, "prompts[1] is not UTF-8 text: the lone surrogate \\ud83d at character 2"),
         ({"train": 3}, "train.: expected fields and values, found 3"),
     ],
 )
