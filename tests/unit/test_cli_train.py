@@ -116,7 +116,7 @@ def test_bad_text_is_listed_at_once_and_a_refused_run_leaves_nothing(texts: Path
     assert "--skip-bad leaves them out; --encoding names" in lines[6]
     assert not (tmp_path / "runs").exists()
     # Windows-1252 is named and two rows are left out.
-    code, output, errors = call(*there, "--encoding", "cp1252", "--skip-bad", "--json")
+    code, _, errors = call(*there, "--encoding", "cp1252", "--skip-bad", "--json")
     assert code == 0, errors
     assert "left out: 1 .docx, 1 hidden" in errors
     assert "note: 2 bad documents in 1 file were left out: " in errors
