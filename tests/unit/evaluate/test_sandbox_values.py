@@ -158,3 +158,10 @@ def test_judge() -> None:
             verdict(honest, f"    {tests}\n", prompt)
     with pytest.raises(ValueError, match="cannot run: KeyError: 'check'"):
         run_tests(honest, Checks("f", "x = 1"))
+
+
+@pytest.mark.usefixtures("_isolation")
+def test_a_long_reason_arrives() -> None:
+    assert verdict("def f(x): raise ValueError('\U0001f600' * 10000)", "    candidate(1)\n").startswith(
+        "failed: ValueErr"
+    )

@@ -32,7 +32,7 @@ PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 1, 4, 38
 SYS_MOUNT_SETATTR = 442
 SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 AT_FDCWD, AT_RECURSIVE, MOUNT_ATTR_RDONLY = -100, 0x8000, 1
-MOST_ANSWER_BYTES = 4096
+MOST_ANSWER_BYTES = 1 << 16  # what a pipe holds; an escaped character of a reason takes up to 12
 GO = b"g"
 """A judge that is ready tells the program's side."""
 
