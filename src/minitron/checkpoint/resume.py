@@ -20,6 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ..files import explain
+
 STATE_FILE = "state.json"
 OPTIMIZER_FILE = "optimizer.safetensors"
 _NAME = re.compile(r"step-(\d+)$")
@@ -50,13 +52,16 @@ def save_step(
         CheckpointError: it cannot be written, for instance because the disk is full. Checkpoints that are there stay
             as they are, and what was written of the new one is removed.
     """
-    work = begin_step(run, step)
     try:
+        work = begin_step(run, step)
         write_model(work)
         save_file(dict(tensors), work / OPTIMIZER_FILE)
         return finish_step(run, step, state)
     except (OSError, SafetensorError) as error:
         raise failed_step(run, step, error) from None
+    except BaseException:
+        drop_step(run, step)
+        raise
 
 
 def begin_step(run: Path, step: int) -> Path:
@@ -93,11 +98,16 @@ def finish_step(run: Path, step: int, state: Mapping[str, Any], sha256: Mapping[
 
 def failed_step(run: Path, step: int, error: Exception) -> CheckpointError:
     """Remove what was written of a checkpoint, and say which one is left."""
-    shutil.rmtree(_work_folder(run, step), ignore_errors=True)
+    reason = explain(error, run / f"step-{step}")
+    drop_step(run, step)
     steps = list_steps(run)
     left = f"{steps[-1][1]} is intact and the run continues from it" if steps else "there is none before it"
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return CheckpointError(f"{run / f'step-{step}'}: the checkpoint could not be written ({reason}); {left}")
+
+
+def drop_step(run: Path, step: int) -> None:
+    """Remove what was written of a checkpoint that is not finished."""
+    shutil.rmtree(_work_folder(run, step), ignore_errors=True)
 
 
 def _work_folder(run: Path, step: int) -> Path:

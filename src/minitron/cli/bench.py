@@ -8,7 +8,17 @@ from typing import Any, Optional
 import typer
 
 from ..locate import locate
-from .common import JsonOption, ModelArgument, human_bytes, print_json, quiet_libraries, say, sentence_errors
+from .common import (
+    PICTURES,
+    JsonOption,
+    ModelArgument,
+    check_output,
+    human_bytes,
+    print_json,
+    quiet_libraries,
+    say,
+    sentence_errors,
+)
 
 PEERS = ("transformers", "llama.cpp")
 
@@ -52,6 +62,7 @@ def bench(
         if value < least:
             raise ValueError(f"--{name} is {value}; it must be at least {least}")
     _need(peers == "llama.cpp", ("llama_cpp", "gguf"), "--peers llama.cpp needs llama-cpp-python and gguf")
+    check_output(plot, PICTURES)
     _need(plot is not None, ("matplotlib",), "--plot needs matplotlib: pip install 'minitron[plot]'")
     quiet_libraries()
     import torch

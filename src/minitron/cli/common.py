@@ -7,14 +7,15 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
 from ..characters import first_surrogate, require_characters
 from ..checkpoint.limits import CheckpointNote
-from ..files import WriteError
+from ..files import WriteError, check_target
 
 if TYPE_CHECKING:
     from ..generate import Summary
@@ -75,6 +76,31 @@ def _require_text(arguments: dict[str, Any]) -> None:
         for text in value if isinstance(value, list | tuple) else [value]:
             if isinstance(text, str) and first_surrogate(text) is not None and not os.path.exists(text):
                 require_characters(text, f"--{name.replace('_', '-')}")
+
+
+PICTURES = (".png", ".svg", ".pdf")
+
+
+def check_output(file: Path | None, suffixes: Sequence[str] = (), sources: Iterable[str] = ()) -> None:
+    """Refuse, before any work is done, a file that could not be written after it, or that is a part of what is read.
+
+    Args:
+        file: to be written, if one is.
+        suffixes: what its name must end with, if that matters.
+        sources: paths of what is read.
+
+    Raises:
+        ValueError: no folder to put it in; a folder in its place; another suffix; a part of a source.
+    """
+    if file is None:
+        return
+    if not file.absolute().parent.is_dir():
+        raise ValueError(f"{file}: there is no folder {file.absolute().parent}")
+    if file.is_dir():
+        raise ValueError(f"{file} is a folder; give the name of a file")
+    if suffixes and file.suffix.lower() not in suffixes:
+        raise ValueError(f"{file}: expected a name that ends with {' or '.join(suffixes)}")
+    check_target(file, folder=False, overwrite=True, sources=map(Path, sources))
 
 
 def one_line(error: BaseException) -> str:

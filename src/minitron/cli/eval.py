@@ -9,8 +9,17 @@ from typing import Annotated, Any
 
 import typer
 
+from ..files import write_text
 from ..locate import locate
-from .common import DeviceOption, DtypeOption, JsonOption, print_json, quiet_libraries, sentence_errors
+from .common import (
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    check_output,
+    print_json,
+    quiet_libraries,
+    sentence_errors,
+)
 
 
 @sentence_errors
@@ -60,7 +69,7 @@ def eval_(
     paths: list[str | None] = [*(models or ["bundled"])]
     for path in paths:
         locate(path)
-    _check_outputs(plot, out)
+    _check_outputs(plot, out, [*(models or []), *(data or [])])
     if limit is not None and limit < 1:
         raise ValueError(f"limit is {limit}; it must be at least 1")
     if suite == "quick":
@@ -99,17 +108,14 @@ def eval_(
         typer.echo(_quick_table(result) if suite == "quick" else _table(result))
 
 
-def _check_outputs(plot: Path | None, out: Path | None) -> None:
+def _check_outputs(plot: Path | None, out: Path | None, sources: list[str]) -> None:
     """Refuse now what could not be written after hours.
 
     Raises:
-        ValueError: no such folder, a folder in the place of the file, a kind of plot that is not written.
+        ValueError: no such folder, a folder in the place of the file, a part of what is read, another kind of file.
     """
-    for file in (plot, out):
-        if file is not None and not file.absolute().parent.is_dir():
-            raise ValueError(f"{file}: there is no folder {file.absolute().parent}")
-        if file is not None and file.is_dir():
-            raise ValueError(f"{file} is a folder; give the name of a file")
+    check_output(plot, sources=sources)
+    check_output(out, (".json",), sources)
     if plot is not None:
         from ..evaluate.report import check_plot
 
@@ -234,6 +240,4 @@ def _plot(result: dict[str, Any], path: Path) -> None:
 def _write(result: dict[str, Any], path: Path) -> None:
     import json
 
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    temporary.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, json.dumps(result, indent=2, allow_nan=False) + "\n")

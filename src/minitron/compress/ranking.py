@@ -26,6 +26,7 @@ from ..distill.objective import heldout_loss
 from ..distill.schedule import TrainConfig
 from ..distill.targets import DenseTargets, TeacherTargets
 from ..distill.train import train
+from ..files import allocate, write_text
 from .stages import StoppedError
 
 RUNGS_FILE = "rungs.json"
@@ -95,7 +96,9 @@ class SharedTargets:
     def _keep(self, places: list[int], hidden: np.ndarray[Any, Any]) -> None:
         if self._kept is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._kept = np.memmap(self.path, np.float32, "w+", shape=(self.blocks, *hidden.shape[1:]))
+            shape = (self.blocks, *hidden.shape[1:])
+            allocate(self.path, int(np.prod(shape)) * _VALUE_BYTES)
+            self._kept = np.memmap(self.path, np.float32, "r+", shape=shape)
         for place, row in zip(places, hidden, strict=True):
             if place not in self._rows:  # twice in one batch, where an epoch ends
                 self._kept[len(self._rows)] = row
@@ -259,9 +262,7 @@ class _Race:
         return sum(found) / len(found)
 
     def _save(self) -> None:
-        work = self._file.with_suffix(".tmp")
-        work.write_text(json.dumps(self._facts, indent=1), encoding="utf-8")
-        work.replace(self._file)
+        write_text(self._file, json.dumps(self._facts, indent=1))
 
 
 def _rounds(start: int, stop: int, length: int) -> list[tuple[int, int]]:

@@ -25,7 +25,7 @@ from ..distill.losses import DistillLoss, DistillOptions
 from ..distill.schedule import TrainConfig
 from ..distill.targets import OnlineTeacher
 from ..distill.train import train
-from ..files import write_text
+from ..files import is_empty, write_text
 from ..loading import checkpoint_folder, pick_device
 from ..prune.choose import make_plan
 from ..prune.importance import check_language, compute_importance
@@ -150,8 +150,7 @@ def open_context(
         raise RecipeError(
             f"train: sequence is {recipe.train.sequence}; the model's context is {config.max_position_embeddings}"
         )
-    others = [path for path in out.iterdir() if path.name != TOKEN_CACHE] if out.exists() else []
-    if others and not (out / RECIPE_FILE).is_file():
+    if out.exists() and not is_empty(out, but=(TOKEN_CACHE,)) and not (out / RECIPE_FILE).is_file():
         raise RunError(f"{out} is not empty and is not the folder of a compression (no {RECIPE_FILE}); choose another")
     tokenizer: Any = load_tokenizer(teacher)
     _check_prompts(recipe, tokenizer, config.max_position_embeddings)

@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..files import write_text
+
 DONE = "stage.json"
 
 
@@ -89,6 +91,4 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _write(path: Path, values: Mapping[str, Any]) -> None:
-    work = path.with_name(f".{path.name}.tmp")
-    work.write_text(json.dumps(values, indent=1), encoding="utf-8")
-    work.replace(path)
+    write_text(path, json.dumps(values, indent=1))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from ..files import new_folder
 from ..quiet import progress_bars
 from .correction import merged_weights
 from .extending import MODEL_FOLDER
@@ -30,10 +30,14 @@ def export_model(
 
     Args:
         model: the trained model; sharded, adapted or plain. It stays as it is.
-        folder: where to; written under a temporary name, so that it is whole or not there. Replaced if it exists.
+        folder: where to; whole or not there. Replaced if it exists and holds only what was exported before.
         dtype: of the weights; as they are if None.
         tokenizer: saved beside them if given.
         world: the processes of the run; all of them must call this.
+
+    Raises:
+        TargetError: the folder holds files of others.
+        WriteError: the disk is full or refuses.
     """
     world = world or World()
     weights = whole_weights(model, world)
@@ -48,9 +52,7 @@ def _write(
         plain, weights = model.get_base_model(), merged_weights(model)
     if dtype is not None:
         weights = {name: value.to(dtype) for name, value in weights.items()}
-    work = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(work, ignore_errors=True)
-    try:
+    with new_folder(folder, overwrite=True) as work:
         written = type(plain.config)(**plain.config.to_dict())
         written.dtype = next(iter(weights.values())).dtype
         with progress_bars(sum(value.nbytes for value in weights.values())):
@@ -58,8 +60,3 @@ def _write(
         written.save_pretrained(work)
         if tokenizer is not None:
             tokenizer.save_pretrained(work)
-        if folder.exists():
-            shutil.rmtree(folder)
-        work.rename(folder)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)

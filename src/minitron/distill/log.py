@@ -10,6 +10,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ..files import write_text, writing
+
 METRICS_FILE = "metrics.jsonl"
 
 
@@ -30,12 +32,13 @@ class RunLog:
         self._bar: Any = None
         self._sink: Any = None
         self._last_flush = 0.0
+        self._path = run / METRICS_FILE
         if not first:
             return
-        path = run / METRICS_FILE
-        if path.exists():
-            _keep_until(path, step)
-        self._sink = path.open("a", encoding="utf-8")
+        if self._path.exists():
+            _keep_until(self._path, step)
+        with writing(self._path):
+            self._sink = self._path.open("a", encoding="utf-8")
         try:
             from torch.utils.tensorboard import SummaryWriter  # heavy, and an extra
         except ImportError:
@@ -56,7 +59,8 @@ class RunLog:
         """Record numbers of a step."""
         if self._sink is None:
             return
-        self._sink.write(json.dumps({"step": step, **values}) + "\n")
+        with writing(self._path):
+            self._sink.write(json.dumps({"step": step, **values}) + "\n")
         if time.monotonic() - self._last_flush > 1:
             self.flush()
         if self._board is not None:
@@ -77,23 +81,23 @@ class RunLog:
     def flush(self) -> None:
         """Hand everything to the operating system."""
         if self._sink is not None:
-            self._sink.flush()
+            with writing(self._path):
+                self._sink.flush()
         self._last_flush = time.monotonic()
 
     def close(self) -> None:
         """Close files and bar."""
         if self._sink is not None:
             self._bar.close()
-            self._sink.close()
+            with writing(self._path):
+                self._sink.close()
         if self._board is not None:
             self._board.close()
 
 
 def _keep_until(path: Path, step: int) -> None:
     kept = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if _step_of(line) <= step]
-    work = path.with_suffix(".tmp")
-    work.write_text("".join(kept), encoding="utf-8")
-    work.replace(path)
+    write_text(path, "".join(kept))
 
 
 def _step_of(line: str) -> float:

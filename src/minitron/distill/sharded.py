@@ -17,6 +17,7 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_shards
 from torch.distributed.tensor import DTensor
 
 from ..checkpoint.resume import CheckpointError, begin_step, failed_step, file_sha256, finish_step
+from ..files import explain
 from .world import World
 
 FOLDER = "sharded"
@@ -67,7 +68,7 @@ def save(
         mine = (work / FOLDER).glob(f"__{dist.get_rank()}_*")
         sums = {str(path.relative_to(work)): file_sha256(path) for path in mine}
     except (OSError, CheckpointException) as error:
-        problem = _reason(error)
+        problem = _reason(error, run / f"step-{step}")
     answers = world.gather((problem, sums))
 
     def finish() -> Path:
@@ -83,10 +84,10 @@ def save(
     return world.first_does(finish)
 
 
-def _reason(error: BaseException) -> str:
+def _reason(error: BaseException, path: Path) -> str:
     if isinstance(error, CheckpointException) and error.failures:
         error = next(iter(error.failures.values()))[0]
-    return getattr(error, "strerror", None) or str(error)
+    return explain(error, path)
 
 
 def load(folder: Path, like: Mapping[str, nn.Parameter], names: Iterable[str], suffix: str) -> dict[str, Tensor]:

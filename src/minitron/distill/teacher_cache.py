@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -23,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..data import Batch, BlockStream, collate
+from ..files import LOCK, is_draft, new_file, write_bytes, write_text
 from ..finite import check_weights
 from ..ops.loss import IGNORE_INDEX, shift_labels
 from .target_codecs import CODECS, ENTRY_BYTES, ID_BITS, Codec, Decoded, HiddenCodec
@@ -168,7 +168,7 @@ def write_cache(
         for number in range(plan.parts):
             path = folder / _part_name(number)
             if not path.exists():
-                _write(path, _part_bytes(plan, stream, model, number))
+                write_bytes(path, _part_bytes(plan, stream, model, number))
             if progress is not None:
                 progress(number + 1, plan.parts)
     finally:
@@ -196,19 +196,16 @@ def _open_folder(folder: Path, plan: CachePlan, model: nn.Module) -> None:
         if differing:
             raise TargetCacheError(f"{folder} holds another cache; choose another folder: {'; '.join(differing)}")
         return
-    ours = {PLACES_FILE, HEAD_FILE}  # what an interrupted start leaves
-    if folder.exists() and any(p.name not in ours and p.suffix != ".tmp" for p in folder.iterdir()):
+    ours = {PLACES_FILE, HEAD_FILE, LOCK}  # what an interrupted start leaves
+    if folder.exists() and any(p.name not in ours and not is_draft(p) for p in folder.iterdir()):
         raise TargetCacheError(f"{folder} is not empty and is no cache (no {META_FILE}); choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
     if plan.codec.kind == "hidden":
-        work = folder / f"{HEAD_FILE}.tmp"
-        save_file({"head": head_weight(model).detach().cpu().contiguous()}, work)
-        work.replace(folder / HEAD_FILE)
-    work = folder / f"{PLACES_FILE}.tmp"
-    with work.open("wb") as sink:
+        with new_file(folder / HEAD_FILE, overwrite=True) as draft:
+            save_file({"head": head_weight(model).detach().cpu().contiguous()}, draft)
+    with new_file(folder / PLACES_FILE, overwrite=True) as draft, draft.open("wb") as sink:
         np.save(sink, plan.places)
-    work.replace(folder / PLACES_FILE)
-    _write(path, json.dumps(plan.meta(), indent=1).encode())  # last: with it the rest is there
+    write_text(path, json.dumps(plan.meta(), indent=1))  # last: with it the rest is there
 
 
 def _part_name(number: int) -> str:
@@ -235,15 +232,6 @@ def _encode(
         for row, place in enumerate(some):
             seed = int.from_bytes(hashlib.sha256(f"{plan.seed} {place}".encode()).digest()[:7], "big")
             yield plan.codec.encode(hidden[row], head, scored[row], seed)
-
-
-def _write(path: Path, content: bytes) -> None:
-    work = path.with_name(f"{path.name}.tmp")
-    with work.open("wb") as sink:
-        sink.write(content)
-        sink.flush()
-        os.fsync(sink.fileno())
-    work.replace(path)
 
 
 # --- reading -------------------------------------------------------------------------------------------------------

@@ -15,6 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from ..files import writing
+
 _EDITION = 2
 """Part of each key. It grows when a request is answered differently than before, so that old answers are not used."""
 _SECONDS_BETWEEN_COMMITS = 2.0
@@ -44,9 +46,11 @@ class Answers:
             folder.mkdir(parents=True, exist_ok=True)
             path = folder / f"{hashlib.sha256(model.encode()).hexdigest()[:16]}.sqlite"
         self._committed = time.monotonic()
-        self._db = sqlite3.connect(path, timeout=60)
+        self._path = Path(path)
         try:
-            self._db.execute("CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, value TEXT NOT NULL)")
+            with writing(self._path):
+                self._db = sqlite3.connect(path, timeout=60)
+                self._db.execute("CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, value TEXT NOT NULL)")
         except sqlite3.DatabaseError as error:
             raise ValueError(f"{path}: no cache of answers ({error}); remove it or name another folder") from None
 
@@ -64,19 +68,23 @@ class Answers:
 
     def put(self, key: str, value: Any) -> None:
         """Keep an answer."""
-        self._db.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", (key, json.dumps(value)))
+        with writing(self._path):
+            self._db.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", (key, json.dumps(value)))
         self.given += 1
         if time.monotonic() - self._committed > _SECONDS_BETWEEN_COMMITS:
             self.commit()
 
     def commit(self) -> None:
         """Write what was added."""
-        self._db.commit()
+        with writing(self._path):
+            self._db.commit()
         self._committed = time.monotonic()
 
     def __enter__(self) -> Answers:
         return self
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        self._db.commit()
-        self._db.close()
+        try:
+            self.commit()
+        finally:
+            self._db.close()

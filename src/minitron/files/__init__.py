@@ -6,11 +6,12 @@ is there already, and `locked` keeps two processes out of one folder. The standa
 
 from .drafts import new_file, new_folder, scratch_folder, write_bytes, write_text
 from .errors import WriteError, allocate, explain, require_space, writing
-from .locks import LockedError, locked, require_unlocked
+from .locks import LOCK, LockedError, locked, require_unlocked
 from .ownership import RECORD, write_record
-from .targets import TargetError, check_target, require_apart, require_folder_name
+from .targets import TargetError, check_target, is_draft, is_empty, require_apart, require_folder_name
 
 __all__ = [
+    "LOCK",
     "RECORD",
     "LockedError",
     "TargetError",
@@ -18,6 +19,8 @@ __all__ = [
     "allocate",
     "check_target",
     "explain",
+    "is_draft",
+    "is_empty",
     "locked",
     "new_file",
     "new_folder",

@@ -15,11 +15,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .errors import DRAFT_SUFFIX, WriteError, writing
-from .locks import Lock, read_note, try_lock
+from .locks import DRAFT_OWNER, Lock, read_note, try_lock
 from .ownership import write_record
 from .targets import check_target
 
-_OWNER, _PREVIOUS = "owner.lock", "previous"
+_PREVIOUS = "previous"
 _LONGEST_NAME = 100  # of the part of a draft folder's name that is the target's
 
 
@@ -131,7 +131,7 @@ def _begin(final: Path) -> tuple[Path, Lock]:
         place = final.with_name(f".{short}.{secrets.token_hex(4)}{DRAFT_SUFFIX}")
         place.mkdir()
         try:
-            lock = try_lock(place / _OWNER, target=final.name)
+            lock = try_lock(place / DRAFT_OWNER, target=final.name)
         except FileNotFoundError:  # taken for a leftover before the lock was in it
             continue
         except BaseException:
@@ -169,7 +169,7 @@ def _clear(place: Path, lock: Lock, final: Path | None) -> None:
     if final is not None and previous.exists() and not os.path.lexists(final):
         previous.rename(final)
     for path in place.iterdir():
-        if path.name == _OWNER:
+        if path.name == DRAFT_OWNER:
             continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
@@ -194,7 +194,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def _remove_leftover(place: Path) -> None:
-    owner = place / _OWNER
+    owner = place / DRAFT_OWNER
     if not owner.is_file():
         _remove_if_empty(place)
         return

@@ -22,6 +22,8 @@ from typing import Any
 from .errors import writing
 
 LOCK = ".lock"
+DRAFT_OWNER = "owner.lock"
+"""The lock of a folder in which a draft is made; see `drafts`."""
 _UNKNOWN_HERE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 

@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from .errors import DRAFT_SUFFIX
+from .locks import DRAFT_OWNER, LOCK
 from .ownership import foreign_files
 
 # Names that mean a file to everybody; a folder of such a name is a slip.
@@ -41,13 +43,23 @@ def check_target(target: Path, *, folder: bool, overwrite: bool = False, sources
             above one of them.
     """
     _check_kind(target, folder)
-    taken = target.exists() and not (target.is_dir() and not any(target.iterdir()))
+    taken = target.exists() and not (target.is_dir() and is_empty(target))
     if taken and not overwrite:
         raise TargetError(f"{target}: is there already; pass --overwrite to replace it")
     require_apart(target, sources)
     if folder and target.exists():
         _check_place(target)
         _check_files(target)
+
+
+def is_empty(folder: Path) -> bool:
+    """Whether nothing lies in a folder, but for a lock and drafts."""
+    return all(path.name == LOCK or is_draft(path) for path in folder.iterdir())
+
+
+def is_draft(path: Path) -> bool:
+    """Whether a folder is one in which a draft is made, or was made by a process that was killed."""
+    return path.name.startswith(".") and path.name.endswith(DRAFT_SUFFIX) and (path / DRAFT_OWNER).is_file()
 
 
 def _check_kind(target: Path, folder: bool) -> None:

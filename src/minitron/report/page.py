@@ -7,6 +7,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader
 
+from ..files import write_text
 from .facts import Report
 
 PLOTS_MISSING = "Plots are left out, since matplotlib is not installed: pip install 'minitron[plot]'"
@@ -25,9 +26,7 @@ def write_report(report: Report, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     page = folder / "report.html"
     for path, text in ((folder / "report.json", report.to_json()), (page, render(report))):
-        work = path.with_name(path.name + ".tmp")
-        work.write_text(text, encoding="utf-8")
-        work.replace(path)
+        write_text(path, text)
     return page
 
 
