@@ -178,7 +178,7 @@ def test_a_full_disk_is_a_sentence(model: Path, tmp_path: Path, to: str) -> None
     assert result.exit_code == 1
     line = result.stderr.splitlines()[-1]
     assert line.startswith(f"error: {tmp_path / 'out'}")
-    assert "cannot be written: larger than a file may be here" in line
+    assert "cannot be written: File too large" in line
     assert "bytes are free" in line
     assert [path.name for path in tmp_path.iterdir()] == ["parent"]
 

@@ -153,7 +153,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_the_run_goes_on_later(
     with monkeypatch.context() as patched:
         _fail_at(patched, write)
         says = (
-            r"step-6: the checkpoint could not be written \(no space left on the disk; [0-9,]+ bytes are free .*\); "
+            r"step-6: the checkpoint could not be written \(No space left on device; [0-9,]+ bytes are free .*\); "
             r".*step-5 is intact"
         )
         with pytest.raises(resume.CheckpointError, match=says):

@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _NO_ROOM = {
-    errno.ENOSPC: "no space left on the disk",
-    errno.EDQUOT: "the disk quota is used up",
-    errno.EFBIG: "larger than a file may be here (the file system's limit, or that of `ulimit -f`)",
+    errno.ENOSPC: "No space left on device",
+    errno.EDQUOT: "Disk quota exceeded",
+    errno.EFBIG: "File too large (the file system's limit, or that of `ulimit -f`)",
 }
 _FORBIDDEN = {
     errno.EROFS: "the file system is read-only",

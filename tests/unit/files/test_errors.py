@@ -38,7 +38,7 @@ def test_a_file_that_does_not_fit_is_named_and_the_old_one_stays(tmp_path: Path)
     path = tmp_path / "file.json"
     write_text(path, "old")
     text = refuse_large_files(lambda: write_text(path, "x" * 100_000))
-    assert text.startswith(f"{path}: cannot be written: larger than a file may be here")
+    assert text.startswith(f"{path}: cannot be written: File too large")
     assert "bytes are free on this disk" in text
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["file.json"]
@@ -63,7 +63,7 @@ def test_full_disks_as_several_libraries_tell_of_them(tmp_path: Path) -> None:
         raise RuntimeError('Error while serializing: I/O error: Os { message: "No space left on device" }')
 
     for action in (lambda: FULL.write_text("x"), numpys, rusts):
-        says = r"no space left on the disk; [0-9,]+ bytes are free"
+        says = r"No space left on device; [0-9,]+ bytes are free"
         with pytest.raises(WriteError, match=says) as caught, writing(tmp_path / "file"):
             action()
         assert str(caught.value).startswith(str(tmp_path / "file"))
@@ -71,7 +71,7 @@ def test_full_disks_as_several_libraries_tell_of_them(tmp_path: Path) -> None:
 
 
 def test_sqlite_says_it_in_its_own_words(tmp_path: Path) -> None:
-    with pytest.raises(WriteError, match="no space left"), writing(tmp_path / "answers.sqlite"):
+    with pytest.raises(WriteError, match="No space left"), writing(tmp_path / "answers.sqlite"):
         raise sqlite3.OperationalError("database or disk is full")
 
 
@@ -135,4 +135,4 @@ assert (place / "old").read_text() == "old"
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert len(lines) == 3
-    assert all(str(tmp_path) in line and "no space left on the disk" in line for line in lines)
+    assert all(str(tmp_path) in line and "No space left on device" in line for line in lines)
