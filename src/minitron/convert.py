@@ -31,7 +31,7 @@ from .checkpoint.tensors import BLOCK_BYTES, Checkpoint, LazyTensor, raw, write_
 from .checkpoint.tokenizer_verify import require_exact, target_differences, verify_tokenizer
 from .config import NemotronConfig
 from .dtypes import parse_dtype
-from .files import new_file, new_folder
+from .files import new_file, new_folder, written_bytes
 
 TARGETS = ("hf", "nemo", "nemo2", "gguf")
 _FOLDERS = ("hf", "nemo2")
@@ -266,11 +266,6 @@ def _describe(report: Report, checkpoint: Checkpoint, target: Path, observer: Ob
     report.parameters = sum(t.nbytes // t.dtype.itemsize for t in checkpoint.tensors.values())
     report.bytes_written = written_bytes(target)
     report.checksums = {name: f"{entry.crc:08x}" for name, entry in observer.seen.items()}
-
-
-def written_bytes(path: Path) -> int:
-    """Bytes of a file, or of all files in a folder."""
-    return sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) if path.is_dir() else path.stat().st_size
 
 
 # --- before ------------------------------------------------------------------------------------------------------

@@ -10,9 +10,9 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -54,6 +54,8 @@ class TokenCache:
     """Hash of the text, of how it was read, and of the tokenizer."""
     notes: tuple[str, ...] = ()
     """Sentences about what was left out of the text."""
+    origin: Mapping[str, Any] = field(default_factory=dict)
+    """What `key` is made of, as JSON values: `files` (name and digest of each), `tokenizer`, `field`, and so on."""
 
     @property
     def num_documents(self) -> int:
@@ -130,33 +132,45 @@ def tokenize_all(sources: Sequence[Source], tokenizer: Encoder, folder: Path | T
     refused = Problems()
     caches: list[TokenCache] = []
     for source, listing in zip(sources, listings, strict=True):
-        key = _fingerprint(listing.files, tokenizer, source)
+        key, origin = _fingerprint(listing.files, tokenizer, source)
         final = folder.path / f"{Path(source.path).stem or 'text'}-{key[:16]}"
         problems = Problems(source.skip_bad, refused=refused.count)
         if not final.exists():
             _make_cache(final, folder, listing.files, source, tokenizer, key, problems)
         refused.merge(problems)
         if not refused.count:
-            caches.append(open_cache(final, listing.notes))
+            caches.append(replace(open_cache(final, listing.notes), origin=origin))
     refused.raise_any()
     return caches
 
 
-def _fingerprint(files: Sequence[Path], tokenizer: Encoder, source: Source) -> str:
+def _fingerprint(files: Sequence[Path], tokenizer: Encoder, source: Source) -> tuple[str, dict[str, Any]]:
+    """The key of a cache, and what it is made of."""
     digest = hashlib.sha256(f"{CACHE_VERSION} {tokenizer.bos_token_id} {tokenizer.eos_token_id} ".encode())
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    digest.update((backend.to_str() if backend is not None else repr(sorted(_vocabulary(tokenizer)))).encode())
+    spelled = (backend.to_str() if backend is not None else repr(sorted(_vocabulary(tokenizer)))).encode()
+    digest.update(spelled)
     how = {"field": source.field, "encoding": source.encoding, "skip_bad": source.skip_bad}
     digest.update(json.dumps(how, sort_keys=True).encode())
+    contents: list[list[str]] = []
     for path in files:
         # The same bytes are another text in a file of another kind.
         digest.update(f"{kind_of(path)} {path.suffix.lower()}".encode())
         try:
             with path.open("rb") as content:
-                digest.update(hashlib.file_digest(content, "sha256").digest())
+                found = hashlib.file_digest(content, "sha256")
+            digest.update(found.digest())
+            contents.append([_name_in(path, source), found.hexdigest()[:16]])
         except OSError as error:  # reading it will say so, beside what is wrong with other files
             digest.update(repr(error).encode())
-    return digest.hexdigest()
+    mark = hashlib.sha256(spelled).hexdigest()[:16]
+    return digest.hexdigest(), {"files": contents, "tokenizer": mark, **how}
+
+
+def _name_in(path: Path, source: Source) -> str:
+    """What a file is called in messages: its path within the folder that was given, or its name."""
+    folder = Path(source.path)
+    return path.relative_to(folder).as_posix() if folder.is_dir() and path.is_relative_to(folder) else path.name
 
 
 def _vocabulary(tokenizer: Any) -> Iterable[tuple[str, int]]:

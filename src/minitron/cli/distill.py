@@ -86,6 +86,7 @@ def distill(
       torchrun --nproc-per-node 8 -m minitron distill pruned --teacher 15b --data corpus/ --steps 400 --out runs/kd
     """
     settings = options.settings_from(locals())
+    options.check_run(out, [student, teacher, teacher_cache], [*data, *(heldout or [])], cache)
     for name in [student] if teacher is None else [student, teacher]:
         locate(name)
     quiet_libraries()

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from ..files import require_space, written_bytes
 from ..locate import locate
 from . import training as options
 from .common import (
@@ -56,6 +57,7 @@ def teacher_cache(
       minitron teacher-cache teacher --data corpus/ --out targets
       minitron teacher-cache 15b --data web.jsonl --kind sampled --blocks 460800 --sequence 4096 --out targets
     """
+    options.check_run(out, [teacher], data, cache)
     locate(teacher)
     quiet_libraries()
     from ..checkpoint.fingerprint import fingerprint
@@ -84,8 +86,9 @@ def teacher_cache(
             f"{size / count:.1f} bytes per token",
             err=True,
         )
+        require_space(out, size - (written_bytes(out) if out.is_dir() else 0))
         write_cache(out, plan, texts.stream, model, _progress, accepted=store.keep)
-    written = sum(path.stat().st_size for path in out.iterdir())
+    written = written_bytes(out)
     if as_json:
         print_json({"cache": str(out), "kind": kind, "blocks": len(plan.places), "tokens": count, "bytes": written})
     else:

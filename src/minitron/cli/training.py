@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 
 import typer
 
+from ..files import require_apart, require_folder_name, require_unlocked
 from .common import human_bytes, human_count, print_json
 
 DataOption = typer.Option(
@@ -56,6 +57,22 @@ def tell(notes: Iterable[str]) -> None:
     """Say on stderr what was left out of the text."""
     for note in notes:
         typer.echo(f"note: {note}", err=True)
+
+
+def check_run(out: Path, models: Iterable[str | Path | None], data: Sequence[str], cache: Path | None) -> None:
+    """Refuse a run folder, before any work is done, that another run uses or that overlaps with what is read.
+
+    Raises:
+        TargetError, LockedError: see `files`.
+    """
+    from ..documents import Source
+
+    text = [Path(Source.parse(each).path) for each in data]
+    require_folder_name(out)
+    require_apart(out, [*(Path(model) for model in models if model is not None), *text])
+    if cache is not None:
+        require_apart(cache, text)
+    require_unlocked(out)
 
 
 def settings_from(options: dict[str, Any]) -> Any:

@@ -18,14 +18,15 @@ import torch
 
 from ..checkpoint.fingerprint import fingerprint
 from ..checkpoint.hf import check_checkpoint, read_config
-from ..data import Batch, TokenFolder, collate
+from ..data import Batch, Source, TokenFolder, collate
 from ..distill.correction import choose_trained
 from ..distill.inputs import Texts, open_texts, saved_model
 from ..distill.losses import DistillLoss, DistillOptions
 from ..distill.schedule import TrainConfig
 from ..distill.targets import OnlineTeacher
+from ..distill.text_changes import describe_texts
 from ..distill.train import train
-from ..files import is_empty, write_text
+from ..files import is_empty, locked, require_apart, write_text
 from ..loading import checkpoint_folder, pick_device
 from ..prune.choose import make_plan
 from ..prune.importance import check_language, compute_importance
@@ -109,9 +110,23 @@ def compress(
 
     Raises:
         RecipeError, RunError, ValueError: what is wrong with the recipe, the run folder, the checkpoint or the text.
+        LockedError: another process is at work in the run folder.
+        TargetError: the run folder overlaps with the checkpoint or the text.
+        WriteError: the disk is full or refuses.
         StoppedError: SIGTERM or Ctrl-C, with everything saved.
     """
-    say = say or _to_stderr
+    with locked(out):
+        return _compress(recipe, out, cache, device, quiet, say or _to_stderr)
+
+
+def _compress(
+    recipe: Recipe,
+    out: Path,
+    cache: Path | TokenFolder | None,
+    device: str,
+    quiet: bool,
+    say: Callable[[str], None],
+) -> Compressed:
     with token_folder(out, cache) as store:
         context = open_context(recipe, out, store, device, quiet, say)
         within_budget(context, 0, read_config(context.teacher))
@@ -144,6 +159,9 @@ def open_context(
     """
     place = pick_device(device)
     teacher = checkpoint_folder(recipe.model, say)
+    text = [Path(Source.parse(text).path) for text in (*recipe.data, *recipe.heldout)]
+    require_apart(out, [teacher, *text])
+    require_apart(cache.path, text)
     check_checkpoint(teacher)
     config = read_config(teacher)
     if recipe.train.sequence > config.max_position_embeddings:
@@ -167,7 +185,8 @@ def open_context(
             f"{recipe.train.sequence} tokens, and all of them are used"
         )
         recipe = replace(recipe, calibration=replace(recipe.calibration, blocks=there))
-    return Context(recipe, out, Stages(out, say), teacher, tokenizer, texts, place, say, quiet)
+    stages = Stages(out, say, describe_texts(texts.stream))
+    return Context(recipe, out, stages, teacher, tokenizer, texts, place, say, quiet)
 
 
 def _check_prompts(recipe: Recipe, tokenizer: Any, context: int) -> None:

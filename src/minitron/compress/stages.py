@@ -9,10 +9,11 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..distill.text_changes import text_changes
 from ..files import write_text
 
 DONE = "stage.json"
@@ -29,8 +30,12 @@ class StoppedError(Exception):
 class Stages:
     """The stages of one run folder, in the order in which they are asked for."""
 
-    def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, folder: Path, say: Callable[[str], None], texts: Sequence[Mapping[str, Any]] | None = None
+    ) -> None:
         self.folder = folder
+        self.texts = texts
+        """`describe_texts` of the data, which explains why a stage is not the same."""
         self.say = say
         self.facts: dict[str, dict[str, Any]] = {}
         """What each stage found, by its name; JSON values."""
@@ -59,8 +64,9 @@ class Stages:
             values = _read(note)
             if values.get("inputs") != digest:
                 raise RunError(
-                    f"{folder} was made from something else than what is asked for now (another checkpoint, text or "
-                    f"setting); choose another run folder, or delete that one to do the stage again"
+                    f"{folder} was made from something else than what is asked for now "
+                    f"({self._difference(values, inputs)}); choose another run folder, or delete that one to do the "
+                    f"stage again"
                 )
             self.facts[name], self.seconds[name] = values["facts"], values["seconds"]
             self.say(f"{name}: done before")
@@ -77,10 +83,36 @@ class Stages:
         finally:
             spent = before + time.monotonic() - began
             _write(clock, {"seconds": spent})
-        _write(note, {"inputs": digest, "facts": facts, "seconds": spent})
+        made_from = {"inputs": digest, "given": inputs, "texts": self.texts}
+        _write(note, {**made_from, "facts": facts, "seconds": spent})
         clock.unlink()
         self.facts[name], self.seconds[name] = facts, spent
         return facts
+
+    def _difference(self, note: Mapping[str, Any], inputs: Mapping[str, Any]) -> str:
+        """What is not as it was when the stage was done."""
+        before, now = note.get("given"), json.loads(json.dumps(inputs, default=str))
+        if before is None:
+            return "another checkpoint, text or setting"
+        clauses = []
+        for key in sorted({*before, *now}):
+            old, new = before.get(key), now.get(key)
+            if old == new:
+                continue
+            if key == "data":
+                clauses.append(text_changes(note.get("texts"), self.texts or []) or "another text")
+            elif isinstance(old, dict) and isinstance(new, dict):
+                changed = (part for part in sorted({*old, *new}) if old.get(part) != new.get(part))
+                clauses += [f"{key} {part} was {old.get(part)!r}, is {new.get(part)!r}" for part in changed]
+            elif _is_fingerprint(old) and _is_fingerprint(new):
+                clauses.append(f"the {key} is another checkpoint")
+            else:
+                clauses.append(f"{key} was {old!r}, is {new!r}")
+        return "; ".join(clauses)
+
+
+def _is_fingerprint(value: object) -> bool:
+    return isinstance(value, str) and len(value) == 64
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -91,4 +123,4 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _write(path: Path, values: Mapping[str, Any]) -> None:
-    write_text(path, json.dumps(values, indent=1))
+    write_text(path, json.dumps(values, indent=1, default=str))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint.resume import CheckpointError, check_step, list_steps
+from ..files import check_target
 from .schedule import TrainConfig, learning_rate, progress
 
 LENGTHS = ("steps", "tokens", "hours")
@@ -43,6 +44,7 @@ class Extension:
         finished = run / MODEL_FOLDER
         if finished.exists():
             aside = run / f"{MODEL_FOLDER}-step-{self.last}"
+            check_target(aside, folder=True, overwrite=True)
             shutil.rmtree(aside, ignore_errors=True)
             finished.rename(aside)
         for step, folder in reversed(list_steps(run)):

@@ -13,12 +13,16 @@ from torch import nn
 from ..checkpoint.resume import list_steps
 from ..config import NemotronConfig
 from ..data import BlockStream
+from ..files import is_empty, write_text
 from .extending import LENGTHS, Extension, TrainError, plan_extension
 from .schedule import TrainConfig
+from .text_changes import describe_texts, text_changes
 
 __all__ = ["RUN_FILE", "OpenedRun", "TrainError", "describe", "open_run", "require_positions"]
 
 RUN_FILE = "train.json"
+TEXTS = "texts"
+"""Key of the run file: the files that the data is made of. They explain a difference; `data` decides."""
 HISTORY = "extended"
 """Key of the run file: how often and where the run was lengthened."""
 
@@ -36,6 +40,7 @@ def describe(
     description = {
         "train": asdict(config),
         "data": data,
+        TEXTS: describe_texts(stream),
         "model": {**shape, **({"frozen": frozen} if frozen else {})},
         "loss": dict(loss or {}),
     }
@@ -72,10 +77,7 @@ class OpenedRun:
         self.run.mkdir(parents=True, exist_ok=True)
         if self.extension is not None:
             self.extension.rewind(self.run)
-        path = self.run / RUN_FILE
-        work = path.with_suffix(".tmp")
-        work.write_text(json.dumps(self.description, indent=1), encoding="utf-8")
-        work.replace(path)
+        write_text(self.run / RUN_FILE, json.dumps(self.description, indent=1))
 
 
 def open_run(run: Path, description: Mapping[str, Any], extend: bool = False) -> OpenedRun:
@@ -93,7 +95,7 @@ def open_run(run: Path, description: Mapping[str, Any], extend: bool = False) ->
     """
     path = run / RUN_FILE
     if not path.exists():
-        if run.exists() and (not run.is_dir() or any(run.iterdir())):
+        if run.exists() and (not run.is_dir() or not is_empty(run)):
             raise TrainError(
                 f"{run} is not empty and is not the folder of a run (no {RUN_FILE}); choose another folder"
             )
@@ -124,7 +126,10 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str,
     out = {}
     # A setting that is newer than the run had its default then.
     defaults = {"train": {f.name: f.default for f in fields(TrainConfig)}}
-    for part in sorted({*before, *now}):
+    if before.get("data") != now.get("data"):
+        changes = text_changes(before.get(TEXTS), now[TEXTS])
+        out["data"] = f"the text is not the same ({changes or 'which file changed was not written down'})"
+    for part in sorted({*before, *now} - {"data", TEXTS}):
         old, new = {**defaults.get(part, {}), **before.get(part, {})}, now.get(part, {})
         free = _FREE if part == "train" else ()
         for key in sorted({*old, *new}):

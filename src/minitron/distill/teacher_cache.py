@@ -11,8 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..data import Batch, BlockStream, collate
-from ..files import LOCK, is_draft, new_file, write_bytes, write_text
+from ..files import is_empty, locked, new_file, write_bytes, write_text
 from ..finite import check_weights
 from ..ops.loss import IGNORE_INDEX, shift_labels
 from .target_codecs import CODECS, ENTRY_BYTES, ID_BITS, Codec, Decoded, HiddenCodec
 from .targets import DenseTargets, SparseTargets, head_weight, hidden_states
+from .text_changes import describe_texts, text_changes
 
 CACHE_VERSION = 1
 META_FILE, PLACES_FILE, HEAD_FILE = "meta.json", "places.npy", "head.safetensors"
@@ -92,6 +93,8 @@ class CachePlan:
     sequence: int
     vocabulary: int
     seed: int = 0
+    texts: list[dict[str, Any]] = field(default_factory=list)
+    """`describe_texts` of the stream; it explains a difference in `order`."""
     at_once: int = 8
     """Blocks per forward pass."""
     part_blocks: int = 64
@@ -110,6 +113,7 @@ class CachePlan:
             "codec": asdict(self.codec),
             "teacher": self.teacher,
             "text_order": self.order,
+            "texts": self.texts,
             "sequence": self.sequence,
             "vocabulary": self.vocabulary,
             "blocks": len(self.places),
@@ -132,7 +136,8 @@ def plan_cache(
     if blocks is not None and blocks < 1:
         raise ValueError(f"blocks is {blocks}; it must be at least 1")
     places = covered_places(stream, blocks or len(stream))
-    return CachePlan(codec, teacher, places, text_order(stream), stream.block, config.vocab_size, seed)
+    order, texts = text_order(stream), describe_texts(stream)
+    return CachePlan(codec, teacher, places, order, stream.block, config.vocab_size, seed, texts)
 
 
 @torch.no_grad()
@@ -157,8 +162,22 @@ def write_cache(
     Raises:
         TargetCacheError: the folder holds another cache, or something else.
         NotFiniteError: the teacher has weights that are NaN or infinite.
+        LockedError: another process writes it.
+        WriteError: the disk is full or refuses.
     """
     check_weights({"the teacher": model})
+    with locked(folder):
+        _write_parts(folder, plan, stream, model, progress, accepted)
+
+
+def _write_parts(
+    folder: Path,
+    plan: CachePlan,
+    stream: BlockStream,
+    model: nn.Module,
+    progress: Callable[[int, int], None] | None,
+    accepted: Callable[[], object] | None,
+) -> None:
     _open_folder(folder, plan, model)
     if accepted is not None:
         accepted()
@@ -191,13 +210,16 @@ def _open_folder(folder: Path, plan: CachePlan, model: nn.Module) -> None:
     if path.exists():
         before, now = _read_meta(folder), plan.meta()
         differing = [
-            f"{name} was {before.get(name)!r}, is {now[name]!r}" for name in now if before.get(name) != now[name]
+            f"{name} was {before.get(name)!r}, is {now[name]!r}"
+            for name in now
+            if before.get(name) != now[name] and name not in ("texts", "text_order", "places")
         ]
+        if before.get("text_order") != now["text_order"]:
+            differing.append(_other_text(before, now["texts"]))
         if differing:
             raise TargetCacheError(f"{folder} holds another cache; choose another folder: {'; '.join(differing)}")
         return
-    ours = {PLACES_FILE, HEAD_FILE, LOCK}  # what an interrupted start leaves
-    if folder.exists() and any(p.name not in ours and not is_draft(p) for p in folder.iterdir()):
+    if folder.exists() and not is_empty(folder, but=(PLACES_FILE, HEAD_FILE)):  # what an interrupted start leaves
         raise TargetCacheError(f"{folder} is not empty and is no cache (no {META_FILE}); choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
     if plan.codec.kind == "hidden":
@@ -247,6 +269,15 @@ def _read_meta(folder: Path) -> dict[str, Any]:
     if meta.get("version") != CACHE_VERSION:
         raise TargetCacheError(f"{folder}: written as version {meta.get('version')}; this reads {CACHE_VERSION}")
     return meta
+
+
+def _other_text(meta: Mapping[str, Any], now: list[dict[str, Any]]) -> str:
+    """How the text of a cache differs from that of a run."""
+    before = meta.get("texts")
+    changes = text_changes(before, now)
+    if not changes and before == now and all(source.get("files") for source in now):
+        changes = "the files are the same, the seed or the held-out share is another"
+    return changes or "another text, tokenizer, seed or held-out share"
 
 
 class TargetCache:
@@ -339,7 +370,7 @@ def open_targets(folder: Path, stream: BlockStream, teacher: str | None = None) 
         raise TargetCacheError(f"{folder}: made for blocks of {meta['sequence']} tokens; the run has {stream.block}")
     if meta["text_order"] != text_order(stream):
         raise TargetCacheError(
-            f"{folder}: made from other data (another text, tokenizer, seed or held-out share); give the same data "
+            f"{folder}: made from other data ({_other_text(meta, describe_texts(stream))}); give the same data "
             f"settings, or cache the teacher on these"
         )
     if teacher is not None and meta["teacher"] != teacher:

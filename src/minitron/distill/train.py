@@ -19,6 +19,7 @@ from ..checkpoint.resume import newest_whole
 from ..data import Batch, BlockStream, DataError, PackedBlocks
 from ..finite import check_weights
 from ..ops.packed_attention import packed_attention_in
+from .alone import alone_in_its_folder
 from .export import MODEL_FOLDER, export_model
 from .job import Job
 from .log import RunLog, clock
@@ -87,6 +88,7 @@ def estimate(model: nn.Module, stream: BlockStream, config: TrainConfig, loss: L
     return Estimate(seconds, peak)
 
 
+@alone_in_its_folder
 def train(
     model: nn.Module,
     stream: BlockStream,
@@ -130,6 +132,7 @@ def train(
         accepted: is called when nothing stands against the run, before anything is written to its folder.
 
     Raises:
+        LockedError, TargetError: see `alone.alone_in_its_folder`.
         TrainError: the folder holds another run, no checkpoint of it is whole, or the loss is no longer a number.
         CheckpointError: a checkpoint cannot be written.
         NotFiniteError: the model has weights that are NaN or infinite, or its teacher.

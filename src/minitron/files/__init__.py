@@ -5,13 +5,12 @@ is there already, and `locked` keeps two processes out of one folder. The standa
 """
 
 from .drafts import new_file, new_folder, scratch_folder, write_bytes, write_text
-from .errors import WriteError, allocate, explain, require_space, writing
-from .locks import LOCK, LockedError, locked, require_unlocked
+from .errors import WriteError, allocate, explain, require_space, writing, written_bytes
+from .locks import LockedError, locked, require_unlocked
 from .ownership import RECORD, write_record
-from .targets import TargetError, check_target, is_draft, is_empty, require_apart, require_folder_name
+from .targets import TargetError, check_target, is_empty, require_apart, require_folder_name
 
 __all__ = [
-    "LOCK",
     "RECORD",
     "LockedError",
     "TargetError",
@@ -19,7 +18,6 @@ __all__ = [
     "allocate",
     "check_target",
     "explain",
-    "is_draft",
     "is_empty",
     "locked",
     "new_file",
@@ -33,4 +31,5 @@ __all__ = [
     "write_record",
     "write_text",
     "writing",
+    "written_bytes",
 ]

@@ -129,7 +129,7 @@ def _start_time(pid: int) -> int | None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes out of `folder` while the block runs. It is made if it is not there, and goes if it is empty
+    """Keep other processes out of `folder` while the block runs. If it is not there it is made, and goes if it is empty
     in the end.
 
     Raises:
@@ -137,6 +137,7 @@ def locked(folder: Path) -> Iterator[None]:
         WriteError: the lock file cannot be made.
     """
     path = folder / LOCK
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
     with writing(path):
         folder.mkdir(parents=True, exist_ok=True)
         lock = try_lock(path)
@@ -146,8 +147,9 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-        with suppress(OSError):
-            folder.rmdir()
+        with suppress(OSError):  # up to the first that is not empty
+            for place in missing:
+                place.rmdir()
 
 
 def require_unlocked(folder: Path) -> None:

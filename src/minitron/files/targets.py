@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from .errors import DRAFT_SUFFIX
@@ -52,12 +52,12 @@ def check_target(target: Path, *, folder: bool, overwrite: bool = False, sources
         _check_files(target)
 
 
-def is_empty(folder: Path) -> bool:
-    """Whether nothing lies in a folder, but for a lock and drafts."""
-    return all(path.name == LOCK or is_draft(path) for path in folder.iterdir())
+def is_empty(folder: Path, but: Collection[str] = ()) -> bool:
+    """Whether nothing lies in a folder, a lock, drafts and files named in `but` left aside."""
+    return all(path.name == LOCK or path.name in but or _is_draft(path) for path in folder.iterdir())
 
 
-def is_draft(path: Path) -> bool:
+def _is_draft(path: Path) -> bool:
     """Whether a folder is one in which a draft is made, or was made by a process that was killed."""
     return path.name.startswith(".") and path.name.endswith(DRAFT_SUFFIX) and (path / DRAFT_OWNER).is_file()
 
