@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "compress"))
 from compress_samples import small_recipe
 from small_run import small_config, small_model, small_run, small_stream
 
+COMPRESS = ["--heldout-share", "0.2", "--tokens", "1k", "--sequence", "32"]
 LENGTH = ["--steps", "2", "--batch", "2", "--sequence", "32", "--warmup", "1", "--dtype", "float32"]
 
 
@@ -75,7 +76,7 @@ def test_every_verb_that_keeps_a_folder_locks_it(base: Path, tmp_path: Path, ver
         "train": ["--model", model, "--data", data, "--out", out, *LENGTH],
         "distill": [model, "--teacher", model, "--data", data, "--out", out, *LENGTH],
         "teacher-cache": [model, "--data", data, "--out", out, "--sequence", 32],
-        "compress": [model, out, "--data", data, "--keep", "ffn=32", "--tokens", "1k", "--sequence", 32],
+        "compress": [model, out, "--data", data, "--keep", "ffn=32", *COMPRESS],
         "prune": [model, out, "--keep", "ffn=32", "--no-measure"],
     }
     with locked(tmp_path / ".out.pruning" if verb == "prune" else out):
@@ -99,7 +100,7 @@ def test_folders_that_overlap_with_what_is_read(base: Path, tmp_path: Path, verb
             "train": ["--model", source, "--data", text, "--out", out, *LENGTH],
             "distill": [model, "--teacher", source, "--data", text, "--out", out, *LENGTH],
             "teacher-cache": [source, "--data", text, "--out", out, "--sequence", 32],
-            "compress": [source, out, "--data", text, "--keep", "ffn=32", "--tokens", "1k", "--sequence", 32],
+            "compress": [source, out, "--data", text, "--keep", "ffn=32", *COMPRESS],
         }
         code, errors = call(verb, *commands[verb])
         assert code == 2

@@ -10,6 +10,7 @@ from ..checkpoint.hf import read_config
 from ..config import NemotronConfig
 from ..data import TokenFolder
 from ..distill.machine import measured_peak
+from ..files import require_unlocked
 from .costs import EFFICIENCY, plan_costs
 from .recipe import Recipe
 from .run import Context, open_context, token_folder
@@ -34,6 +35,7 @@ def estimate(
     Raises:
         As `run.compress`.
     """
+    require_unlocked(out)
     with token_folder(out, cache) as store:
         rows = _rows(open_context(recipe, out, store, device, True, say))
         if cache is None:

@@ -45,7 +45,10 @@ CHANGES: list[tuple[Callable[[Path], object], str]] = [
     (lambda c: (c / "d.txt").write_text("new"), "added: d.txt"),
     (lambda c: (c / "b.txt").rename(c / "0.txt"), "renamed: b.txt (now 0.txt)"),
     (lambda c: ((c / "a.txt").unlink(), (c / "d.txt").write_text("new")), "removed: a.txt; added: d.txt"),
-    (lambda c: [(c / f"{i}.txt").write_text(str(i)) for i in range(7)], "added: 0.txt, 1.txt, 2.txt, 3.txt, 4.txt and 2 more"),
+    (
+        lambda c: [(c / f"{i}.txt").write_text(str(i)) for i in range(7)],
+        "added: 0.txt, 1.txt, 2.txt, 3.txt, 4.txt and 2 more",
+    ),
     (lambda c: os.utime(c / "a.txt", (1, 1)), ""),
 ]  # fmt: skip
 
