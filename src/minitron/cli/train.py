@@ -104,7 +104,7 @@ def train(
     vocabulary = tokenizer or model
     if vocabulary is None:
         raise ValueError("a new model needs --tokenizer, the folder of a tokenizer")
-    options.check_run(out, [model, tokenizer, config], [*data, *(heldout or [])], cache)
+    options.check_run(out, [model], [*data, *(heldout or [])], cache)
     if model is not None:
         locate(model)
     quiet_libraries()
