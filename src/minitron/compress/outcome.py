@@ -19,6 +19,7 @@ from ..checkpoint.hf import read_config
 from ..config import NemotronConfig
 from ..data import Source, read_texts
 from ..distill.log import METRICS_FILE
+from ..engine.speeds import measure_speeds
 from ..evaluate.quick import distance, generation, perplexity
 from ..generate import SamplingSettings, TextStream, encode_prompt
 from ..loading import load
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
 GROUPS = 20
 """Documents are put into so many groups; the spread of the groups' losses gives the standard error."""
 MOST_DOCUMENTS = 400
-SPEED_TOKENS, SPEED_ROUNDS = 48, 5
 SAMPLE_TOKENS = 90
 _SHAPE = (
     "num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size",
@@ -101,7 +101,9 @@ def _evaluate(context: Context, folders: Mapping[str, Path]) -> dict[str, Any]:
         {"prompt": prompt, "texts": {name: _sample(*found, prompt) for name, found in loaded.items()}}
         for prompt in context.recipe.prompts
     ]
-    return {"quality": quality, "samples": samples, "speed": _speeds(loaded, context.recipe.prompts[0])}
+    prompt = encode_prompt(context.tokenizer, context.recipe.prompts[0])
+    speed = _speeds({name: model for name, (model, _) in loaded.items()}, prompt)
+    return {"quality": quality, "samples": samples, "speed": speed}
 
 
 def _row(model: str, text: str, measure: str, value: float, error: float | None = None) -> dict[str, Any]:
@@ -135,30 +137,24 @@ def _sample(model: Any, tokenizer: Any, prompt: str) -> str:
     return _stream(model, tokenizer, prompt, settings).text
 
 
-def _speeds(loaded: Mapping[str, Any], prompt: str) -> list[dict[str, Any]]:
-    """Greedy decoding of each model in turn, round by round."""
-    rates: dict[str, list[float]] = {name: [] for name in loaded}
-    engines: dict[str, str] = {}
-    for round_number in range(SPEED_ROUNDS + 1):
-        for name, (model, tokenizer) in loaded.items():
-            settings = SamplingSettings(SPEED_TOKENS, temperature=0)
-            summary = _stream(model, tokenizer, prompt, settings).summary
-            if summary is not None and round_number:  # the first compiles
-                rates[name].append(summary.decode_tokens_per_second)
-                engines[name] = summary.engine
+def _speeds(models: Mapping[str, Any], prompt: Sequence[int]) -> list[dict[str, Any]]:
+    """Greedy decoding of each model in turn, round by round, and how free the machine was."""
+    shortest = min(model.config.max_position_embeddings for model in models.values())
+    speeds, load = measure_speeds(models, [*prompt, *prompt][: max(2, min(len(prompt), shortest // 2))])
     rows = []
-    for name, found in rates.items():
-        config: NemotronConfig = loaded[name].model.config
-        width = loaded[name].model.dtype.itemsize
-        low, middle, high = statistics.quantiles(found, n=4)
+    for name, speed in speeds.items():
+        config: NemotronConfig = models[name].config
+        width = models[name].dtype.itemsize
         rows.append(
             {
                 "model": name,
-                "tokens_per_second": middle,
-                "quartiles": [low, high],
+                "tokens_per_second": speed.tokens_per_second,
+                "quartiles": list(speed.quartiles),
                 "bytes_per_token": config.parameters_read_per_token() * width,
                 "weight_bytes": config.num_parameters() * width,
-                "engine": engines.get(name, "none"),
+                "engine": speed.engine,
+                "first_token_seconds": speed.first_token_seconds,
+                "load": load,
             }
         )
     return rows

@@ -9,8 +9,8 @@ from types import TracebackType
 
 SHARE_RUNNING = 0.85
 """Of the time, at least, that the measuring thread must have had a core for the machine to count as free."""
-CORES_TAKEN = 0.25
-"""Share of the machine's cores, at most, that other programs may use meanwhile."""
+CORES_LEFT = 0.8
+"""Cores, at least, that other programs must leave for each thread of the measurement."""
 FARTHEST_BELOW = 0.5
 """Of the predicted speed; decoding slower than that is no property of the model."""
 NOISE = 0.97
@@ -19,14 +19,15 @@ _STAT = Path("/proc/stat")
 
 
 class LoadMeter:
-    """Context that finds out whether other programs were at work while it was open, by clocks of the system.
+    """Context that finds out whether other programs took cores from `threads` threads while it was open.
 
     `reason` is a clause such as "other programs used 1.8 of 2 cores", or empty. It compares the processor time of this
     thread, which does nothing but decode, with the time that went by, and where the system tells it, the time that all
     cores were busy with that of this process.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
         self.reason = ""
 
     def __enter__(self) -> LoadMeter:
@@ -37,10 +38,10 @@ class LoadMeter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         wall, thread, process, busy = (b - a for a, b in zip(self._before, _clocks(), strict=True))
-        self.reason = describe_load(wall, thread, process, busy, os.cpu_count() or 1)
+        self.reason = describe_load(wall, thread, process, busy, self.threads, os.cpu_count() or 1)
 
 
-def describe_load(wall: float, thread: float, process: float, busy: float, cores: int) -> str:
+def describe_load(wall: float, thread: float, process: float, busy: float, threads: int, cores: int) -> str:
     """Why a measurement is not of a free machine; empty if it is.
 
     Args:
@@ -48,13 +49,14 @@ def describe_load(wall: float, thread: float, process: float, busy: float, cores
         thread: processor seconds of the measuring thread, which never waits for anything but a core.
         process: processor seconds of its process, all threads.
         busy: processor seconds of all programs; 0 if unknown.
+        threads: that the measurement uses.
         cores: of the machine.
     """
     if wall <= 0:
         return ""
     taken = (busy - process) / wall
     reasons = []
-    if taken > CORES_TAKEN * cores:
+    if cores - taken < CORES_LEFT * min(threads, cores):
         reasons.append(f"other programs used {min(taken, cores):.1f} of {cores} cores")
     if thread < SHARE_RUNNING * wall:
         reasons.append(f"it had a core for {thread / wall:.0%} of the time")

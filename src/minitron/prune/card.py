@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..config import NemotronConfig
+from ..engine.speeds import Speed
+from ..engine.trust import below_prediction, slower_though_smaller
 from ..files.links import leads_inside
 from ..version import __version__
 from .architecture import Architecture
@@ -20,6 +22,8 @@ FOLDER = "pruning"
 weights would take the importance scores for them too."""
 CARD = "README.md"
 PLAN, SCORES, CANDIDATES = "plan.json", "importance.safetensors", "candidates.jsonl"
+BEFORE, AFTER = "source", "result"
+"""Names of the two sides."""
 _PARTS = ("embedding", "attention", "mlp", "norms", "lm_head")
 
 
@@ -35,6 +39,11 @@ class Facts:
     """Nats per token on held-out text."""
     predicted_tokens_per_second: float | None
     measured_tokens_per_second: float | None
+    """After the first token."""
+    first_token_seconds: float | None = None
+    """Reading a short prompt and writing one token, everything being compiled."""
+    doubt: str = ""
+    """Why the measured speed should not be believed; empty if nothing speaks against it."""
 
     @classmethod
     def of(
@@ -43,7 +52,7 @@ class Facts:
         weight_bytes: int,
         machine: Machine,
         loss: float | None = None,
-        measured: float | None = None,
+        measured: Speed | None = None,
     ) -> Facts:
         """Facts that follow from the configuration, and those that were measured."""
         counts = config.parameter_counts()
@@ -55,8 +64,31 @@ class Facts:
             config.kv_bytes_per_token(4 if machine.dtype == "fp32" else 2),
             loss,
             machine.speed(config),
-            measured,
+            None if measured is None else measured.tokens_per_second,
+            None if measured is None else measured.first_token_seconds,
         )
+
+
+def with_doubts(
+    before: Facts, after: Facts, predicted: tuple[float | None, float | None], load: str
+) -> tuple[Facts, Facts]:
+    """Both sides with what speaks against their measured speeds.
+
+    Args:
+        predicted: tokens per second of both sides in the dtype that was measured.
+        load: what else the machine did while they were measured, as a clause; empty if nothing that matters.
+    """
+    found = []
+    for side, expected in zip((before, after), predicted, strict=True):
+        measured = side.measured_tokens_per_second
+        found.append([f"measured on a busy machine: {load}"] if load and measured else [])
+        if measured and expected:
+            found[-1].append(below_prediction(measured, expected))
+    one, two = before.measured_tokens_per_second, after.measured_tokens_per_second
+    if one and two and predicted[0] and predicted[1]:  # bytes per token are as the inverse of the predictions
+        found[1].append(slower_though_smaller(two, one, 1 / predicted[1], 1 / predicted[0]))
+    doubts = ["; ".join(filter(None, reasons)) for reasons in found]
+    return replace(before, doubt=doubts[0]), replace(after, doubt=doubts[1])
 
 
 def table(before: Facts, after: Facts) -> list[tuple[str, str, str, str]]:
@@ -70,7 +102,9 @@ def table(before: Facts, after: Facts) -> list[tuple[str, str, str, str]]:
     rows.append(("loss, nats per token", *_row(before.loss, after.loss, ".4f", difference=True)))
     for name in ("predicted", "measured"):
         one, two = (getattr(side, f"{name}_tokens_per_second") for side in (before, after))
-        rows.append((f"tokens/s, {name}", *_row(one, two, ",.1f")))
+        doubtful = name == "measured" and (before.doubt or after.doubt)
+        rows.append((f"tokens/s, {name}{' (doubtful, see the notes)' if doubtful else ''}", *_row(one, two, ",.1f")))
+    rows.append(("seconds to the first token", *_row(before.first_token_seconds, after.first_token_seconds, ".4f")))
     return rows
 
 
@@ -106,7 +140,8 @@ def model_card(
         "| --- | --- | --- | --- |",
         *(f"| {' | '.join(row)} |" for row in table(before, after)),
         "",
-        "Predicted tokens/s: memory bandwidth over the bytes that one token reads if no neuron is zero.",
+        "Predicted tokens/s: memory bandwidth over the bytes that one token reads if no neuron is zero. Measured: "
+        "greedy, both models in turn, without the first token.",
         "",
         "## Made with",
         "",

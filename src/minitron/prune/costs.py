@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,8 +11,9 @@ import torch
 
 from ..checkpoint.tensors import Checkpoint
 from ..config import NemotronConfig
+from ..dtypes import dtype_name
 from ..engine.measure import decode, random_model, read_bandwidth
-from ..engine.models import why_not_model
+from ..engine.speeds import Speed, measure_speeds
 from ..engine.weights import from_model
 from ..loading import load
 from .search import BYTES_PER_VALUE, Machine, SearchError
@@ -22,7 +24,6 @@ _PROMPT, _NEW_TOKENS = 16, 24
 _FORWARD_SHARE = 0.5
 """Of the speed of large matrix products, what a streamed forward pass reaches."""
 _READ_BYTES_PER_SECOND = 1e9
-_DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 _IMPORTS = 600e6
 """Bytes that the libraries take."""
 
@@ -76,9 +77,10 @@ def available_memory() -> float:
         return float("inf")
 
 
-def runs_in_memory(config: NemotronConfig, bytes_per_value: float) -> bool:
-    """Whether the engine can be tried on a model without pushing other programs out."""
-    return ENGINE_COPIES * bytes_per_value * config.num_parameters() < 0.8 * available_memory()
+def runs_in_memory(configs: Iterable[NemotronConfig], bytes_per_value: float) -> bool:
+    """Whether the engine can be tried on all these models at once without pushing other programs out."""
+    values = sum(config.num_parameters() for config in configs)
+    return ENGINE_COPIES * bytes_per_value * values < 0.8 * available_memory()
 
 
 def machine_for(
@@ -98,10 +100,11 @@ def machine_for(
     """
     if context is None:
         context = config.max_position_embeddings if kind == "memory" else 0
-    if dtype is None and weights not in _DTYPES and kind in ("memory", "speed"):
+    held = dtype_name(weights)
+    if dtype is None and held is None and kind in ("memory", "speed"):
         known = ", ".join(BYTES_PER_VALUE)
         raise SearchError(f"the weights are in {weights}; --dtype must say what they will run in: {known}")
-    return Machine(dtype or _DTYPES.get(weights, "fp32"), context)
+    return Machine(dtype or held or "fp32", context)
 
 
 def with_bandwidth(machine: Machine) -> Machine:
@@ -115,7 +118,7 @@ def with_engine(machine: Machine, config: NemotronConfig) -> Machine:
     Half of the neurons of random weights are zero, and their rows are not read, so that this may be more than memory
     gives; trained models of the family have more zeros. The bandwidth stays where the model does not fit.
     """
-    if machine.dtype != "bf16" or not runs_in_memory(config, 2):
+    if machine.dtype != "bf16" or not runs_in_memory([config], 2):
         return machine
     dense = Machine("bf16", 0, 1.0)
     seconds = 1 / dense.speed(config)  # type: ignore[operator]  # bytes over 1 byte per second
@@ -123,17 +126,39 @@ def with_engine(machine: Machine, config: NemotronConfig) -> Machine:
     return replace(machine, bytes_per_second=seconds * measured)
 
 
-def measured_speed(folder: Path, config: NemotronConfig, bytes_per_value: float) -> tuple[float | None, str]:
-    """Tokens per second of the engine on a checkpoint, or None and why it was not tried."""
-    if not runs_in_memory(config, bytes_per_value):
-        return None, "does not fit the memory that is free"
+def measured_speeds(
+    folders: Mapping[str, Path], configs: Mapping[str, NemotronConfig], bytes_per_value: float
+) -> tuple[dict[str, Speed], str]:
+    """Decoding of checkpoints, in turn where all fit the memory, and what else the machine did meanwhile (or nothing).
+
+    Returns:
+        Speeds by name, without those that were not tried, and the load as a clause; see `engine.speeds`.
+    """
+    if not folders:
+        return {}, ""
+    if runs_in_memory([configs[name] for name in folders], bytes_per_value):
+        return _measured(folders, configs)
+    speeds: dict[str, Speed] = {}
+    loads: list[str] = []
+    for name, folder in folders.items():
+        if runs_in_memory([configs[name]], bytes_per_value):
+            found, load = _measured({name: folder}, configs)
+            speeds |= found
+            loads.append(load)
+    return speeds, next(filter(None, loads), "")
+
+
+def why_not_measured(config: NemotronConfig, bytes_per_value: float) -> str:
+    """Why the speed of a checkpoint cannot be measured; empty if it can."""
     if (config.architectures or ["NemotronForCausalLM"])[0] != "NemotronForCausalLM":
-        return None, "not a language model"
-    model = load(folder, device="cpu").model
-    reason = why_not_model(model)
-    if reason:
-        return None, reason
+        return "not a language model"
+    return "" if runs_in_memory([config], bytes_per_value) else "does not fit the memory that is free"
+
+
+def _measured(folders: Mapping[str, Path], configs: Mapping[str, NemotronConfig]) -> tuple[dict[str, Speed], str]:
+    vocabulary = min(configs[name].vocab_size for name in folders)
+    context = min(configs[name].max_position_embeddings for name in folders)
     generator = torch.Generator().manual_seed(0)
-    room = max(4, min(_NEW_TOKENS, config.max_position_embeddings - _PROMPT - 8))
-    prompt = torch.randint(config.vocab_size, (_PROMPT,), generator=generator).tolist()
-    return decode(from_model(model), prompt, room).tokens_per_second, ""
+    prompt = torch.randint(vocabulary, (max(2, min(_PROMPT, context // 2)),), generator=generator).tolist()
+    models = {name: load(folder, device="cpu").model for name, folder in folders.items()}
+    return measure_speeds(models, prompt)

@@ -9,20 +9,24 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from ..checkpoint.fingerprint import fingerprint
 from ..checkpoint.hf import open_hf
 from ..config import NemotronConfig
 from ..data import TokenFolder
+from ..engine.speeds import Speed
+from ..engine.trust import LoadMeter
 from ..files import check_target, locked, new_folder, require_folder_name, writing
 from ..files.links import leads_inside
 from . import costs
 from .architecture import Architecture, parse_axes
-from .card import CANDIDATES, CARD, FOLDER, PLAN, SCORES, Facts, model_card, text_table
+from .card import AFTER, BEFORE, CANDIDATES, CARD, FOLDER, PLAN, SCORES, Facts, model_card, text_table, with_doubts
 from .choose import make_plan, scores_hash, sorted_plan
 from .compensation import compensate
 from .head_loss import judge
@@ -157,6 +161,7 @@ class PruneJob:
         place = Path(os.path.realpath(out))
         self.work = place.with_name(f".{place.name}.pruning")
         self.notes: list[str] = []
+        self._load = ""
 
     def run(self) -> Result:
         """Make the plan, cut, measure, write the card.
@@ -191,11 +196,15 @@ class PruneJob:
         return fingerprint(self.source)
 
     @cached_property
+    def _held(self) -> torch.dtype:
+        """Dtype of the source's weights."""
+        return next(x.dtype for name, x in self.checkpoint.tensors.items() if name.endswith("embed_tokens.weight"))
+
+    @cached_property
     def machine(self) -> Machine:
         """Dtype and context of the budget; the bandwidth where a speed is asked for or shown."""
-        embedding = next(x for name, x in self.checkpoint.tensors.items() if name.endswith("embed_tokens.weight"))
         kind = next((name for name in BUDGETS if getattr(self.options, name) is not None), None)
-        machine = costs.machine_for(kind, self.config, embedding.dtype, self.options.dtype, self.options.context)
+        machine = costs.machine_for(kind, self.config, self._held, self.options.dtype, self.options.context)
         wanted = self.options.speed is not None or self.options.measure
         return costs.with_bandwidth(machine) if wanted else machine
 
@@ -311,7 +320,14 @@ class PruneJob:
             config = found[len(found) // 2].architecture.config(self.config)
         except SearchError:
             config = self.config
-        machine = costs.with_engine(self.machine, config)
+        with LoadMeter(torch.get_num_threads()) as load:
+            machine = costs.with_engine(self.machine, config)
+        if load.reason:
+            self._load = (
+                f"The shape was chosen by speeds that were predicted from a run on a busy machine ({load.reason}); "
+                f"on a free one the same budget gives a larger model."
+            )
+            self.notes.append(self._load)
         if machine == self.machine:
             self.notes.append("Speeds are predicted from the bandwidth of the memory.")
         else:
@@ -338,8 +354,14 @@ class PruneJob:
         report = prune_checkpoint(self.source, draft, plan, check_source=False, overwrite=True, progress=progress)
         if self.options.compensate:
             draft = self._compensated(draft, plan)
-        before = self._facts(self.source, self.config, report.bytes_before)
-        after = self._facts(draft, config, report.bytes_after)
+        speeds, load = self._speeds(draft, config)
+        before = self._facts(self.source, self.config, report.bytes_before, speeds.get(BEFORE))
+        after = self._facts(draft, config, report.bytes_after, speeds.get(AFTER))
+        before, after = with_doubts(before, after, self._predictions(config), load)
+        sides = ((BEFORE, before), (AFTER, after))
+        doubts = [f"Speed of the {name}: {side.doubt}." for name, side in sides if side.doubt]
+        self.notes += doubts
+        plan = replace(plan, notes=(*filter(None, [self._load]), *doubts))
         rows = [{**r.candidate.as_dict(), "plan": r.plan, "score": _number(r.score)} for r in ranked]
         self._add_files(draft, plan, before, after)
         with new_folder(self.out, overwrite=self.options.overwrite, sources=self.sources) as final:
@@ -375,16 +397,30 @@ class PruneJob:
             elif path.is_symlink():
                 self.notes.append(f"`{path.name}` of the source is a link to elsewhere and was not copied.")
 
-    def _facts(self, folder: Path, config: NemotronConfig, weight_bytes: int) -> Facts:
-        loss = speed = None
+    def _speeds(self, draft: Path, config: NemotronConfig) -> tuple[dict[str, Speed], str]:
+        """Decoding of source and result, and what else the machine did meanwhile."""
+        if not self.options.measure:
+            return {}, ""
+        folders, configs = {BEFORE: self.source, AFTER: draft}, {BEFORE: self.config, AFTER: config}
+        per_value = max(2.0, BYTES_PER_VALUE.get(self.machine.dtype, 4.0))
+        for name, each in configs.items():
+            reason = costs.why_not_measured(each, per_value)
+            if reason:
+                self.notes.append(f"Speed of the {name} not measured: {reason}.")
+                del folders[name]
+        return costs.measured_speeds(folders, configs, per_value)
+
+    def _predictions(self, config: NemotronConfig) -> tuple[float | None, float | None]:
+        """Speeds of source and result in the dtype of the checkpoint, which is the one that is measured."""
+        machine = replace(self.machine, dtype=costs.machine_for(None, config, self._held).dtype, context=0)
+        return machine.speed(self.config), machine.speed(config)
+
+    def _facts(self, folder: Path, config: NemotronConfig, weight_bytes: int, speed: Speed | None) -> Facts:
+        loss = None
         if self.options.measure:
             model = StreamedModel(folder)
             if model.has_head:
                 loss = judge(walk_through(model, self.texts.heldout), [])[()].loss
-            per_value = BYTES_PER_VALUE.get(self.machine.dtype, 4.0)
-            speed, reason = costs.measured_speed(folder, config, max(2.0, per_value))
-            if reason:
-                self.notes.append(f"Speed of {folder.name} not measured: {reason}.")
         return Facts.of(config, weight_bytes, self.machine, loss, speed)
 
     def _add_files(self, draft: Path, plan: PrunePlan, before: Facts, after: Facts) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,8 @@ class PrunePlan:
     layers: tuple[LayerPlan, ...]
     scores: str | None = None
     """Hash of the importance scores that chose, None for a plan made otherwise."""
+    notes: tuple[str, ...] = field(default=(), compare=False)
+    """What to know about the choice; no part of the plan's hash."""
 
     def __post_init__(self) -> None:
         _check_indices("channels", self.channels, self.shape.hidden)
@@ -90,7 +92,8 @@ class PrunePlan:
     @cached_property
     def hash(self) -> str:
         """SHA-256 of the plan, in hex."""
-        return hashlib.sha256(json.dumps(self.as_dict(), sort_keys=True).encode()).hexdigest()
+        values = {name: value for name, value in self.as_dict().items() if name != "notes"}
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
     @property
     def keeps_everything(self) -> bool:
@@ -125,6 +128,7 @@ class PrunePlan:
             "scores": self.scores,
             "channels": to_ranges(self.channels),
             "layers": layers,
+            **({"notes": list(self.notes)} if self.notes else {}),
         }
 
     def to_json(self) -> str:
@@ -154,13 +158,16 @@ class PrunePlan:
         """The inverse of `as_dict`; indices may also stand as JSON lists."""
         if values.get("format") != FORMAT:
             raise PlanError(f"format is {values.get('format')!r}, expected {FORMAT!r}")
-        known = {"format", "source", "source_shape", "scores", "channels", "layers"}
+        known = {"format", "source", "source_shape", "scores", "channels", "layers", "notes"}
         _no_strangers(values, known, "the plan")
         source, scores, rows = values.get("source"), values.get("scores"), values.get("layers")
         if not isinstance(source, str) or not isinstance(scores, str | None):
             raise PlanError("source and scores must be texts (scores may be null)")
         if not isinstance(rows, list) or not rows or len(rows) > MAX_LAYERS:
             raise PlanError("layers must be a list of at least one layer")
+        notes = values.get("notes", [])
+        if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
+            raise PlanError("notes must be a list of texts")
         shape = values.get("source_shape")
         if not isinstance(shape, dict):
             raise PlanError("source_shape is missing; expected an object with layers, hidden, heads, groups and ffn")
@@ -170,6 +177,7 @@ class PrunePlan:
             parse_ranges(values.get("channels"), "channels"),
             tuple(_layer_from(row, number) for number, row in enumerate(rows)),
             scores,
+            tuple(notes),
         )
 
     # --- for people --------------------------------------------------------------------------------------------------
@@ -188,6 +196,7 @@ class PrunePlan:
         if merged:
             lines.append(f"query heads merged into others: {merged}")
         lines.append(f"plan {self.hash[:12]}, source {self.source[:12] or 'unknown'}")
+        lines += self.notes
         return "\n".join(lines)
 
 

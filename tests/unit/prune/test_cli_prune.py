@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 import minitron
 from minitron.checkpoint.fingerprint import fingerprint
 from minitron.cli.prune import prune
+from minitron.engine.speeds import Speed
 from minitron.prune import job
 from minitron.prune.plan import PrunePlan
 from minitron.prune.scores import Scores
@@ -102,6 +103,31 @@ def test_a_budget_is_searched_measured_and_reported(source: Path, text: Path, tm
     few = well(source, tmp_path / "few", *options, *QUICK, "--candidates", 2, "--keep", "layers=2")
     assert len(few["candidates"]) == 2
     assert {row["architecture"]["layers"] for row in few["candidates"]} == {2}
+
+
+def test_doubtful_speeds_are_marked_wherever_they_are_shown(
+    source: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    speeds = {name: Speed(rate, (rate, rate), 0.25, "cpu") for name, rate in (("source", 9.7), ("result", 9.1))}
+    monkeypatch.setattr(job.costs, "measured_speeds", lambda *_: (speeds, "other programs used 1.8 of 2 cores"))
+    command = [source, tmp_path / "small", *SHAPE, "--calibration", text, "--sequence", "32", "--samples", "8"]
+    code, output, errors = call(*command)
+    assert code == 0, errors
+    assert "tokens/s, measured (doubtful, see the notes)" in output
+    assert "seconds to the first token" in output
+    card = (tmp_path / "small" / "README.md").read_text()
+    plan = PrunePlan.load(tmp_path / "small" / "pruning" / "plan.json")
+    for place in (output, card, " ".join(plan.notes)):
+        assert "Speed of the source: measured on a busy machine: other programs used 1.8 of 2 cores" in place
+        assert "Speed of the result: measured on a busy machine" in place
+        assert "of the predicted" in place
+        assert "9.1 tokens/s is slower than the model it was cut from (9.7)" in place
+    fast = {name: Speed(rate, (rate, rate), 0.25, "cpu") for name, rate in (("source", 1e9), ("result", 2e9))}
+    monkeypatch.setattr(job.costs, "measured_speeds", lambda *_: (fast, ""))
+    code, output, errors = call(*command, "--overwrite")
+    assert code == 0, errors
+    assert "(doubtful" not in output
+    assert PrunePlan.load(tmp_path / "small" / "pruning" / "plan.json").notes == ()
 
 
 def test_sorted_and_then_a_prefix(source: Path, text: Path, tmp_path: Path) -> None:

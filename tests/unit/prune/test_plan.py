@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,18 @@ def test_saving_and_loading(tmp_path: Path) -> None:
     assert plan.hash != keep_all(SHAPE, "abc").hash
     assert keep_all(SHAPE, "abc").keeps_everything
     assert not plan.keeps_everything
+
+
+def test_notes_are_kept_and_are_no_part_of_the_plan(tmp_path: Path) -> None:
+    plan = keep_all(Architecture.of(CONFIG), "mark")
+    noted = dataclasses.replace(plan, notes=("measured on a busy machine",))
+    noted.save(tmp_path / "plan.json")
+    again = PrunePlan.load(tmp_path / "plan.json")
+    assert again.notes == noted.notes
+    assert (again, again.hash) == (plan, plan.hash)
+    assert "measured on a busy machine" in again.describe()
+    with pytest.raises(PlanError, match="notes must be a list of texts"):
+        PrunePlan.from_dict({**plan.as_dict(), "notes": [1]})
 
 
 def edited(**changes: Any) -> dict[str, Any]:
