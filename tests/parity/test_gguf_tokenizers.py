@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 
 from minitron.checkpoint.gguf_read import open_gguf, read_gguf
 from minitron.checkpoint.gguf_tokenizer import LLAMA3, PRE_TOKENIZERS, QWEN2
-from minitron.checkpoint.gguf_vocab import vocabulary_of
+from minitron.checkpoint.gguf_vocab import add_tokenizer, vocabulary_of
 from minitron.checkpoint.hf import open_hf, write_hf
 from minitron.checkpoint.limits import CheckpointError
 from minitron.checkpoint.spm import read_spm, tokenizer_config, tokenizer_json
@@ -239,7 +239,10 @@ def test_what_llama_cpp_reads_otherwise_is_refused(tmp_path: Path, name: str) ->
 
 
 SPM_INEXACT: dict[str, tuple[dict[str, Any], str]] = {
-    "a space behind each symbol": ({}, "the text .*<extra_id_0>"),
+    "a space behind each symbol": (
+        {},
+        "llama.cpp puts a space behind every special .* the text .*<extra_id_0>",
+    ),
     "normalization": ({"normalization_rule_name": "nmt_nfkc", "add_dummy_prefix": False}, "normalizer Precompiled"),
     "blanks": ({"remove_extra_whitespaces": True, "add_dummy_prefix": False}, "normalizer Replace"),
     "space behind": ({"treat_whitespace_as_suffix": True, "user_defined_symbols": []}, "normalizer Replace"),
@@ -347,8 +350,6 @@ def test_a_name_of_a_template_makes_no_path(tmp_path: Path) -> None:
     assert b"tokenizer.ggml.pre" in data
     keys = read_gguf(tmp_path / "model.gguf").keys | {"tokenizer.chat_template.../../../x": "evil"}
     checkpoint = open_gguf(tmp_path / "model.gguf")
-    from minitron.checkpoint.gguf_vocab import add_tokenizer
-
     add_tokenizer(checkpoint, keys)
     assert not any("evil" in text for text in checkpoint.texts.values())
     assert any("../x" in note for note in checkpoint.notes)
@@ -385,14 +386,32 @@ def test_a_damaged_tokenizer_is_found(
     assert not (tmp_path / "model.gguf").exists()
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "sentence"),
+    [
+        ("scores", ["x"] * SIZE, "not finite numbers"),
+        ("scores", [float("nan")] * SIZE, "not finite numbers"),
+        ("scores", [0.0], "not one value for each token"),
+        ("token_type", ["x"] * SIZE, "not whole numbers"),
+        ("tokens", ["a"] * SIZE, "'a' stands twice"),
+        ("tokens", ["a" * 40_000, *map(str, range(SIZE - 1))], "too long"),
+        ("add_bos_token", "yes", "expected true or false"),
+    ],
+)
+def test_impossible_keys(tmp_path: Path, key: str, value: Any, sentence: str) -> None:
+    source = spm_folder(tmp_path / "source", add_dummy_prefix=False)
+    convert(source, tmp_path / "model.gguf", QUICK)
+    keys = read_gguf(tmp_path / "model.gguf").keys | {f"tokenizer.ggml.{key}": value}
+    with pytest.raises(CheckpointError, match=sentence):
+        add_tokenizer(open_gguf(tmp_path / "model.gguf"), keys)
+
+
 def test_a_kept_tokenizer_json_that_contradicts_the_keys(tmp_path: Path) -> None:
     """llama.cpp obeys the keys; so does the tokenizer that is read, and it is said."""
     source = checkpoint_folder(tmp_path / "source", BYTE_LEVEL["gpt-2"]().to_str(), {**NAMED})
     convert(source, tmp_path / "model.gguf", Options())
     keys = read_gguf(tmp_path / "model.gguf").keys | {"tokenizer.ggml.add_bos_token": True}
     checkpoint = open_gguf(tmp_path / "model.gguf")
-    from minitron.checkpoint.gguf_vocab import add_tokenizer
-
     add_tokenizer(checkpoint, keys)
     assert Tokenizer.from_str(checkpoint.texts["tokenizer.json"]).encode("the").ids[0] == 2
     assert any("says something else" in note for note in checkpoint.notes)

@@ -8,6 +8,8 @@ whose pre-tokenizer has a name. Source: llama-vocab.cpp of ggml-org/llama.cpp.
 from __future__ import annotations
 
 import json
+import math
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -96,7 +98,7 @@ class Vocabulary:
         if self.scores is not None:
             self.scores += [-10000.0] * missing
         if len(set(self.tokens)) < size:
-            twice = next(token for token in self.tokens if self.tokens.count(token) > 1)
+            twice = next(token for token, number in Counter(self.tokens).items() if number > 1)
             raise CheckpointError(f"the tokenizer has two tokens {twice!r}; llama.cpp refuses a file with such")
 
     def symbols(self) -> list[str]:
@@ -124,7 +126,12 @@ def vocabulary_from_keys(keys: dict[str, Any]) -> Vocabulary | None:
         return None
     assert isinstance(tokens, list)
     size, pre = len(tokens), str(keys.get("tokenizer.ggml.pre", "default"))
-    found = Vocabulary(model, list(tokens), _list(keys, "token_type", size, NORMAL), pre=pre)
+    if len(set(tokens)) < size:
+        twice = next(token for token, number in Counter(tokens).items() if number > 1)
+        raise CheckpointError(f"tokenizer.ggml.tokens: {twice[:80]!r} stands twice; llama.cpp refuses such a file")
+    kinds = _list(keys, "token_type", size, NORMAL)
+    require(all(type(kind) is int for kind in kinds), "tokenizer.ggml.token_type: not whole numbers")
+    found = Vocabulary(model, list(tokens), kinds, pre=pre)
     names = {"unk": "unknown", "pad": "padding"}
     for name in ("unk", "bos", "eos", "eot", "eom", "pad"):
         number = keys.get(f"tokenizer.ggml.{names.get(name, name)}_token_id")
@@ -134,7 +141,8 @@ def vocabulary_from_keys(keys: dict[str, Any]) -> Vocabulary | None:
     rule = pre_tokenizer(pre)
     adds = model == "llama" or bool(rule and rule.adds_bos)
     for name, default in (("bos", adds), ("eos", False)):
-        added = bool(keys.get(f"tokenizer.ggml.add_{name}_token", default))
+        added = keys.get(f"tokenizer.ggml.add_{name}_token", default)
+        require(isinstance(added, bool), f"tokenizer.ggml.add_{name}_token is {added!r}, expected true or false")
         if added and _DEFAULT_IDS[model][name] < size:
             found.special_ids.setdefault(name, _DEFAULT_IDS[model][name])
         setattr(found, f"add_{name}", added and name in found.special_ids)
@@ -142,7 +150,9 @@ def vocabulary_from_keys(keys: dict[str, Any]) -> Vocabulary | None:
     found.eos_ids = list(dict.fromkeys(stops))
     found.chat_templates = _templates(keys, found.notes)
     if model == "llama":
-        found.scores = [float(score) for score in _list(keys, "scores", size, 0.0)]
+        found.scores = _list(keys, "scores", size, 0.0)
+        good = all(type(score) is float and math.isfinite(score) for score in found.scores)
+        require(good, "tokenizer.ggml.scores: not finite numbers")
         return found
     merges = keys.get("tokenizer.ggml.merges")
     require(isinstance(merges, list), "tokenizer.ggml.merges: missing; a byte-level vocabulary needs them")

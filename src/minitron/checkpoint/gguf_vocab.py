@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Any
 
 from .gguf_tokenizer import (
@@ -71,7 +71,11 @@ def rule_differences(vocabulary: Vocabulary, tokenizer: Any) -> list[str]:
     rules = Tokenizer.from_str(llama_cpp_json(vocabulary))
     texts = sample_texts(vocabulary.symbols())
     found = first_difference(encoder(tokenizer), lambda text: rules.encode(text).ids, texts)
-    return [f"the text {found} (the tokenizer, llama.cpp)"] if found else []
+    if found is None:
+        return []
+    behind = vocabulary.add_space_prefix and any(kind == USER_DEFINED for kind in vocabulary.kinds)
+    reason = "llama.cpp puts a space behind every special token, too: " if behind else ""
+    return [f"{reason}the text {found} (the tokenizer, llama.cpp)"]
 
 
 def from_tokenizer_json(values: dict[str, Any]) -> Vocabulary:
@@ -130,9 +134,12 @@ def _tokens(values: dict[str, Any], model: dict[str, Any]) -> Vocabulary:
     return found
 
 
+_MOST_COMPARED = 20_000
+
+
 def overlapping(symbols: Iterable[str]) -> list[str]:
     """Special tokens that can share letters in a text: llama.cpp takes the longest first, tokenizers the leftmost."""
-    symbols = list(symbols)
+    symbols = list(islice(symbols, _MOST_COMPARED))
     heads = {symbol[:cut] for symbol in symbols for cut in range(1, min(len(symbol), 64))}
     for symbol in symbols:
         if any(symbol[cut:] in heads for cut in range(max(1, len(symbol) - 64), len(symbol))):

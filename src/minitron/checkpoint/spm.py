@@ -164,6 +164,10 @@ def _signed(value: int) -> int:
     return value - (1 << 64) if value >= 1 << 63 else value
 
 
+_MOST_SPLITS = 1 << 29
+"""Squares of the lengths of all pieces; 256,000 pieces of usual lengths have some 20 million."""
+
+
 def merges_of(model: SentencePieceModel) -> list[tuple[str, str]]:
     """The merges that give a BPE model's segmentation: every split of a piece into two pieces, best score first."""
     ids = {
@@ -171,6 +175,8 @@ def merges_of(model: SentencePieceModel) -> list[tuple[str, str]]:
         for number, (piece, kind) in enumerate(zip(model.pieces, model.kinds, strict=True))
         if kind in (NORMAL, USER_DEFINED)
     }
+    letters = sum(len(piece) ** 2 for piece in ids)
+    require(letters <= _MOST_SPLITS, "the pieces of the tokenizer are too long: no words, but whole texts")
     found = []
     for piece, number in ids.items():
         if model.kinds[number] != NORMAL:
