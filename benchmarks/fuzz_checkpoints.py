@@ -77,7 +77,9 @@ def build_samples(folder: Path) -> dict[str, Path]:
     state = random_state(config)
     tensors = {name: from_tensor(tensor) for name, tensor in state.items()}
     tokenizer = {"type": "BPE", "vocab": {chr(65 + i): i for i in range(60)}, "merges": []}
-    texts = {"tokenizer.json": json.dumps({"model": tokenizer, "pre_tokenizer": {"type": "ByteLevel"}})}
+    step = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    values = {"version": "1.0", "added_tokens": [], "model": tokenizer, "pre_tokenizer": step}
+    texts = {"tokenizer.json": json.dumps(values)}
     checkpoint = Checkpoint(config, tensors, texts=texts)
     samples = {"hf": save_reference(folder / "hf", config, state)}
     write_nemo(checkpoint, folder / "dist.nemo")
