@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import lzma
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from .assets import chat_template
+from .assets import chat_template, heldout_text
 from .chat import SYSTEM_MARK, TURN_MARK
 from .files.links import require_own_files
 
@@ -18,6 +19,7 @@ _PROBE = (
     "The  cat's 3rd na\u00efve caf\u00e9, cafe\u0301 \u4f60\u597d \u041c\u0438\u0440 1234567\n\tdef f(x): return x**2",
     " leading and trailing ",
     "\r\n\u00a0\ufb01\u2003\U0001f600",
+    "\u201cquoted\u201d \u2014 it\u2019s \uff21 \u200b\u200d\ufeff\x07 \u0130I\u0131 --- ''",
 )
 _SHOWN_CHARACTERS = 60
 _FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
@@ -67,8 +69,8 @@ def tokenizer_difference(
     """How two tokenizers differ in what they make of text: None where one can stand for the other.
 
     The vocabulary and the beginning and end of a text must be the same, and the ids of texts. Two tokenizers whose
-    rules are the same by their files agree on every text. Others are compared on some texts and on the text of each
-    token.
+    rules are the same by their files agree on every text. Others are compared on some texts (some lines of many kinds,
+    passages of English books, `texts`) and on the text of each token.
 
     Args:
         first, second: tokenizers as from `load_tokenizer`.
@@ -90,7 +92,7 @@ def tokenizer_difference(
     rules = _rules(first)
     if rules is not None and rules == _rules(second):
         return None
-    for text in _differently_cut(first, second, [*_PROBE, *texts, *_texts_of_tokens(first, ours)]):
+    for text in _differently_cut(first, second, [*_PROBE, *_passages(), *texts, *_texts_of_tokens(first, ours)]):
         shown = text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
         return f"they have the same vocabulary and cut {shown!r} into different tokens"
     return None
@@ -103,6 +105,11 @@ def _rules(tokenizer: Any) -> dict[str, Any] | None:
         return None
     whole = json.loads(backend.to_str())
     return {name: whole.get(name) for name in ("normalizer", "pre_tokenizer", "model", "added_tokens")}
+
+
+def _passages() -> list[str]:
+    with lzma.open(heldout_text(), "rt", encoding="utf-8") as file:
+        return [json.loads(line)["text"] for line in file]
 
 
 def _texts_of_tokens(tokenizer: Any, vocabulary: dict[str, int]) -> list[str]:
