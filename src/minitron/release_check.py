@@ -70,7 +70,8 @@ def _require(implementation: str, version: str) -> None:
         _checking.reset(before)
     if not difference <= TOLERANCE:
         raise UntestedReleaseError(
-            f"transformers {version} is installed, on which this version of minitron writes wrong text: {reason}. "
+            f"transformers {version} is installed, and this version of minitron does not generate correctly with it: "
+            f"{reason}. "
             f"It was tested with transformers {', '.join(TESTED)}; install one of these"
         )
     if not reached:
