@@ -4,10 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test lint gpu bench clean
+.PHONY: help demo test compat lint gpu bench clean
 help:
 	@echo "make demo   write text with the bundled model (makes .venv first, if needed)"
 	@echo "make test   run the tests, the linter and the type checker"
+	@echo "make compat run contract, generation, training and conversion tests with the newest and the oldest dependencies"
 	@echo "make gpu    run everything that wants a GPU: tests and benchmarks"
 	@echo "make bench  measure speed and memory against upstream transformers"
 
@@ -28,6 +29,10 @@ demo: $(VENV)/.run
 
 test: $(VENV)/.dev lint
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python scripts/compat.py newest --quick
+
+compat: $(VENV)/.dev
+	$(BIN)/python scripts/compat.py $(COMPAT_ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -43,4 +48,4 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/model_speed.py
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-compat build dist .pytest_cache .ruff_cache

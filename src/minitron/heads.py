@@ -100,7 +100,10 @@ class NemotronForSequenceClassification(NemotronPreTrainedModel):
 
 
 class NemotronForQuestionAnswering(NemotronPreTrainedModel):
-    """Start and end of an answer within the sequence. The backbone is named `transformer`, as upstream names it."""
+    """Start and end of an answer within the sequence. The backbone is named `transformer`, as upstream names it.
+
+    transformers 5 has no pipeline for this class any more; `docs/compatibility.md` shows how to read an answer.
+    """
 
     base_model_prefix = "transformer"
 
