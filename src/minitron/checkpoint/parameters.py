@@ -72,7 +72,7 @@ def _check_frequencies(config: NemotronConfig, name: str, tensor: LazyTensor, wh
 
 
 def _scaled(config: NemotronConfig) -> list[torch.Tensor]:
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+    from ..framework import ROPE_INIT_FUNCTIONS
 
     kind = (config.rope_parameters or {}).get("rope_type", "default")
     if kind not in ROPE_INIT_FUNCTIONS:
