@@ -184,6 +184,7 @@ class _Race:
         self.config = replace(config, eval_every=0, keep=1)
         self.options, self.identity = options, identity
         self._teacher: TeacherTargets | None = None
+        self._begun: set[str] = set()
         folder.mkdir(parents=True, exist_ok=True)
         self._file = folder / RUNGS_FILE
         self._facts: dict[str, Any] = {"losses": {name: {} for name in self.contenders}, "teacher": {}, "students": {}}
@@ -229,7 +230,11 @@ class _Race:
         model = self.contenders[name].load()
         loss = DistillLoss(shared, self.options, model.config)  # type: ignore[arg-type]
         run = self.folder / name
-        result = train(model, self.stream, self.config, run, loss=loss, identity=self.identity, quiet=True, until=stop)
+        result = train(
+            model, self.stream, self.config, run, loss=loss, identity=self.identity, quiet=True, until=stop,
+            going_on=name in self._begun,
+        )  # fmt: skip
+        self._begun.add(name)
         if result.step < stop:
             raise StoppedError(result.stopped_by or "a signal")
         return model

@@ -108,6 +108,7 @@ def train(
     until: int | None = None,
     extend: bool = False,
     accepted: Callable[[], object] | None = None,
+    going_on: bool = False,
 ) -> Result:
     """Train a model, or continue the run in `run`. In a run of many processes, each calls this.
 
@@ -130,6 +131,7 @@ def train(
         until: stop after this step with a checkpoint, as after a signal; a later call goes on from there.
         extend: make the run in the folder longer, if it differs from this one in its length alone; see `extending`.
         accepted: is called when nothing stands against the run, before anything is written to its folder.
+        going_on: this process trained the run before, so that it is no news from where it continues.
 
     Raises:
         LockedError, TargetError: see `alone.alone_in_its_folder`.
@@ -159,7 +161,7 @@ def train(
     damaged = [f"passed over a damaged checkpoint: {problem}" for problem in problems]
     for text in (*opened.notes, *damaged, *([log.note] if log.note else [])):
         log.say(text)
-    if folder is not None:
+    if folder is not None and not going_on:
         log.say(f"continuing from {folder}")
     efficiency = flops_per_token / peak_flops if peak_flops and flops_per_token else None
     try:

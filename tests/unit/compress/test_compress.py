@@ -81,6 +81,13 @@ def test_a_moved_run_is_complete_and_a_second_call_computes_nothing(made: Compre
     assert fingerprint(again.models["small"]) == fingerprint(made.models["small"])
 
 
+def test_candidates_that_go_on_from_round_to_round_do_not_say_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    compress(recipe_from(small_recipe(tmp_path)), tmp_path / "run", quiet=True, say=lambda _: None)
+    assert "continuing from" not in capsys.readouterr().err
+
+
 def test_another_recipe_in_the_same_folder_is_refused(made: Compressed, base: Path) -> None:
     other = small_recipe(base, calibration={"blocks": 3})
     with pytest.raises(RunError, match="made from something else"):
