@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import re
 import sys
 from typing import Any, Optional
 
 import typer
 
+from ..characters import require_characters
 from ..locate import locate
 from .common import DeviceOption, DtypeOption, ModelArgument, quiet_libraries, say, sentence_errors
 
@@ -56,13 +58,19 @@ def chat(
         typer.echo(f"note: {note}", err=True)
     if model is None:
         typer.echo("The bundled model is small and was only taught to go on with a story; expect no answers.", err=True)
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # bytes that are no text cost a line, not what follows
     start: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
     messages = list(start)
     while True:
         try:
             said = input("> ").strip() if sys.stdin.isatty() else _next_line()
+            require_characters(said, "the message")
         except EOFError:
             return
+        except ValueError as error:  # the conversation goes on without this line
+            typer.echo(f"{error}; it was left out", err=True)
+            continue
         command = _command(said)
         if command in ("/quit", "/exit"):
             return

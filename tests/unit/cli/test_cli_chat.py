@@ -78,3 +78,12 @@ def test_a_template_that_does_not_end(model: Path, tmp_path: Path) -> None:
     assert done.exit_code == 2
     assert "the chat template took more than" in done.stderr
     assert json.loads((folder / "config.json").read_text())["model_type"] == "nemotron"
+
+
+def test_a_line_that_is_not_utf8_is_left_out_and_the_conversation_goes_on(model: Path) -> None:
+    text = b"hello caf\xe9\nhello\n/quit\n"
+    done = runner.invoke(app, ["chat", str(model), "--seed", "1", "-n", "3"], input=text)
+    assert done.exit_code == 0, done.stderr
+    assert "the message is not UTF-8 text: the byte 0xe9 at character 10" in done.stderr
+    assert done.stderr.count("was left out") == 1
+    assert len(done.stdout.splitlines()) >= 1
