@@ -109,7 +109,9 @@ def _require_packed(
     name: str, shape: tuple[int, ...], tensor: LazyTensor | None, room: Mapping[str, int], where: object
 ) -> None:
     layer, _, last = name.rpartition(".")
-    if last == "weight" and len(shape) == 2 and room.get(layer, 0) * _MAX_VALUES_PER_BYTE >= shape[0] * shape[1]:
+    packed = tensor is None or tensor.dtype not in _DTYPES
+    fits = len(shape) == 2 and room.get(layer, 0) * _MAX_VALUES_PER_BYTE >= shape[0] * shape[1]
+    if last == "weight" and packed and fits:
         return
     if tensor is None:
         raise CheckpointError(f"{where}: no tensor {name}; config.json asks for it with shape {list(shape)}")
