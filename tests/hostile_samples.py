@@ -24,7 +24,7 @@ from minitron.checkpoint.tensors import Checkpoint, from_tensor
 Attack = Callable[[Path], Path]
 ATTACKS: dict[str, Attack] = {}
 P2, P4 = b"\x80\x02", b"\x80\x04"
-DOUBLED = b"N\x85q\x00" + b"".join(b"h%ch%c\x86q%c" % (i, i, i + 1) for i in range(45))  # 2**45 leaves
+DOUBLED = b"N\x85q\x00" + b"".join(b"0h%ch%c\x86q%c" % (i, i, i + 1) for i in range(45))  # 2**45 leaves
 NESTED = b"N" + b"\x85" * 200_000
 MERSENNE = (1 << 61) - 1  # hash(n) is n modulo this
 

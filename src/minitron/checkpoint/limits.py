@@ -46,6 +46,7 @@ MAX_YAML_SCALAR = 64
 MAX_TOKENIZER_BYTES = 64 * MIB
 MAX_SENTENCEPIECE_BYTES = 16 * MIB
 """A model of 256,000 pieces takes about 5 MB."""
+MAX_PIECES = 1_000_000
 MAX_ARCHIVE_MEMBERS = 100_000
 MAX_ARCHIVE_HEADER = 64 * 1024
 """Bytes of one extended header of a tar member."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import codecs
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -225,6 +225,18 @@ class Machine:
             self.spend(104)
             target[key] = value
 
+    def make_set(self, items: Iterable[Any]) -> None:
+        """Push what stands for a set. Its items are not kept, since nothing here reads one."""
+        self.check_items(items)
+        self._push(Inert("builtins.set", ()), 160)
+
+    def check_items(self, items: Iterable[Any]) -> None:
+        """Items of a set are hashed by whoever else reads the file (torch.load): the same limits hold."""
+        for item in items:
+            self.spend(32)
+            if type(item) is not str:
+                self._check_key(item)
+
     def _check_key(self, key: Any) -> None:
         """Numbers can be chosen to have equal hashes, and tuples can be too large to hash: few, and small ones."""
         if isinstance(key, Inert | Name):
@@ -311,7 +323,6 @@ def _reduce(machine: Machine) -> None:
     machine._reduce(machine._stack.pop(), arguments)
 
 
-_SET = "builtins.set"
 _STEPS: dict[bytes, Callable[[Machine], Any]] = {
     b"\x80": lambda m: m._take(1),  # PROTO
     b"\x95": lambda m: m._take(8),  # FRAME
@@ -355,9 +366,9 @@ _STEPS: dict[bytes, Callable[[Machine], Any]] = {
     b"d": _dict_of,
     b"s": lambda m: m._set_items([m._stack.pop(), m._stack.pop()][::-1]),
     b"u": lambda m: m._set_items(m._since_mark()),
-    b"\x8f": lambda m: m._push(Inert(_SET, ()), 160),  # sets are not kept: nothing here reads one
-    b"\x90": lambda m: m._extend(m._since_mark()),
-    b"\x91": lambda m: m._push(Inert(_SET, tuple(m._since_mark())), 160),
+    b"\x8f": lambda m: m.make_set([]),
+    b"\x90": lambda m: m.check_items(m._since_mark()),
+    b"\x91": lambda m: m.make_set(m._since_mark()),
     b"g": lambda m: m._get(m._decimal()),
     b"h": lambda m: m._get(m._byte()),
     b"j": lambda m: m._get(m._number(4)),

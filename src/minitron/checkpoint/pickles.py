@@ -39,7 +39,7 @@ STORAGES = {
 }
 # Modules whose names are met in checkpoints and may stand as inert records.
 _KNOWN_MODULES = ("torch", "megatron", "nemo", "transformer_engine", "numpy", "pathlib", "lightning", "omegaconf")
-_KNOWN_NAMES = {("_io", "BytesIO"), ("builtins", "set"), ("__builtin__", "set"), ("argparse", "Namespace")}
+_KNOWN_NAMES = {("_io", "BytesIO"), ("argparse", "Namespace")}
 _MODULES_OF_CODE = ("torch.hub", "torch.package", "torch._dynamo", "torch.utils.cpp_extension", "numpy.testing")
 
 
@@ -165,6 +165,12 @@ def _from_type(machine: Machine, function: Any, _type: Any, arguments: Any, _sta
     return known(machine, *arguments)
 
 
+def _set(machine: Machine, items: Any = ()) -> Inert:
+    require(isinstance(items, list | tuple | Inert), "a set in a pickle is built in an unknown way")
+    machine.check_items(items if isinstance(items, list | tuple) else ())
+    return Inert("builtins.set", ())
+
+
 def _parameter(_: Machine, tensor: Any, *__: Any) -> Any:
     return tensor
 
@@ -172,6 +178,8 @@ def _parameter(_: Machine, tensor: Any, *__: Any) -> Any:
 _FUNCTIONS: dict[tuple[str, str], Callable[..., Any]] = {
     ("collections", "OrderedDict"): _ordered_dict,
     ("torch", "Size"): _size,
+    ("builtins", "set"): _set,
+    ("__builtin__", "set"): _set,
     ("_codecs", "encode"): _encode,
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
     ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,

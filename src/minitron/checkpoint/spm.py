@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from .limits import MAX_TOKENIZER_BYTES, CheckpointError, require
+from .limits import MAX_PIECES, MAX_SENTENCEPIECE_BYTES, CheckpointError, require
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 _UNIGRAM, _BPE = 1, 2
@@ -61,12 +61,15 @@ def read_spm(data: bytes, where: object) -> SentencePieceModel:
     Raises:
         CheckpointError: not such a file; cut or corrupted.
     """
-    require(len(data) <= MAX_TOKENIZER_BYTES, f"{where}: {len(data):,} bytes, expected at most {MAX_TOKENIZER_BYTES:,}")
+    most = MAX_SENTENCEPIECE_BYTES
+    require(len(data) <= most, f"{where}: {len(data):,} bytes, expected at most {most:,}")
     model = SentencePieceModel()
     try:
         for number, value in _fields(data):
             if number == 1:
                 _add_piece(model, _bytes(value))
+                if len(model.pieces) > MAX_PIECES:
+                    raise CheckpointError(f"{where}: more than {MAX_PIECES:,} pieces; not a SentencePiece model")
             elif number == 2:
                 _read_trainer(model, _bytes(value))
             elif number == 3:

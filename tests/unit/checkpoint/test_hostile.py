@@ -17,7 +17,7 @@ import pytest
 import torch
 from checkpoint_samples import random_state, tiny_config
 
-from minitron.checkpoint import limits
+from minitron.checkpoint import limits, pickles
 from minitron.checkpoint.archive import open_archive
 from minitron.checkpoint.gguf_read import read_gguf
 from minitron.checkpoint.gguf_write import write_gguf
@@ -169,6 +169,48 @@ def test_code_in_dcp_metadata_is_never_run(tmp_path: Path) -> None:
 def test_pickles_that_exhaust(data: bytes) -> None:
     with pytest.raises(CheckpointError):
         load_inert(data, "test")
+
+
+_DOUBLED = b"N\x85q\x00" + b"".join(b"0h%ch%c\x86q%c" % (i, i, i + 1) for i in range(45))  # 2**45 leaves
+_NESTED = b"N" + b"\x85" * 100_000
+
+
+@pytest.mark.parametrize("item", [_DOUBLED, _NESTED], ids=["doubled", "nested"])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (b"}", b"Ns"),
+        (b"}(", b"Nu"),
+        (b"(", b"Nd"),
+        (b"\x8f(", b"\x90"),
+        (b"(", b"\x91"),
+        (b"cbuiltins\nset\n](", b"e\x85R"),
+        (b"c__builtin__\nset\n(", b"t\x85R"),
+        (b"ccollections\nOrderedDict\n]((", b"Nte\x85R"),
+    ],
+)
+def test_what_is_hashed_is_small(item: bytes, before: bytes, after: bytes) -> None:
+    """As a value of a state dict, so that nothing else in the file is wrong: whoever hashes it hangs or crashes."""
+    data = b"\x80\x04}X\x01\x00\x00\x00a" + before + item + after + b"s."
+    with pytest.raises(CheckpointError, match="as a key, expected a short plain value"):
+        load_inert(data, "test")
+
+
+@pytest.mark.parametrize(
+    "target", [b"ctorch._utils\n_rebuild_tensor_v2\n", b"ctorch\nfloat32\n", b"K\x01", b")", b"ctorch\nSize\n"]
+)
+def test_build_sets_no_attributes(target: bytes) -> None:
+    before = dict(vars(pickles._rebuild_tensor)), pickles._rebuild_tensor.__kwdefaults__
+    for state in (b"}X\x0e\x00\x00\x00__kwdefaults__}s", b"N}X\x0e\x00\x00\x00__kwdefaults__}s\x86"):
+        with pytest.raises(CheckpointError, match="sets attributes"):
+            load_inert(b"\x80\x02" + target + state + b"b.", "test")
+    assert (dict(vars(pickles._rebuild_tensor)), pickles._rebuild_tensor.__kwdefaults__) == before
+
+
+def test_plain_keys_of_other_types_are_kept() -> None:
+    value = {1: "a", (1, "b"): 2, None: 3, 1.5: 4, b"x": 5, "s": {7, 8}}
+    found = load_inert(pickle.dumps(value, protocol=2), "test")
+    assert {key: item for key, item in found.items() if key != "s"} == {k: v for k, v in value.items() if k != "s"}
 
 
 def torch_zip(path: Path, structure: bytes, storages: dict[str, bytes], compress: bool = False) -> TorchFile:
