@@ -20,7 +20,7 @@ MIB = 1 << 20
 
 MAX_JSON_BYTES = 64 * MIB
 """tokenizer.json (of 256,000 tokens: 18 to 35 MB) and shard indices (of 140,000 tensors: 12 MB)."""
-MAX_JSON_MEMORY = 160 * MIB
+MAX_JSON_MEMORY = 128 * MIB
 """What the values of a JSON text may take in memory, as `json_memory` estimates it."""
 MAX_TOKENIZER_JSON_MEMORY = 320 * MIB
 """The same for tokenizer.json: 256,000 tokens with 500,000 merges are estimated at 310 MB and take 250 MB."""
@@ -28,7 +28,7 @@ MAX_JSON_DEPTH = 100
 MAX_CONFIG_BYTES = 4 * MIB
 """config.json, generation_config.json, adapter_config.json: a few kB, unless there are thousands of labels."""
 MAX_SAFETENSORS_HEADER_BYTES = 100_000_000
-"""The limit of the safetensors library itself. `MAX_JSON_MEMORY` allows about 160,000 tensors in one file."""
+"""The limit of the safetensors library itself. `MAX_JSON_MEMORY` allows about 125,000 tensors in one file."""
 MAX_PICKLE_BYTES = 64 * MIB
 """The pickled structure of a torch file, without its storages."""
 MAX_PICKLE_STEPS = 2_000_000
