@@ -39,7 +39,7 @@ class Summary:
     tokens_per_step: float | None = None
     """Tokens that a step of the model gave; None without speculation."""
     load: str = ""
-    """What else the machine did meanwhile, so that the times say little; empty if nothing is known of it."""
+    """What other programs did meanwhile, so that the times say little of the model; empty if the machine was free."""
 
     @property
     def tokens_per_second(self) -> float:
@@ -89,6 +89,7 @@ class TextStream:
         self._stop = threading.Event()
         self._output: Any = None
         self._report: GenerationReport | None = None
+        self._load = ""
         room = context_room(len(prompt_ids), model.config.max_position_embeddings)
         config: Any = model.generation_config
         arguments = settings.arguments(config, room)
@@ -117,14 +118,19 @@ class TextStream:
         self._thread.start()
 
     def _run(self, model: NemotronForCausalLM, ids: torch.Tensor, arguments: dict[str, Any]) -> None:
+        from .engine.trust import LoadMeter
+
+        meter = LoadMeter()
         try:
-            self._output = model.generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                streamer=self._streamer,
-                stopping_criteria=StoppingCriteriaList([_Stopped(self._stop)]),
-                **arguments,
-            )
+            with meter:
+                self._output = model.generate(
+                    ids,
+                    attention_mask=torch.ones_like(ids),
+                    streamer=self._streamer,
+                    stopping_criteria=StoppingCriteriaList([_Stopped(self._stop)]),
+                    **arguments,
+                )
+            self._load = meter.reason
             self._report = model.last_generation
         except BaseException as error:  # carried over to the reader's thread
             self._error = error
@@ -151,6 +157,7 @@ class TextStream:
             report.zero_fraction if report else None,
             speculation.acceptance_rate if speculation else None,
             speculation.tokens_per_step if speculation else None,
+            self._load,
         )
 
     def close(self) -> None:

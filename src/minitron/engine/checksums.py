@@ -63,4 +63,4 @@ def _mixed(data: np.ndarray) -> bytes:
 
 
 def _blake(data: np.ndarray) -> bytes:
-    return hashlib.blake2b(memoryview(data), digest_size=16).digest()
+    return hashlib.blake2b(data.data, digest_size=16).digest()

@@ -1,13 +1,15 @@
 """Decoding on the CPU: threads that run the compiled step, and the memory it works in.
 
 Neither torch's nor Numba's thread pool is used while decoding: the engine starts threads of its own for one
-generation (as many as `torch.get_num_threads()` says, so the usual settings hold) and ends them with it. Long prompts
-are read by torch, whose pool sleeps afterwards; the engine's threads start after that.
+generation (at most as many as `torch.get_num_threads()` says, fewer where other programs take the cores, see `team`)
+and ends them with it. Long prompts are read by torch, whose pool sleeps afterwards; the engine's threads start after
+that.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -24,6 +26,7 @@ from . import step as compiled
 from .loop import MAX_TOKENS, MOST_STOPS
 from .prompt import PromptReader
 from .reference import ReferenceEngine
+from .team import Team, interruptions
 from .threads import SYNC_SIZE
 from .weights import EngineWeights, Norm, format_of
 
@@ -62,7 +65,9 @@ class CpuEngine:
         self._seen = 0
         self._sync = np.zeros(SYNC_SIZE, np.int64)
         self._workers: list[threading.Thread] = []
-        self._running = False
+        self._team = Team(self.threads)
+        self._running = 0
+        """Threads that are there, this one too; 0 before the first step."""
         constants = weights.constants
         run = max(LEAST_RUN, -(-constants.intermediate_size // RUNS // 4) * 4)
         self._spaces = _spaces(weights, capacity, self.threads, run)
@@ -187,11 +192,15 @@ class CpuEngine:
             self._places[:, m] = ends[slot], slot
             ends[slot] += 1
         assert max(ends) <= self.kv.capacity, f"{max(ends)} tokens in a cache of {self.kv.capacity}"
-        if not self._running:
-            self._start()
+        if self._running != self._team.size:
+            self.close()
+            self._start(self._team.size)
         self._tokens[:M] = tokens
         self._job[:] = (M, first_logits, greedy, 0)
-        compiled.run(0, self.threads, *self._shared)
+        before, start = interruptions(), time.perf_counter()
+        compiled.run(0, self._running, *self._shared)
+        seconds = time.perf_counter() - start
+        self._team.saw(max(1, int(self._job[compiled.CHOSEN])), seconds, interruptions() > before)
         self.kv.lengths[:] = ends
         if first_logits < M:
             self._count(M)
@@ -203,24 +212,24 @@ class CpuEngine:
         """Forget all but the first `length` tokens of a sequence."""
         self._reader.truncate(length, slot)
 
-    def _start(self) -> None:
+    def _start(self, threads: int) -> None:
         _compile(self.weights, self._shared)
         self._sync[:] = 0
         self._workers = [
-            threading.Thread(target=compiled.run, args=(index, self.threads, *self._shared), daemon=True)
-            for index in range(1, self.threads)
+            threading.Thread(target=compiled.run, args=(index, threads, *self._shared), daemon=True)
+            for index in range(1, threads)
         ]
         for worker in self._workers:
             worker.start()
-        self._running = True
+        self._running = threads
 
     def close(self) -> None:
         """End the threads; the next step starts new ones."""
         if self._running:
-            compiled.run(-1, self.threads, *self._shared)
+            compiled.run(-1, self._running, *self._shared)
             for worker in self._workers:
                 worker.join()
-            self._running = False
+            self._running = 0
 
     def __enter__(self) -> CpuEngine:
         return self

@@ -15,7 +15,7 @@ from numba import njit
 
 from .formats import FAST
 
-SILENT_SECONDS = 0.5
+SILENT_SECONDS = 1.0
 """Loading compiled code from the disk takes less, compiling it more."""
 _log = logging.getLogger("minitron")
 _compiled: set[str] = set()
