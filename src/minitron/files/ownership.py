@@ -1,7 +1,8 @@
 """Which files of a folder this package wrote: a record beside them, so that `--overwrite` deletes nothing else.
 
 The record holds the size and a digest of every file, so that a file which was edited, or trained further, is told from
-the one that was written. Copies of the folder keep it.
+the one that was written. Of a large file it holds digests of samples and the time of its last change: an edit between
+the samples shows by its time. A copy of a large file counts as changed unless its time was kept (`cp -p`).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 RECORD = ".minitron-files.json"
-_VERSION = 1
+_VERSION = 2
 _SAMPLE_BYTES = 1 << 18
 _SAMPLES = 5
 
@@ -59,10 +60,11 @@ def _entries(folder: Path) -> Iterator[Path]:
 
 
 def _facts(path: Path) -> list[object]:
-    """[size, digest of the whole file, or of samples spread over a large one]; of a pipe or a device nothing."""
+    """[size, digest]; of a large file [size, digest of samples spread over it, time]; of a pipe or a device nothing."""
     if not path.is_file():
         return []
-    size = path.stat().st_size
+    found = path.stat()
+    size = found.st_size
     digest = hashlib.blake2b(digest_size=16)
     with path.open("rb") as file:
         if size <= _SAMPLES * _SAMPLE_BYTES:
@@ -71,4 +73,5 @@ def _facts(path: Path) -> list[object]:
             for number in range(_SAMPLES):
                 file.seek(number * (size - _SAMPLE_BYTES) // (_SAMPLES - 1))
                 digest.update(file.read(_SAMPLE_BYTES))
+            return [size, digest.hexdigest(), found.st_mtime_ns]
     return [size, digest.hexdigest()]

@@ -100,7 +100,7 @@ def ours(tmp_path: Path) -> Path:
 
 def test_our_own_folder_is_replaced_and_so_is_its_copy(ours: Path, tmp_path: Path) -> None:
     check_target(ours, folder=True, overwrite=True)
-    shutil.copytree(ours, tmp_path / "copy", copy_function=shutil.copyfile)  # with new times
+    shutil.copytree(ours, tmp_path / "copy", copy_function=shutil.copy2)  # with its times
     check_target(tmp_path / "copy", folder=True, overwrite=True)
     (ours / "config.json").unlink()
     check_target(ours, folder=True, overwrite=True)
@@ -112,6 +112,13 @@ def test_files_of_others_are_kept(ours: Path, name: str) -> None:
     (ours / name).parent.mkdir(exist_ok=True)
     (ours / name).write_text("mine")
     assert f"{name} was not written by minitron" in refusal(ours)
+
+
+def test_one_edited_value_of_a_large_file_is_seen(ours: Path) -> None:
+    with (ours / "weights").open("r+b") as file:
+        file.seek((4 << 20) // 8)  # between two samples
+        file.write(b"x")
+    assert "weights was changed after minitron wrote" in refusal(ours)
 
 
 def test_edited_files_are_kept(ours: Path) -> None:
