@@ -53,6 +53,10 @@ class Summary:
         return (self.new_tokens - 1) / rest if rest > 0 and self.new_tokens > 1 else 0.0
 
 
+SHORT_SECONDS = 0.3
+"""Of generations that are so short it is not known whether other programs were at work."""
+
+
 class TextStream:
     """An iterator over pieces of text as they are written; `summary` and `text` are there when it has ended.
 
@@ -118,11 +122,10 @@ class TextStream:
         self._thread.start()
 
     def _run(self, model: NemotronForCausalLM, ids: torch.Tensor, arguments: dict[str, Any]) -> None:
-        from .engine.trust import LoadMeter
-
-        meter = LoadMeter()
         try:
-            with meter:
+            from .engine.trust import LoadMeter
+
+            with LoadMeter(torch.get_num_threads()) as meter:
                 self._output = model.generate(
                     ids,
                     attention_mask=torch.ones_like(ids),
@@ -130,7 +133,9 @@ class TextStream:
                     stopping_criteria=StoppingCriteriaList([_Stopped(self._stop)]),
                     **arguments,
                 )
-            self._load = meter.reason
+            # The system's clocks tick a hundred times a second: of shorter times they tell nothing.
+            if model.device.type == "cpu" and time.perf_counter() - self._started > SHORT_SECONDS:
+                self._load = meter.reason
             self._report = model.last_generation
         except BaseException as error:  # carried over to the reader's thread
             self._error = error
