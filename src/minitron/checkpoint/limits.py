@@ -41,6 +41,8 @@ MAX_YAML_BYTES = 128 * 1024
 MAX_YAML_NODES = 10_000
 """Nodes after aliases are followed: a "billion laughs" file reaches it at once, a real config has a few hundred."""
 MAX_YAML_DEPTH = 50
+MAX_YAML_TEXT = 1 * MIB
+"""Characters of all scalars after aliases are followed: errors and names are made from them."""
 MAX_YAML_SCALAR = 64
 """Characters of a YAML number, true, false or null; texts may be longer."""
 MAX_TOKENIZER_BYTES = 64 * MIB

@@ -18,11 +18,13 @@ import torch
 
 from .detect import ADAPTER_CONFIG
 from .hf import side_files
-from .limits import CheckpointError, read_json, require
+from .limits import MAX_CONFIG_BYTES, CheckpointError, read_json, require, shown
 from .safetensors_io import read_safetensors
 from .tensors import Checkpoint, LazyTensor
 
 WEIGHTS = "adapter_model.safetensors"
+_MAX_NAME = 4096
+_PLAIN_NAME = re.compile(r"\^?[\w.]+", re.ASCII)
 _PREFIX = "base_model.model."
 _PAIR = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(\.weight)?")
 # Settings of peft under which the merged weights are not W + scale * B @ A.
@@ -40,16 +42,23 @@ class AdapterConfig:
     """Folder or repository id of the base model."""
     rank: int
     alpha: float
+    ranks: frozenset[int]
+    """The ranks that modules may have: `rank`, and those of rank_pattern."""
     alpha_pattern: Mapping[str, float]
-    """Other alphas, by the end of a module's name."""
+    """Other alphas, by the end of a module's name, or by `^` and its whole name; the first that fits counts."""
     rank_stabilized: bool
     """Divide alpha by the square root of the rank, not by the rank."""
 
     def scale(self, module: str, rank: int) -> float:
         """What multiplies B @ A of a module."""
-        alpha = next(
-            (value for name, value in self.alpha_pattern.items() if f".{module}".endswith(f".{name}")), self.alpha
-        )
+        # By the few ends of the name, not by the many patterns that a file may hold.
+        parts = module.split(".")
+        ends = [f"^{module}", *(".".join(parts[start:]) for start in range(len(parts)))]
+        found = [end for end in ends if end in self.alpha_pattern]
+        if len(found) > 1:
+            order = {name: place for place, name in enumerate(self.alpha_pattern)}
+            found.sort(key=order.__getitem__)
+        alpha = self.alpha_pattern[found[0]] if found else self.alpha
         return alpha / (math.sqrt(rank) if self.rank_stabilized else rank)
 
 
@@ -60,37 +69,57 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
         CheckpointError: another method than LoRA, or a setting under which merging would be wrong.
     """
     path = folder / ADAPTER_CONFIG
-    values = read_json(path)
+    values = read_json(path, MAX_CONFIG_BYTES)
     kind = values.get("peft_type")
-    require(kind == "LORA", f"{path}: peft_type is {kind!r}; only 'LORA' can be merged")
+    require(kind == "LORA", f"{path}: peft_type is {shown(kind)}; only 'LORA' can be merged")
     for name in _UNSUPPORTED:
         require(not values.get(name), f"{path}: {name} is set; such an adapter cannot be merged here, use peft")
     base = values.get("base_model_name_or_path")
-    named = isinstance(base, str) and base
-    require(named, f"{path}: base_model_name_or_path is {base!r}; it must name the base model's folder or repository")
-    pattern = values.get("alpha_pattern") or {}
-    require(isinstance(pattern, dict), f"{path}: alpha_pattern is a {type(pattern).__name__}, expected an object")
+    if not isinstance(base, str) or not 0 < len(base) <= _MAX_NAME:
+        raise CheckpointError(
+            f"{path}: base_model_name_or_path is {shown(base)}; it must name the base model's folder or repository"
+        )
+    stabilized = values.get("use_rslora")
+    flag = stabilized is None or isinstance(stabilized, bool)
+    require(flag, f"{path}: use_rslora is {shown(stabilized)}; it must be true or false")
+    rank = _rank(path, "r", values.get("r"))
+    ranks = _pattern(path, "rank_pattern", values)
+    alphas = _pattern(path, "alpha_pattern", values)
+    for name in alphas:
+        plain = _PLAIN_NAME.fullmatch(name) is not None
+        require(
+            plain,
+            f"{path}: alpha_pattern: {shown(name)} is a regular expression; only names of modules are supported",
+        )
     return AdapterConfig(
-        str(base),
-        int(_number(path, "r", values.get("r"))),
+        base,
+        rank,
         _number(path, "lora_alpha", values.get("lora_alpha")),
-        {_plain_name(path, name): _number(path, f"alpha_pattern: {name}", value) for name, value in pattern.items()},
-        values.get("use_rslora") is True,
+        frozenset({rank, *(_rank(path, f"rank_pattern: {shown(name)}", value) for name, value in ranks.items())}),
+        {name: _number(path, f"alpha_pattern: {shown(name)}", value) for name, value in alphas.items()},
+        bool(stabilized),
     )
+
+
+def _pattern(path: Path, field: str, values: dict[str, Any]) -> dict[str, Any]:
+    """An object from names of modules to numbers. peft matches the names as regular expressions; no one is run here."""
+    found = values.get(field)
+    require(
+        found is None or isinstance(found, dict), f"{path}: {field} is a {type(found).__name__}, expected an object"
+    )
+    return found or {}
 
 
 def _number(path: Path, field: str, value: Any) -> float:
     good = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e9
-    require(good, f"{path}: {field} is {value!r}; it must be a number above 0")
+    require(good, f"{path}: {field} is {shown(value)}; it must be a number above 0")
     return value
 
 
-def _plain_name(path: Path, pattern: str) -> str:
-    """The module name that an alpha_pattern's key spells; peft would match it as a regular expression."""
-    name = pattern.removeprefix("^")
-    good = re.fullmatch(r"[\w.]+", name, re.ASCII) is not None
-    require(good, f"{path}: alpha_pattern: {pattern!r} is a regular expression; only names of modules are supported")
-    return name
+def _rank(path: Path, field: str, value: Any) -> int:
+    number = _number(path, field, value)
+    require(number == int(number), f"{path}: {field} is {shown(value)}; it must be a whole number above 0")
+    return int(number)
 
 
 def merge_adapter(folder: Path, base: Checkpoint) -> Checkpoint:
@@ -105,37 +134,58 @@ def merge_adapter(folder: Path, base: Checkpoint) -> Checkpoint:
     config = read_adapter_config(folder)
     path = folder / WEIGHTS
     require(path.is_file(), f"{folder}: no {WEIGHTS} in it; adapters in other files are not read")
-    tensors, pairs = dict(base.tensors), {}
-    for name, tensor in read_safetensors(path).items():
-        require(name.startswith(_PREFIX), f"{path}: {name} does not begin with {_PREFIX}; it is no adapter of a model")
-        local = name.removeprefix(_PREFIX)
-        found = _PAIR.fullmatch(local)
-        if found is not None:
-            pairs.setdefault((found["module"], bool(found["embedding"])), {})[found["side"]] = tensor
-            continue
-        # modules_to_save and biases: trained whole.
-        local = local.replace(".modules_to_save.", ".").replace(".base_layer.", ".")
-        require(local in tensors, f"{path}: {name} belongs to nothing in the base model {config.base}")
+    tensors = dict(base.tensors)
+    whole, pairs = _sorted_out(read_safetensors(path), path)
+    for local, tensor in whole.items():
+        require(local in tensors, f"{path}: {local} belongs to nothing in the base model {config.base}")
         same = tensors[local].shape == tensor.shape
-        require(same, f"{path}: {name} has shape {list(tensor.shape)}, the base model's {list(tensors[local].shape)}")
+        require(same, f"{path}: {local} has shape {list(tensor.shape)}, the base model's {list(tensors[local].shape)}")
         tensors[local] = tensor.to(tensors[local].dtype)
-    require(pairs, f"{path}: no lora_A and lora_B in it")
     for (module, embedding), sides in pairs.items():
         name = f"{module}.weight"
         require(set(sides) == {"A", "B"}, f"{path}: {module} has lora_{next(iter(sides))} only")
         require(name in tensors, f"{path}: {module} is adapted; the base model {config.base} has no {name}")
         merge = _merged_embedding if embedding else _merged
-        scale = config.scale(module, sides["B"].shape[-1])
-        tensors[name] = merge(tensors[name], sides["A"], sides["B"], scale, f"{path}: {module}")
+        tensors[name] = merge(tensors[name], sides["A"], sides["B"], config, module, path)
     beside = side_files(folder)
     notes = [*base.notes, f"LoRA adapter {folder.name}: merged into {len(pairs)} matrices of {config.base}"]
     return replace(base, tensors=tensors, files={**base.files, **beside}, notes=notes)
 
 
-def _merged(base: LazyTensor, a: LazyTensor, b: LazyTensor, scale: float, where: str) -> LazyTensor:
+Pairs = dict[tuple[str, bool], dict[str, LazyTensor]]
+
+
+def _sorted_out(found: Mapping[str, LazyTensor], path: Path) -> tuple[dict[str, LazyTensor], Pairs]:
+    """The tensors of an adapter by their names in the base model: those that replace one (modules_to_save, biases), and
+    the pairs "A" and "B" of (module, whether it is an embedding)."""
+    whole: dict[str, LazyTensor] = {}
+    pairs: Pairs = {}
+    for name, tensor in found.items():
+        if not name.startswith(_PREFIX):
+            raise CheckpointError(f"{path}: {name} does not begin with {_PREFIX}; it is no adapter of a model")
+        if not tensor.dtype.is_floating_point:
+            raise CheckpointError(f"{path}: {name} is {tensor.dtype}, expected floating-point numbers")
+        local = name.removeprefix(_PREFIX)
+        match = _PAIR.fullmatch(local)
+        if match is None:
+            place, key = whole, local.replace(".modules_to_save.", ".").replace(".base_layer.", ".")
+        else:
+            place, key = pairs.setdefault((match["module"], bool(match["embedding"])), {}), match["side"]
+        if key in place:
+            raise CheckpointError(f"{path}: {name} is there twice, under two spellings")
+        place[key] = tensor
+    require(pairs, f"{path}: no lora_A and lora_B in it")
+    twice = next((module for module, embedding in pairs if embedding and (module, False) in pairs), None)
+    require(twice is None, f"{path}: {twice} has lora_A and lora_embedding_A; expected one of them")
+    return whole, pairs
+
+
+def _merged(
+    base: LazyTensor, a: LazyTensor, b: LazyTensor, config: AdapterConfig, module: str, path: Path
+) -> LazyTensor:
     """(outputs, inputs): W + scale * B @ A, with A (r, inputs) and B (outputs, r)."""
-    _check(base, (b.shape[:1], a.shape[1:]), a.shape[:1] == b.shape[1:], a, b, where)
-    down = a.load().float() * scale
+    fits = len(a.shape) == len(b.shape) == 2 and base.shape == (b.shape[0], a.shape[1])
+    down = a.load().float() * _scale(config, module, base, a, b, fits, path)
 
     def rows(start: int, stop: int) -> torch.Tensor:
         return (base.rows(start, stop).float() + b.rows(start, stop).float() @ down).to(base.dtype)
@@ -143,9 +193,12 @@ def _merged(base: LazyTensor, a: LazyTensor, b: LazyTensor, scale: float, where:
     return LazyTensor(base.shape, base.dtype, rows)
 
 
-def _merged_embedding(base: LazyTensor, a: LazyTensor, b: LazyTensor, scale: float, where: str) -> LazyTensor:
+def _merged_embedding(
+    base: LazyTensor, a: LazyTensor, b: LazyTensor, config: AdapterConfig, module: str, path: Path
+) -> LazyTensor:
     """(V, D): W + scale * (B @ A).T, with A (r, V) and B (D, r)."""
-    _check(base, (a.shape[1:], b.shape[:1]), a.shape[:1] == b.shape[1:], a, b, where)
+    fits = len(a.shape) == len(b.shape) == 2 and base.shape == (a.shape[1], b.shape[0])
+    scale = _scale(config, module, base, a, b, fits, path)
     by_token, up = a.load().float().T, b.load().float().T * scale
 
     def rows(start: int, stop: int) -> torch.Tensor:
@@ -154,9 +207,18 @@ def _merged_embedding(base: LazyTensor, a: LazyTensor, b: LazyTensor, scale: flo
     return LazyTensor(base.shape, base.dtype, rows)
 
 
-def _check(base: LazyTensor, shape: tuple[Any, Any], same: bool, a: LazyTensor, b: LazyTensor, where: str) -> None:
-    fits = len(a.shape) == len(b.shape) == 2 and same and base.shape == (*shape[0], *shape[1])
-    if not fits:
+def _scale(
+    config: AdapterConfig, module: str, base: LazyTensor, a: LazyTensor, b: LazyTensor, fits: bool, path: Path
+) -> float:
+    """The scale of a module whose matrices fit its weight, have one rank, and one that the configuration has too."""
+    if not fits or a.shape[0] != b.shape[1]:
         raise CheckpointError(
-            f"{where}: lora_A {list(a.shape)} and lora_B {list(b.shape)} do not fit the weight {list(base.shape)}"
+            f"{path}: {module}: lora_A {list(a.shape)} and lora_B {list(b.shape)} do not fit the weight "
+            f"{list(base.shape)}"
         )
+    rank = a.shape[0]
+    if rank not in config.ranks:
+        raise CheckpointError(
+            f"{path}: {module} has rank {rank}, {ADAPTER_CONFIG} says {', '.join(map(str, sorted(config.ranks)[:5]))}"
+        )
+    return config.scale(module, rank)

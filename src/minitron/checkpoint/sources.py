@@ -57,7 +57,7 @@ def adapted_model(folder: Path) -> Path:
     try:
         found = locate(beside if beside.exists() else name)
         found = found if isinstance(found, Path) else fetch(found)
-    except FileNotFoundError as error:
+    except OSError as error:  # not there, longer than a name may be, not permitted
         raise CheckpointError(f"{folder / ADAPTER_CONFIG}: base_model_name_or_path: {error}") from None
     kind = detect(found)
     require(kind != "lora", f"{folder / ADAPTER_CONFIG}: base_model_name_or_path: {found} is an adapter itself")

@@ -1,7 +1,8 @@
 """YAML, read as plain values: every limit is checked while the text is scanned, before anything is built from it.
 
 PyYAML works character by character in Python, resolves numbers of any length (`1:1:1:...` in base 60, too) and
-compares nothing with a limit. Real files (NeMo's model_config.yaml, model.yaml) have a few hundred short values.
+compares nothing with a limit. Real files (NeMo's model_config.yaml, model.yaml, recipes) have a few hundred short
+values.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from .limits import (
     MAX_YAML_DEPTH,
     MAX_YAML_NODES,
     MAX_YAML_SCALAR,
+    MAX_YAML_TEXT,
     CheckpointError,
     require,
     shown,
@@ -28,7 +30,7 @@ def parse_yaml(data: bytes, where: object) -> dict[str, Any]:
 
     Raises:
         CheckpointError: too long, too many or too deeply nested values (aliases are followed), numbers of too many
-            digits, tags that would build Python objects, duplicate keys, not a mapping.
+            digits, tags that would build Python objects, a key given twice (with both lines), not a mapping.
     """
     try:
         import yaml
@@ -72,13 +74,15 @@ def _bounded(base: Any, where: object) -> Any:
 
 def _check_nodes(root: Any, where: object) -> None:
     """Refuse too many nodes (an aliased one counts as often as it is referred to), long numbers, and duplicate keys."""
-    pending, count, odd_keys = [root], 0, 0
+    pending, count, odd_keys, text = [root], 0, 0, 0
     while pending:
         node = pending.pop()
         count += 1
         require(count <= MAX_YAML_NODES, f"{where}: more than {MAX_YAML_NODES:,} YAML nodes (aliases are followed)")
         require(node.tag in _PLAIN_TAGS, f"{where}: not YAML of plain values (the tag {shown(node.tag)})")
         if isinstance(node.value, str):
+            text += len(node.value)
+            require(text <= MAX_YAML_TEXT, f"{where}: more than {MAX_YAML_TEXT:,} characters (aliases are followed)")
             short = node.tag == _TAG + "str" or len(node.value) <= MAX_YAML_SCALAR
             require(short, f"{where}: a YAML number of {len(node.value):,} characters: {shown(node.value)}")
             continue
@@ -92,9 +96,15 @@ def _check_nodes(root: Any, where: object) -> None:
 
 def _check_keys(keys: list[Any], where: object) -> int:
     """The number of keys that are no texts; a key must be a single value, and there once."""
-    seen: set[str] = set()
+    lines: dict[str, int] = {}
     for key in keys:
-        require(isinstance(key.value, str), f"{where}: a YAML key that is a list or a mapping, expected a text")
-        require(key.value not in seen, f"{where}: the YAML key {shown(key.value)} stands twice in one mapping")
-        seen.add(key.value)
+        line = key.start_mark.line + 1
+        if not isinstance(key.value, str):
+            raise CheckpointError(f"{where}, line {line}: a YAML key that is a list or a mapping, expected a text")
+        if key.value in lines:
+            raise CheckpointError(
+                f"{where}, line {line}: the key {shown(key.value)} is given twice in one mapping, first on line "
+                f"{lines[key.value]}"
+            )
+        lines[key.value] = line
     return sum(key.tag != _TAG + "str" for key in keys)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import glob
+import math
 import types
 import typing
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from typing import Any, Literal
 
 from ..assets import BUNDLED, bundled_model, recipes
 from ..characters import require_characters
+from ..checkpoint.limits import MAX_YAML_BYTES, read_small_file, shown
+from ..checkpoint.yaml_values import parse_yaml
 from ..distill.schedule import TrainConfig
 from ..prune.search import Grid
 
@@ -179,17 +182,16 @@ def load_recipe(path: str | Path, values: dict[str, Any] | None = None, parts: P
         parts: fields of its parts (`train`, ...) that replace single ones; a new length replaces any other.
 
     Raises:
-        RecipeError: not YAML, an unknown field (the nearest known one is named), a value of another kind.
+        RecipeError: not YAML, a field given twice (with both lines), an unknown field (the nearest known one is
+            named), a value of another kind.
     """
-    import yaml  # comes with transformers; only needed here
-
     path = find_recipe(path)
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        raise RecipeError(f"{path}: cannot be read ({' '.join(str(error).split())})") from None
-    if not isinstance(found, dict):
-        raise RecipeError(f"{path}: expected fields and values, found {type(found).__name__}")
+        found = parse_yaml(read_small_file(path, MAX_YAML_BYTES), path)
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read ({error})") from None
+    except ValueError as error:  # CheckpointError, which names the file
+        raise RecipeError(str(error)) from None
     try:
         return recipe_from({**with_absolute_paths(found, path.absolute().parent), **(values or {})}, parts)
     except ValueError as error:
@@ -203,11 +205,14 @@ def with_absolute_paths(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     """
     values = dict(values)
     model = values.get("model")
-    if isinstance(model, str):
-        values["model"] = _located_model(model, folder)
-    for name in ("data", "heldout"):
-        if isinstance(values.get(name), list | tuple):
-            values[name] = [_located(text, folder) if isinstance(text, str) else text for text in values[name]]
+    try:
+        if isinstance(model, str):
+            values["model"] = _located_model(model, folder)
+        for name in ("data", "heldout"):
+            if isinstance(values.get(name), list | tuple):
+                values[name] = [_located(text, folder) if isinstance(text, str) else text for text in values[name]]
+    except (OSError, RuntimeError) as error:  # longer than a name may be; "~" of an unknown user
+        raise RecipeError(f"model, data or heldout: {shown(str(error))}; expected the name of a file") from None
     return values
 
 
@@ -237,7 +242,9 @@ def recipe_from(values: dict[str, Any], parts: Parts | None = None) -> Recipe:
     """
     values = dict(values)
     for name, fields in (parts or {}).items():
-        before = dict(values.get(name) or {})
+        before = values.get(name) or {}
+        if not isinstance(before, dict):
+            raise RecipeError(f"{name}: expected fields and values, found {shown(before)}")
         if {"tokens", "hours", "steps"} & set(fields) and name == "train":
             before = {k: v for k, v in before.items() if k not in ("tokens", "hours", "steps")}
         values[name] = {**before, **fields}
@@ -270,13 +277,13 @@ def parse_count(text: str) -> int:
 def _build(kind: Any, values: Any, where: str) -> Any:
     """A dataclass of plain values, checked field by field."""
     if not isinstance(values, dict):
-        raise RecipeError(f"{where or 'recipe'}: expected fields and values, found {values!r}")
+        raise RecipeError(f"{where or 'recipe'}: expected fields and values, found {shown(values)}")
     hints = typing.get_type_hints(kind)
     for name in values:
         if name not in hints:
             close = difflib.get_close_matches(str(name), hints, n=1)
             hint = f"; did you mean {close[0]}?" if close else f"; expected some of {', '.join(hints)}"
-            raise RecipeError(f"{where}{name}: no such field{hint}")
+            raise RecipeError(f"{where}{str(name)[:80]}: no such field{hint}")
     made = {name: _value(hints[name], value, f"{where}{name}") for name, value in values.items()}
     required = [
         f.name
@@ -300,26 +307,27 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         return _value(next(a for a in arguments if a is not type(None)), value, where)
     if origin is tuple:
         if not isinstance(value, list | tuple):
-            raise RecipeError(f"{where} is {value!r}; expected a list")
+            raise RecipeError(f"{where} is {shown(value)}; expected a list")
         kinds = [arguments[0]] * len(value) if arguments[-1] is ... else list(arguments)
         if len(kinds) != len(value):
-            raise RecipeError(f"{where} is {value!r}; expected {len(kinds)} values")
+            raise RecipeError(f"{where} is {shown(value)}; expected {len(kinds)} values")
         return tuple(_value(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
     if origin is Literal:
         if value not in arguments:
-            raise RecipeError(f"{where} is {value!r}; expected one of {', '.join(map(repr, arguments))}")
+            raise RecipeError(f"{where} is {shown(value)}; expected one of {', '.join(map(repr, arguments))}")
         return value
     return _scalar(hint, value, where)
 
 
 def _scalar(hint: type, value: Any, where: str) -> Any:
-    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    if hint is float and isinstance(value, str):  # YAML reads 1e-4 as text: it wants a dot
+    if hint is float and isinstance(value, int | float | str) and not isinstance(value, bool):
         try:
-            return float(value)
-        except ValueError:
-            pass
+            number = float(value)  # YAML reads 1e-4 as text: it wants a dot
+        except (ValueError, OverflowError):
+            number = math.nan
+        if math.isfinite(number):
+            return number
+        raise RecipeError(f"{where} is {shown(value)}; expected a finite number")
     if hint is int and isinstance(value, float) and value.is_integer():
         return int(value)
     if hint is str and isinstance(value, int | float) and not isinstance(value, bool):
@@ -331,7 +339,7 @@ def _scalar(hint: type, value: Any, where: str) -> Any:
             raise RecipeError(str(error)) from None
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
-        raise RecipeError(f"{where} is {value!r}; expected {names.get(hint, hint.__name__)}")
+        raise RecipeError(f"{where} is {shown(value)}; expected {names.get(hint, hint.__name__)}")
     return value
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from model_samples import build
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
@@ -45,6 +48,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "r": 4,
         "rank_pattern": {"layers.1.self_attn.q_proj": 6},
         "alpha_pattern": {"layers.1.self_attn.q_proj": 3, "o_proj": 32},
+    },
+    "anchored patterns": {
+        "target_modules": ["q_proj", "o_proj"],
+        "r": 4,
+        "alpha_pattern": {"^model.layers.0.self_attn.q_proj": 3, "^q_proj": 9, "o_proj": 7, "self_attn.o_proj": 32},
     },
     "embedding": {"target_modules": ["embed_tokens", "q_proj"], "r": 4},
     "whole modules": {"target_modules": ["q_proj"], "r": 4, "modules_to_save": ["lm_head"]},
@@ -83,13 +91,57 @@ def edit(folder: Path, **values: Any) -> None:
         ({"lora_alpha": -1}, "lora_alpha is -1"),
         ({"alpha_pattern": {"(a+)+$": 4}}, "is a regular expression"),
         ({"alpha_pattern": [1]}, "alpha_pattern is a list"),
+        ({"alpha_pattern": {"q_proj": float("nan")}}, "alpha_pattern: 'q_proj' is nan"),
+        ({"rank_pattern": [1]}, "rank_pattern is a list"),
+        ({"rank_pattern": {"q_proj": "2"}}, "rank_pattern: 'q_proj' is '2'"),
+        ({"r": 2.5}, "r is 2.5; it must be a whole number"),
+        ({"r": 10**400}, "r is 1000"),
+        ({"r": 100_000}, "q_proj has rank 2, adapter_config.json says 100000"),
+        ({"lora_alpha": float("nan")}, "lora_alpha is nan"),
+        ({"use_rslora": "false"}, "use_rslora is 'false'; it must be true or false"),
+        ({"base_model_name_or_path": "x" * 1_000_000}, "base_model_name_or_path is 'xxx"),
+        ({"base_model_name_or_path": "x" * 300}, "base_model_name_or_path: "),
+        ({"base_model_name_or_path": "\0"}, "base_model_name_or_path: "),
+        ({"base_model_name_or_path": "~nobody-at-all/x"}, "base_model_name_or_path: "),
+        ({"base_model_name_or_path": ["a"]}, "base_model_name_or_path is ['a']"),
+        ({"base_model_name_or_path": "loop"}, "base_model_name_or_path: "),
     ],
 )
 def test_an_adapter_that_cannot_be_merged_exactly_is_refused(values: dict[str, Any], said: str, tmp_path: Path) -> None:
     folder, _ = adapted(tmp_path, target_modules=["q_proj"], r=2)
     edit(folder, **values)
+    (folder / "loop").symlink_to(folder / "pool")
+    (folder / "pool").symlink_to(folder / "loop")
     with pytest.raises(CheckpointError, match=re.escape(said)), open_checkpoint(folder, tmp_path):
         pass
+
+
+FIELDS = sorted({*LoraConfig().to_dict(), "lora_bias", "base_model_name_or_path"})
+ODD: st.SearchStrategy[Any] = st.recursive(
+    st.one_of(
+        st.none(), st.booleans(), st.integers(-(10**30), 10**30), st.floats(), st.text(max_size=5), st.just("LORA")
+    ),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=5), inner, max_size=3)),
+    max_leaves=5,
+)
+
+
+@pytest.fixture(scope="module")
+def small_adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return adapted(tmp_path_factory.mktemp("small"), target_modules=["q_proj"], r=2)[0]
+
+
+@settings(max_examples=150, deadline=None)
+@given(values=st.dictionaries(st.sampled_from(FIELDS), ODD, min_size=1, max_size=2))
+def test_odd_settings_are_taken_or_refused(values: dict[str, Any], small_adapter: Path) -> None:
+    path = small_adapter / "adapter_config.json"
+    before = path.read_text()
+    try:
+        edit(small_adapter, **values)
+        with contextlib.suppress(CheckpointError), open_checkpoint(small_adapter, small_adapter) as merged:
+            assert merged.tensors
+    finally:
+        path.write_text(before)
 
 
 def test_patterns_in_target_modules_are_never_run(tmp_path: Path) -> None:
@@ -108,6 +160,13 @@ def test_patterns_in_target_modules_are_never_run(tmp_path: Path) -> None:
         (lambda t: {k: v[:1] if "lora_A" in k else v for k, v in t.items()}, "do not fit the weight"),
         (lambda t: {k.replace("q_proj", "z_proj"): v for k, v in t.items()}, "has no model.layers.0.self_attn.z_proj"),
         (lambda t: {k.removeprefix("base_model.model."): v for k, v in t.items()}, "does not begin with"),
+        (lambda t: t | {k.removesuffix(".weight"): v.clone() for k, v in t.items()}, "is there twice"),
+        (lambda t: t | {k.replace("lora_", "lora_embedding_"): v + 1 for k, v in t.items()}, "expected one of them"),
+        (lambda t: {k: v.long() for k, v in t.items()}, "is torch.int64, expected floating-point"),
+        (lambda t: {k: v[:0] if "lora_A" in k else v[:, :0] for k, v in t.items()}, "has rank 0"),
+        (lambda t: {k: v.sum() for k, v in t.items()}, r"lora_A \[\] and lora_B \[\] do not fit"),
+        (lambda t: {k: v[None] for k, v in t.items()}, "do not fit the weight"),
+        (lambda t: {f"base_model.model.m{i}.lora_A.weight": torch.zeros(0) for i in range(100_000)}, "lora_A only"),
     ],
 )  # fmt: skip
 def test_tensors_that_do_not_belong_are_refused(change: Any, said: str, tmp_path: Path) -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from minitron.assets import bundled_model, recipes
-from minitron.compress.recipe import RecipeError, load_recipe, parse_count, recipe_from
+from minitron.compress.recipe import Recipe, RecipeError, load_recipe, parse_count, recipe_from, with_absolute_paths
 from minitron.documents import Source
 
 RECIPES = sorted((Path(__file__).parents[3] / "recipes").glob("*.yaml"))
@@ -70,12 +75,82 @@ def test_a_missing_field_is_named() -> None:
         recipe_from({key: value for key, value in GOOD.items() if key != "data"})
 
 
-@pytest.mark.parametrize("text", ["a: [", "3", "!!python/object/apply:os.system ['true']"])
+ALIASES = f"data: [&a {'a' * 60_000}, {'*a, ' * 6_000}]"  # 360 MB, if a message quoted it
+
+
+@pytest.mark.parametrize(
+    "text", ["a: [", "3", "!!python/object/apply:os.system ['true']", "a: \x00", "a: [&a [*a]]", ALIASES]
+)
 def test_what_is_no_recipe_names_the_file(tmp_path: Path, text: str) -> None:
     path = tmp_path / "r.yaml"
     path.write_text(text)
     with pytest.raises(RecipeError, match=r"r\.yaml"):
         load_recipe(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("model: a\ndata: [b]\nmodel: c\n", "r.yaml, line 3: the key 'model' is given twice in one mapp"),
+        ("model: a\ntrain:\n  lr: 1.0\n  'lr': 2.0\n", "r.yaml, line 4: the key 'lr' is given twice in one mapp"),
+        ('{"model": "a",\n "model": "b"}', "r.yaml, line 2: the key 'model' is given twice"),
+        ("targets:\n- {params: 4B, params: 2B}\n", "r.yaml, line 2: the key 'params' is given twice"),
+    ],
+)  # fmt: skip
+def test_a_field_given_twice_is_refused_with_both_lines(tmp_path: Path, text: str, says: str) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(text)
+    with pytest.raises(RecipeError, match=re.escape(says)):
+        load_recipe(path)
+
+
+def test_a_recipe_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("\ufeff" + json.dumps(GOOD), encoding="utf-8")
+    assert load_recipe(path).model == str(tmp_path / "m")
+
+
+@pytest.mark.parametrize("values", [{"train": 3}, {"train": "long"}, {"train": ["steps"]}])
+def test_options_for_a_part_that_is_no_map_are_refused(values: dict[str, Any]) -> None:
+    with pytest.raises(RecipeError, match="train: expected fields and values"):
+        recipe_from({**GOOD, **values}, {"train": {"hours": 1.0}})
+
+
+FIELDS = [field.name for field in dataclasses.fields(Recipe)]
+ODD: st.SearchStrategy[Any] = st.recursive(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(-(10**400), 10**400),
+        st.floats(),
+        st.dates(),
+        st.text(max_size=8),
+        st.sampled_from(["~nobody-at-all/x", "\0", "a" * 5000, "**/" * 50, "4B", "none", "\ud800", "."]),
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(st.sampled_from(["params", "lr", "steps", "betas", "rungs", "grid", 1]), inner, max_size=3),
+    ),
+    max_leaves=6,
+)  # fmt: skip
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.dictionaries(st.sampled_from([*FIELDS, 1]), ODD, min_size=1, max_size=3), st.booleans())
+def test_odd_values_are_taken_or_refused_in_a_sentence(values: dict[Any, Any], extended: bool) -> None:
+    found = with_refusal(lambda: with_absolute_paths({**GOOD, **values}, Path("/nowhere")))
+    if found is not None:
+        with_refusal(lambda: recipe_from(found, {"train": {"hours": 1.0}} if extended else None).as_dict())
+
+
+def with_refusal(make: Callable[[], Any]) -> Any:
+    """What `make` returns, or None if it refuses in a sentence that is not too long."""
+    try:
+        return make()
+    except RecipeError as error:
+        if len(str(error)) > 1000:
+            raise
+        return None
 
 
 @pytest.mark.parametrize(
