@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import pickle
 import struct
 import tarfile
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 from checkpoint_samples import random_state, save_reference, tiny_config
 
+from minitron.checkpoint.names import hf_shapes
 from minitron.checkpoint.nemo_write import write_nemo
 from minitron.checkpoint.tensors import Checkpoint, from_tensor
 
@@ -125,9 +127,6 @@ PICKLES = {
         + b"h\x01h\x00h\x02\x86R" * 10_000
         + b"."
     ),
-    "keyword defaults of a function": lambda: (
-        P2 + b"ctorch._utils\n_rebuild_tensor_v2\nN}X\x0e\x00\x00\x00__kwdefaults__}s\x86b."
-    ),
     "attributes of a dtype": lambda: P2 + b"ctorch\nfloat32\n}X\x01\x00\x00\x00aNsb.",
     "a call of a number": lambda: P2 + b"K\x01)R.",
     "items of a tuple": lambda: P2 + b")(K\x01e.",
@@ -145,60 +144,105 @@ for _name, _structure in PICKLES.items():
     ATTACKS[f"pickle: {_name}"] = _pickle_attack(_structure)
 
 
-def tensor_structure(names: list[str], size: tuple[int, ...], stride: tuple[int, ...], storage: str = "FloatStorage",
-                     keys: int = 1) -> bytes:  # fmt: skip
-    """A state dict in which every name is a tensor of this size and stride; `keys` storages in turn."""
+def tensor_structure(tensors: dict[str, tuple[tuple[int, ...], str]], storage: str = "FloatStorage") -> bytes:
+    """A state dict of row-major tensors, each with its shape and the key of its storage."""
     out = [P2, b"}("]
-    numbers = {values: pickle.dumps(values, protocol=2)[2:-1] for values in (size, stride)}
-    for position, name in enumerate(names):
-        key = str(position % keys).encode()
+    for name, (size, key) in tensors.items():
+        stride = tuple(math.prod(size[axis + 1 :]) for axis in range(len(size)))
         out += [b"X", struct.pack("<I", len(name)), name.encode(), b"ctorch._utils\n_rebuild_tensor_v2\n(("]
-        out += [b"X\x07\x00\x00\x00storagectorch\n", storage.encode(), b"\nX", struct.pack("<I", len(key)), key]
-        out += [b"X\x03\x00\x00\x00cpuK\x01tQK\x00", numbers[size], numbers[stride], b"\x89NtR"]
+        out += [
+            b"X\x07\x00\x00\x00storagectorch\n",
+            storage.encode(),
+            b"\nX",
+            struct.pack("<I", len(key)),
+            key.encode(),
+        ]
+        out += [b"X\x03\x00\x00\x00cpuK\x01tQK\x00"]
+        out += [*(pickle.dumps(values, protocol=2)[2:-1] for values in (size, stride)), b"\x89NtR"]
     return b"".join([*out, b"u."])
 
 
-EMBED = "model.embed_tokens.weight"
+def torch_state(place: Path, state: dict[str, torch.Tensor], before: bytes = b"", **config: Any) -> Path:
+    """A Hugging Face folder whose weights torch.save wrote; `before` stands before the opcodes of its pickle."""
+    hf(place, **config)
+    (place / "model.safetensors").unlink()
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    with zipfile.ZipFile(buffer) as found, zipfile.ZipFile(place / "pytorch_model.bin", "w") as archive:
+        for name in found.namelist():
+            data = found.read(name)
+            archive.writestr(name, data[:2] + before + data[2:] if name.endswith("data.pkl") else data)
+    return place
 
 
-@attack("tensor: stride 0 in both dimensions")
-def _(place: Path) -> Path:
-    return torch_bin(place, tensor_structure([EMBED], (96, 1 << 24), (0, 0)), {"0": bytes(16)})
+# BUILD with (None, slots) sets attributes; the state dict that follows is a good one.
+FUNCTION_ATTRIBUTES = {"__kwdefaults__": b"}", "__defaults__": b"(K\x00K\x00K\x00K\x00K\x00t", "__doc__": b"N"}
 
 
-@attack("tensor: stride 0 in rows")
-def _(place: Path) -> Path:
-    return torch_bin(place, tensor_structure([EMBED], (1 << 30, 32), (0, 1)), {"0": bytes(128)})
+def _attribute_attack(name: str, value: bytes) -> Attack:
+    setting = b"N}X" + struct.pack("<I", len(name)) + name.encode() + value + b"s\x86b0"
+    return lambda place: torch_state(
+        place, random_state(tiny_config()), b"ctorch._utils\n_rebuild_tensor_v2\n" + setting
+    )
 
 
-@attack("tensor: overlapping rows")
-def _(place: Path) -> Path:
-    return torch_bin(place, tensor_structure([EMBED], (96, 1 << 20), (1, 1)), {"0": bytes(8 << 20)})
+for _name, _value in FUNCTION_ATTRIBUTES.items():
+    ATTACKS[f"pickle: {_name} of a function, then a state dict"] = _attribute_attack(_name, _value)
+
+# 512 MiB for each of the two matrices, in the shape that config.json asks for.
+LONG = 1 << 22
+VIEWS = {
+    "stride 0 in both dimensions": lambda: torch.zeros(4).as_strided((LONG, 32), (0, 0)),  # 16 bytes
+    "stride 0 in rows": lambda: torch.zeros(32).expand(LONG, 32),
+    "stride 0 in columns": lambda: torch.zeros(LONG, 1).expand(LONG, 32),
+    "overlapping rows": lambda: torch.zeros(LONG + 31).as_strided((LONG, 32), (1, 1)),
+}
+
+
+def _view_attack(view: Callable[[], torch.Tensor]) -> Attack:
+    def write(place: Path) -> Path:
+        large = dict.fromkeys(("model.embed_tokens.weight", "lm_head.weight"), view())
+        return torch_state(place, {**random_state(tiny_config()), **large}, vocab_size=LONG)
+
+    return write
+
+
+for _name, _view in VIEWS.items():
+    ATTACKS[f"tensor: {_name}"] = _view_attack(_view)
+
+DEEP_SIZES: dict[str, Any] = {"num_hidden_layers": 100, "intermediate_size": 1 << 16}  # 1.6 GB
 
 
 @attack("tensor: one storage under many names")
 def _(place: Path) -> Path:
-    names = [f"model.layers.{i}.mlp.up_proj.weight" for i in range(5000)]
-    return torch_bin(place, tensor_structure(names, (1024, 256), (256, 1)), {"0": bytes(1 << 20)})
+    shapes = hf_shapes(tiny_config(**DEEP_SIZES))
+    values = torch.zeros(max(map(math.prod, shapes.values())))
+    return torch_state(place, {n: values[: math.prod(s)].view(s) for n, s in shapes.items()}, **DEEP_SIZES)
 
 
 @attack("tensor: many storages at one place")
 def _(place: Path) -> Path:
-    torch_bin(
-        place,
-        tensor_structure([f"{i}" for i in range(500)], (1024, 256), (256, 1), keys=500),
-        {str(i): bytes(1 << 20) if i == 0 else b"" for i in range(500)},
-    )
+    shapes = hf_shapes(tiny_config(**DEEP_SIZES))
+    keys = {name: str(number) for number, name in enumerate(shapes)}
+    first = bytes(4 * max(map(math.prod, shapes.values())))
+    structure = tensor_structure({name: (shape, keys[name]) for name, shape in shapes.items()})
+    torch_bin(place, structure, {key: b"" if int(key) else first for key in keys.values()})
+    config = place / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), **DEEP_SIZES}))
+    return _all_at_one_place(place)
+
+
+def _all_at_one_place(place: Path) -> Path:
+    """Gives each storage in the zip directory the place and the sizes of the first."""
     path = place / "pytorch_model.bin"
     data = bytearray(path.read_bytes())
     at, first = data.index(b"PK\x01\x02"), None
-    while data[at : at + 4] == b"PK\x01\x02":  # each entry of the directory: the place and sizes of the first storage
+    while data[at : at + 4] == b"PK\x01\x02":
         name = bytes(data[at + 46 : at + 46 + int.from_bytes(data[at + 28 : at + 30], "little")])
         if name == b"a/data/0":
             first = bytes(data[at + 16 : at + 28]), bytes(data[at + 42 : at + 46])
         elif first:
-            data[at + 16 : at + 28], data[at + 42 : at + 46] = first[0], first[1]
-            data[at + 28 : at + 30] = struct.pack("<H", len(name))
+            data[at + 16 : at + 28], data[at + 42 : at + 46] = first
         at += 46 + sum(int.from_bytes(data[at + k : at + k + 2], "little") for k in (28, 30, 32))
     path.write_bytes(data)
     return place
@@ -206,7 +250,7 @@ def _(place: Path) -> Path:
 
 @attack("tensor: half a million empty ones")
 def _(place: Path) -> Path:
-    one = tensor_structure(["x"], (0,), (1,))[3:-2]
+    one = tensor_structure({"x": ((0,), "0")})[3:-2]
     value = one[one.index(b"x", 5) + 1 :]
     names = b"".join(b"X\x06\x00\x00\x00%06dh\x00" % i for i in range(500_000))
     return torch_bin(place, P2 + value + b"q\x000}(" + names + b"u.", {"0": b""})
