@@ -9,6 +9,7 @@ import io
 import json
 import math
 import pickle
+import re
 import struct
 import tarfile
 import zipfile
@@ -691,6 +692,13 @@ for _name, _values in CONFIGS.items():
     ATTACKS[f"config: {_name}"] = _config_attack(_values)
 for _name, _values in GENERATION.items():
     ATTACKS[f"generation config: {_name}"] = _generation_attack(_values)
+
+
+@attack("nemo: 10**12 heads")
+def _(place: Path) -> Path:
+    path = nemo2(place) / "context" / "model.yaml"
+    path.write_text(re.sub(r"(num_attention_heads|num_query_groups): \d+", rf"\1: {10**12}", path.read_text()))
+    return place
 
 
 @attack("config: 4 MB of nested lists")

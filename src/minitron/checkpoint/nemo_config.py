@@ -7,7 +7,7 @@ from typing import Any
 from minitron.config import NemotronConfig
 
 from .hf import config_from
-from .limits import CheckpointError, require
+from .limits import CheckpointError, require, shown
 from .nemo_io import Call, Reference
 
 # NeMo / Megatron spelling -> key here. NeMo 2 uses megatron-core's spellings where there are two.
@@ -57,6 +57,7 @@ _CLASSES = {
     "Nemotron4Config15B": _class(32, 6144, 24576, 48, 8),
     "Nemotron4Config340B": _class(96, 18432, 73728, 96, 8, init_method_std=0.0063),
 }
+_FLAGS = ("gated_linear_unit", "layernorm_zero_centered_gamma", "scale_positional_embedding", "rope_scaling")
 _GATED = ("fast-swiglu", "swiglu", "fast-geglu", "geglu", "fast-reglu", "reglu")
 
 
@@ -67,6 +68,9 @@ def config_from_nemo(values: dict[str, Any], vocab_size: int, where: object) -> 
         CheckpointError: something that a Nemotron model does not have (gated MLP, RMSNorm, learned positions), or
             values that cannot be.
     """
+    for key in _FLAGS:
+        flag = values.get(key)
+        require(flag is None or isinstance(flag, bool), f"{where}: {key} is {shown(flag)}, expected true or false")
     _check_architecture(values, where)
     found: dict[str, Any] = {"vocab_size": vocab_size, "architectures": ["NemotronForCausalLM"]}
     for theirs, ours in _KEYS.items():
@@ -75,7 +79,9 @@ def config_from_nemo(values: dict[str, Any], vocab_size: int, where: object) -> 
     for key in ("hidden_size", "num_hidden_layers", "num_attention_heads"):
         require(key in found, f"{where}: no {key.replace('hidden_layers', 'layers')}; expected a NeMo model config")
     if found.get("intermediate_size") is None:
-        found["intermediate_size"] = 4 * found["hidden_size"]  # Megatron's default
+        hidden = found["hidden_size"]
+        require(type(hidden) is int, f"{where}: hidden_size is {shown(hidden)}, expected a whole number")
+        found["intermediate_size"] = 4 * hidden  # Megatron's default
     # Megatron's own defaults, which are not those of the Hugging Face config.
     found["partial_rotary_factor"] = values.get("rotary_percentage", values.get("rotary_percent", 1.0))
     found.setdefault("rope_theta", 10000.0)
@@ -107,8 +113,9 @@ def _scaling_from_nemo(values: dict[str, Any], where: object) -> dict[str, Any] 
         numbers |= {"high_freq_factor": values.get("high_freq_factor", 4.0)}
         numbers |= {"old_context_len": values.get("old_context_len", 8192)}
     for key, value in numbers.items():
-        good = value is None or (isinstance(value, int | float) and not isinstance(value, bool) and value > 0)
-        require(good, f"{where}: {key} is {value!r}, expected a number above 0")
+        number = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e300
+        absent = value is None and key == "seq_len_interpolation_factor"
+        require(absent or number, f"{where}: {key} is {shown(value)}, expected a number above 0")
     has_linear = linear not in (None, 1, 1.0)
     require(not (llama and has_linear), f"{where}: both linear and Llama 3.1 RoPE scaling; expected one of them")
     if has_linear:
@@ -126,23 +133,23 @@ def _scaling_from_nemo(values: dict[str, Any], where: object) -> dict[str, Any] 
 
 def _check_architecture(values: dict[str, Any], where: object) -> None:
     position = values.get("position_embedding_type", "rope")
-    require(position == "rope", f"{where}: position_embedding_type is {position!r}, expected 'rope'")
+    require(position == "rope", f"{where}: position_embedding_type is {shown(position)}, expected 'rope'")
     norm = str(values.get("normalization", "layernorm1p")).lower()
-    require(norm in ("layernorm1p", "layernorm"), f"{where}: normalization is {norm!r}, expected 'layernorm1p'")
+    require(norm in ("layernorm1p", "layernorm"), f"{where}: normalization is {shown(norm)}, expected 'layernorm1p'")
     require(not values.get("gated_linear_unit"), f"{where}: gated_linear_unit is set; a Nemotron MLP has no gate")
     experts = values.get("num_moe_experts")
-    require(experts in (None, 0, 1), f"{where}: num_moe_experts is {experts!r}; a Nemotron model has no experts")
+    require(experts in (None, 0, 1), f"{where}: num_moe_experts is {shown(experts)}; a Nemotron model has no experts")
     kind = values.get("transformer_block_type", "pre_ln")
-    require(kind == "pre_ln", f"{where}: transformer_block_type is {kind!r}, expected 'pre_ln'")
+    require(kind == "pre_ln", f"{where}: transformer_block_type is {shown(kind)}, expected 'pre_ln'")
 
 
 def _activation(values: dict[str, Any], where: object) -> str:
     name = values.get("activation", values.get("activation_func", "squared-relu"))
     if isinstance(name, dict):  # NeMo 2 writes functions as {_target_: dotted name, _call_: false}
         name = name.get("_target_")
-    require(name not in _GATED, f"{where}: activation is {name!r}, a gated one; a Nemotron MLP has no gate")
+    require(name not in _GATED, f"{where}: activation is {shown(name)}, a gated one; a Nemotron MLP has no gate")
     short = str(name).rpartition(".")[2].replace("_", "-")
-    require(short in _ACTIVATIONS, f"{where}: activation is {name!r}, expected one of {', '.join(_ACTIVATIONS)}")
+    require(short in _ACTIVATIONS, f"{where}: activation is {shown(name)}, expected one of {', '.join(_ACTIVATIONS)}")
     return _ACTIVATIONS[short]
 
 

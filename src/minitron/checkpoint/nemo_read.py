@@ -28,6 +28,7 @@ from .limits import (
     member_path,
     parse_json,
     require,
+    shown,
 )
 from .megatron_files import Grid, read_distributed
 from .names import hf_shapes, is_fused_qkv, megatron_to_hf, qkv_rows
@@ -170,6 +171,8 @@ def _stripped(tensors: dict[str, Any], where: str) -> dict[str, Any]:
         if _is_parameter(full):
             name = _bare(full)
             require(name not in found, f"{where}: {name} stands twice, under two prefixes")
+            shape = list(tensor.shape)  # of a vector or a matrix, perhaps stacked over layers
+            require(1 <= len(shape) <= 3, f"{where}: {name} has shape {shape}, expected a vector or a matrix")
             found[name] = tensor
     old = any(_OLD in name for name in tensors)
     require(not old, f"{where}: saved by NeMo without Megatron core (language_model.*); convert it with NeMo first")
@@ -358,12 +361,13 @@ def _tokens_of_json(files: Files) -> int | None:
 
 def _vocabulary(rows: int, tokens: int | None, values: dict[str, Any], notes: list[str]) -> int:
     """Rows of the embedding that are tokens; Megatron pads them to a multiple for tensor parallelism."""
-    told = values.get("vocab_size") or values.get("override_vocab_size")
-    size = told if isinstance(told, int) else tokens or rows
+    told = next((values[key] for key in ("vocab_size", "override_vocab_size") if values.get(key) is not None), None)
+    require(told is None or type(told) is int, f"NeMo checkpoint: vocab_size is {shown(told)}, expected a whole number")
+    size = told or tokens or rows
     require(size <= rows, f"the vocabulary has {size:,} tokens, the embedding only {rows:,} rows")
     if size < rows:
         notes.append(f"{rows - size:,} padding rows were cut off the embedding and the output layer")
-    elif tokens is None and not isinstance(told, int):
+    elif tokens is None and not told:
         notes.append("no tokenizer inside: padding rows of the vocabulary, if there are any, are kept")
     return size
 
