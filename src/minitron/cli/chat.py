@@ -17,7 +17,7 @@ from .common import DeviceOption, DtypeOption, ModelArgument, quiet_libraries, s
 @sentence_errors
 def chat(
     model: Optional[str] = ModelArgument,  # noqa: UP045 (typer reads this annotation at run time)
-    system: str = typer.Option("", "--system", help="What the assistant is told first."),
+    system: str = typer.Option("", "--system", help="System message: what the assistant is told first."),
     max_new_tokens: int = typer.Option(256, "--max-new-tokens", "--max-tokens", "-n", help="Longest reply, in tokens."),
     temperature: Optional[float] = typer.Option(  # noqa: UP045
         None, help="0 is greedy; higher is more varied; if left out the checkpoint's own, or 0.7."

@@ -26,10 +26,12 @@ def convert(
     config: Optional[str] = typer.Option(  # noqa: UP045
         None, help="For a bare Megatron folder: a preset such as minitron-4b, or a config.json."
     ),
-    overwrite: bool = typer.Option(False, "--overwrite", help="Replace TARGET if it is there."),
+    overwrite: bool = typer.Option(
+        False, "--overwrite", help="Replace TARGET, if minitron wrote it and nothing in it was changed."
+    ),
     verify: bool = typer.Option(True, help="Read TARGET back and compare every tensor."),
     lossy: bool = typer.Option(
-        False, "--lossy", help="Convert a tokenizer that TARGET reads otherwise in some texts, too, and say in which."
+        False, "--lossy", help="Convert even if some texts get other token ids; the differences are listed."
     ),
     as_json: bool = JsonOption,
 ) -> None:

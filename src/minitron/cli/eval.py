@@ -25,7 +25,8 @@ from .common import (
 @sentence_errors
 def eval_(
     models: Annotated[
-        list[str] | None, typer.Argument(help="Checkpoint folders or repository ids; the bundled model if none.")
+        list[str] | None,
+        typer.Argument(help="Checkpoints in any format, repository ids, `bundled`; the bundled model if none."),
     ] = None,
     suite: str = typer.Option("page", help="page, paper (other numbers of examples in the prompt) or quick."),
     tasks: Annotated[str | None, typer.Option(help="Of the suite, separated by commas; all by default.")] = None,

@@ -27,21 +27,21 @@ def generate(
     model: Optional[str] = ModelArgument,  # noqa: UP045 (typer reads this annotation at run time)
     prompt: str = typer.Option(..., "--prompt", "-p", help="Text to continue; `-` reads it from stdin."),
     max_new_tokens: Optional[int] = typer.Option(  # noqa: UP045
-        None, "--max-new-tokens", "--max-tokens", "-n", help="Tokens to write at most; 128."
+        None, "--max-new-tokens", "--max-tokens", "-n", help="Tokens to write at most. [default: 128]"
     ),
-    temperature: Optional[float] = typer.Option(None, help="0 is greedy; higher is more varied; 0.8."),  # noqa: UP045
+    temperature: Optional[float] = typer.Option(None, help="0 is greedy; higher is more varied. [default: 0.8]"),  # noqa: UP045
     top_p: Optional[float] = typer.Option(  # noqa: UP045
-        None, help="Keep the most probable tokens of this total probability; 1 keeps all; 0.95."
+        None, help="Keep the most probable tokens of this total probability; 1 keeps all. [default: 0.95]"
     ),
-    top_k: Optional[int] = typer.Option(None, help="Keep this many most probable tokens; 0, which keeps all."),  # noqa: UP045
+    top_k: Optional[int] = typer.Option(None, help="Keep this many most probable tokens; 0 keeps all. [default: 0]"),  # noqa: UP045
     min_p: Optional[float] = typer.Option(  # noqa: UP045
-        None, help="Keep tokens of at least this share of the best one's probability; 0, which keeps all."
+        None, help="Keep tokens of at least this share of the best one's probability. [default: 0]"
     ),
     repetition_penalty: Optional[float] = typer.Option(  # noqa: UP045
-        None, help="Above 1, words already present become less likely; 1."
+        None, help="Above 1, words already present become less likely. [default: 1]"
     ),
     recommended: bool = typer.Option(
-        True, help="Take what the checkpoint's generation_config.json asks for where no option is given."
+        True, help="Use the settings in the checkpoint's generation_config.json where no option is given."
     ),
     seed: Optional[int] = typer.Option(None, help="Same seed, same machine, same text."),  # noqa: UP045
     stop: Optional[list[str]] = typer.Option(None, help="Stop after this string; may be repeated."),  # noqa: B008, UP045
@@ -58,7 +58,8 @@ def generate(
 ) -> None:
     """Continue a text; it appears as it is written.
 
-    Settings that are not given are those of the checkpoint's generation_config.json, or the numbers named below.
+    Settings that are not given come from the checkpoint's generation_config.json; the defaults below apply to what
+    it leaves out.
 
     Examples:
 

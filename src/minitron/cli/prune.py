@@ -44,7 +44,9 @@ def prune(
     dtype: Optional[str] = typer.Option(None, help="Of --memory and --speed: bf16, fp32, int8, int4; MODEL's own."),
     context: Optional[int] = typer.Option(None, help="Tokens in the cache for --memory (all) and --speed (0)."),
     measure: bool = typer.Option(True, help="Compare loss and speed of MODEL and OUT."),
-    overwrite: bool = typer.Option(False, "--overwrite", help="Replace OUT if it is there."),
+    overwrite: bool = typer.Option(
+        False, "--overwrite", help="Replace OUT, if minitron wrote it and nothing in it was changed."
+    ),
     as_json: bool = JsonOption,
 ) -> None:
     """Cut a smaller model out of MODEL: layers, heads, key/value groups, MLP neurons and channels.
