@@ -119,7 +119,7 @@ def direct_dependencies() -> list[str]:
 
 
 def bare(text: str) -> str:
-    """The name alone: `transformers>=5.10.1,<6` gives `transformers`."""
+    """The name alone: `transformers>=5.18,<6` gives `transformers`."""
     return re.split(r"[<>=!~\[; ]", text, maxsplit=1)[0]
 
 
