@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from checkpoint_samples import random_state, save_reference, tiny_config
 
+from minitron.checkpoint.gguf_write import write_gguf
 from minitron.checkpoint.names import hf_shapes
 from minitron.checkpoint.nemo_write import write_nemo
 from minitron.checkpoint.tensors import Checkpoint, from_tensor
@@ -371,7 +372,9 @@ def _(place: Path) -> Path:
 
 @attack("gzip: 50 MB of {}, as context/io.json")
 def _(place: Path) -> Path:
-    return zipped(place, {"context/io.json": braces(50 << 20), "weights/metadata.json": b"{}"})
+    good = nemo2(place)
+    weights = {f"weights/{path.name}": path.read_bytes() for path in (good / "weights").iterdir() if path.is_file()}
+    return zipped(place, {**weights, "context/io.json": braces(50 << 20)})
 
 
 @attack("gzip: 50 MB of zarr headers")
@@ -450,9 +453,9 @@ def safetensors(place: Path, header: bytes) -> Path:
     return place
 
 
-_ENTRY = '"%07d":{"dtype":"F32","shape":[0],"data_offsets":[0,0]},'
+_LINE = '"%07d":{"dtype":"F32","shape":[0],"data_offsets":[0,0]},'
 HEADERS = {
-    "75 MB of entries": lambda: b"{" + "".join(_ENTRY % i for i in range(1_200_000)).encode()[:-1] + b"}",
+    "75 MB of entries": lambda: b"{" + "".join(_LINE % i for i in range(1_200_000)).encode()[:-1] + b"}",
     "75 MB of empty maps": lambda: b'{"a":[' + b"{}," * 25_000_000 + b"{}]}",
     "75 MB of lists": lambda: b'{"a":[' + b"[]," * 25_000_000 + b"[]]}",
     "75 MB of numbers": lambda: b'{"a":[' + b"1e9," * 18_000_000 + b"1]}",
@@ -461,11 +464,7 @@ HEADERS = {
         b'{"__metadata__":{"a":"' + b"a" * 75_000_000 + "\U0001f600".encode() + b'"}}'
     ),
     "75 MB of one name": lambda: b'{"' + b"a" * 75_000_000 + b'":1}',
-    "metadata that is a list": lambda: b'{"__metadata__":[1]}',
-    "metadata of numbers": lambda: b'{"__metadata__":{"format":1}}',
-    "metadata of nested maps": lambda: b'{"__metadata__":{"format":{"a":{}}}}',
     "deep nesting": lambda: b'{"a":' + b"[" * 900 + b"]" * 900 + b"}",
-    "half a surrogate pair": lambda: b'{"\\ud800":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}',
     "terminal codes in a name": lambda: b'{"\\u001b[2J":{"dtype":"X","shape":[0],"data_offsets":[0,0]}}',
     "a dtype that is a list": lambda: b'{"a":{"dtype":[],"shape":[0],"data_offsets":[0,0]}}',
     "a number of many digits": lambda: b'{"a":' + b"1" * 1_000_000 + b"}",
@@ -478,6 +477,30 @@ def _header_attack(header: Callable[[], bytes]) -> Attack:
 
 for _name, _structure in HEADERS.items():
     ATTACKS[f"safetensors: {_name}"] = _header_attack(_structure)
+
+# Entries of the header of a file that is good otherwise.
+ENTRIES: dict[str, dict[str, Any]] = {
+    "metadata that is a list": {"__metadata__": [1]},
+    "metadata of numbers": {"__metadata__": {"format": 1}},
+    "metadata of nested maps": {"__metadata__": {"format": {"a": {}}}},
+    "half a surrogate pair": {"\ud800": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}},
+}
+
+
+def _entry_attack(entry: dict[str, Any]) -> Attack:
+    def write(place: Path) -> Path:
+        path = hf(place) / "model.safetensors"
+        data = path.read_bytes()
+        (length,) = struct.unpack("<Q", data[:8])
+        header = json.dumps({**json.loads(data[8 : 8 + length]), **entry}).encode()
+        path.write_bytes(struct.pack("<Q", len(header)) + header + data[8 + length :])
+        return place
+
+    return write
+
+
+for _name, _entry in ENTRIES.items():
+    ATTACKS[f"safetensors: {_name}"] = _entry_attack(_entry)
 
 
 def index(place: Path, text: bytes) -> Path:
@@ -598,16 +621,6 @@ GGUFS = {
             for i in range(10)
         ]
     ),
-    "epsilon as a text": lambda: (
-        [
-            ARCH,
-            gguf_text(b"nemotron.attention.layer_norm_epsilon") + struct.pack("<I", 8) + gguf_text(b"x"),
-        ]
-    ),
-    "layers as a list": lambda: ([ARCH, gguf_text(b"nemotron.block_count") + struct.pack("<IIQ", 9, 4, 2) + bytes(8)]),
-    "theta that is not a number": lambda: (
-        [ARCH, gguf_text(b"nemotron.rope.freq_base") + struct.pack("<If", 6, float("nan"))]
-    ),
     "the architecture as a number": lambda: ([gguf_text(b"general.architecture") + struct.pack("<II", 4, 7)]),
 }
 
@@ -620,10 +633,41 @@ for _name, _keys in GGUFS.items():
     ATTACKS[f"gguf: {_name}"] = _gguf_attack(_keys)
 
 
-@attack("gguf: many tensors at one place")
+def gguf_changed(place: Path, after: bytes, skipped: int, removed: int, value: bytes) -> Path:
+    """A good GGUF file in which, `skipped` bytes after a name, `removed` bytes became `value`.
+
+    Data is aligned to 32 bytes after the header, so the header must grow by a multiple of 32.
+    """
+    path = place.with_suffix(".gguf")
+    small = tiny_config()
+    tensors = {name: from_tensor(tensor) for name, tensor in random_state(small).items()}
+    write_gguf(Checkpoint(small, tensors), path)
+    data = path.read_bytes()
+    at = data.index(gguf_text(after)) + 8 + len(after) + skipped
+    path.write_bytes(data[:at] + value + data[at + removed :])
+    return path
+
+
+# Name -> the name before the value, and the type and value in place of 8 bytes.
+GGUF_VALUES = {
+    "epsilon as a text": (b"nemotron.attention.layer_norm_epsilon", struct.pack("<I", 8) + gguf_text(b"x" * 28)),
+    "layers as a list": (b"nemotron.block_count", struct.pack("<IIQ", 9, 4, 6) + bytes(24)),
+    "theta that is not a number": (b"nemotron.rope.freq_base", struct.pack("<If", 6, float("nan"))),
+}
+
+
+def _gguf_value_attack(name: bytes, value: bytes) -> Attack:
+    return lambda place: gguf_changed(place, name, 0, 8, value)
+
+
+for _name, (_key, _value) in GGUF_VALUES.items():
+    ATTACKS[f"gguf: {_name}"] = _gguf_value_attack(_key, _value)
+
+
+@attack("gguf: two tensors at one place")
 def _(place: Path) -> Path:
-    infos = [gguf_text(b"blk.%d.ffn_up.weight" % i) + struct.pack("<IQQIQ", 2, 1024, 256, 0, 0) for i in range(5000)]
-    return gguf(place, [ARCH], infos, bytes(1 << 20))
+    before = 4 + 2 * 8 + 4  # dimensions, type
+    return gguf_changed(place, b"blk.1.ffn_up.weight", before, 8, bytes(8))
 
 
 # --- config.json and what lies beside it ---------------------------------------------------------------------------

@@ -154,8 +154,11 @@ def read_gguf(path: Path) -> GGUFFile:
             raise CheckpointError(f"{path}: tensor {name[:80]} stands twice")
         size = _bytes_of(shape, kind, f"{path}: {name[:80]}")
         found[name] = GGUFTensor(name, shape, kind, whole.part(start + offset, size, f"{path} ({name[:80]})"))
-    claimed = sum(tensor.data.size for tensor in found.values())
-    require(claimed <= whole.size, f"{path}: its tensors overlap: {claimed:,} bytes of {whole.size:,}; corrupted")
+    end, before = start, ""
+    for tensor in sorted(found.values(), key=lambda tensor: (tensor.data.offset, tensor.data.size)):
+        if tensor.data.offset < end:
+            raise CheckpointError(f"{path}: {tensor.name[:80]} overlaps {before[:80] or 'the header'}; corrupted")
+        end, before = tensor.data.offset + tensor.data.size, tensor.name
     return GGUFFile(path, values, found)
 
 

@@ -16,6 +16,7 @@ from transformers.models.nemotron.modeling_nemotron import NemotronRotaryEmbeddi
 from minitron.checkpoint.fingerprint import fingerprint
 from minitron.checkpoint.hf import check_checkpoint, open_hf, write_hf
 from minitron.checkpoint.limits import CheckpointError
+from minitron.checkpoint.sources import Observer
 from minitron.config import NemotronConfig
 from minitron.model import NemotronForCausalLM
 
@@ -81,8 +82,11 @@ def test_float8_is_widened_exactly(tmp_path: Path, dtype: torch.dtype, as_bin: b
         (folder / "model.safetensors").unlink()
         torch.save(state, folder / "pytorch_model.bin")
     assert check_checkpoint(folder) == torch.bfloat16
-    checkpoint = open_hf(folder)
+    observer = Observer()
+    checkpoint = observer.watch(open_hf(folder))  # as conversions do, which look for NaN in each block
+    assert all(tensor.dtype == torch.bfloat16 for tensor in checkpoint.tensors.values())
     assert all(torch.equal(checkpoint.tensors[n].load().double(), t.double()) for n, t in state.items())
+    assert not observer.not_finite
     loaded = NemotronForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).state_dict()
     assert all(torch.equal(loaded[name].double(), tensor.double()) for name, tensor in state.items())
 
