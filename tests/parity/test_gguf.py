@@ -53,14 +53,21 @@ def llama_cpp(path: Path, **options: float) -> Iterator[Any]:
     params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     for name, value in options.items():
         setattr(params, name, value)
-    yield xllamacpp.Server(params)
+    server = xllamacpp.Server(params)
+    # A server that is destroyed before its loop runs hangs. An answer that went through the loop shows that it runs.
+    ask_llama_cpp(server, "completion", {"prompt": [1], "n_predict": 1})
+    yield server
+
+
+def ask_llama_cpp(server: Any, path: str, content: dict[str, Any]) -> dict[str, Any]:
+    body = json.dumps(content).encode()
+    request = urllib.request.Request(f"{server.listening_address}/{path}", body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return json.load(answer)
 
 
 def llama_cpp_ids(server: Any, text: str) -> list[int]:
-    body = json.dumps({"content": text, "add_special": True}).encode()
-    request = urllib.request.Request(f"{server.listening_address}/tokenize", body, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=20) as answer:
-        return json.load(answer)["tokens"]
+    return ask_llama_cpp(server, "tokenize", {"content": text, "add_special": True})["tokens"]
 
 
 def upstream_log_probs(checkpoint: Checkpoint) -> torch.Tensor:
