@@ -7,12 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from model_samples import scramble, tiny, token_ids
 from transformers import GenerationMixin
 
 import minitron
-from minitron import decoding, release_check
+from minitron import decoding, framework, release_check
 from minitron.framework import CACHE_NAME, TESTED
 from minitron.release_check import UntestedReleaseError, cached_step_difference
 
@@ -20,7 +19,7 @@ from minitron.release_check import UntestedReleaseError, cached_step_difference
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A model on a release that is not in the list."""
-    monkeypatch.setattr(transformers, "__version__", "5.99.1")
+    monkeypatch.setattr(framework.transformers, "__version__", "5.99.1")
     release_check._require.cache_clear()
     yield scramble(minitron.NemotronForCausalLM(tiny())).eval()
     release_check._require.cache_clear()
@@ -52,7 +51,7 @@ def test_a_release_that_is_right_serves_and_is_checked_once(model: Any, monkeypa
 
 
 def test_a_tested_release_is_not_checked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transformers, "__version__", TESTED[-1])
+    monkeypatch.setattr(framework.transformers, "__version__", TESTED[-1])
     monkeypatch.setattr(release_check, "require", lambda model: pytest.fail("checked"))
     greedy(scramble(minitron.NemotronForCausalLM(tiny())).eval())
 
