@@ -26,16 +26,22 @@ def parameters_of(
     """The tensors that are parameters, in a dtype that everything here computes in, and notes about the others.
 
     Rotary frequencies, which old checkpoints store, follow from the configuration: they are compared with it and set
-    aside. float8 weights without scales are widened to bfloat16, which holds each of their values exactly.
+    aside, with a note that says whether they differ. float8 weights without scales are widened to bfloat16, which
+    holds each of their values exactly.
 
     Raises:
-        CheckpointError: frequencies that are not those of config.json; a dtype that weights cannot have.
+        CheckpointError: a dtype that weights cannot have.
     """
     notes = []
     buffers = [name for name in tensors if _BUFFER.fullmatch(name)]
-    for name in buffers:
-        _check_frequencies(config, name, tensors[name], where)
-    if buffers:
+    other = next((name for name in buffers if not _are_those_of(config, tensors[name])), None)
+    if other is not None:
+        notes.append(
+            f"{where}: {other} {list(tensors[other].shape)} differs from the frequencies that config.json gives "
+            f"(rope_theta {config.rope_theta:g}, {config.rotary_dim // 2} of them); config.json decides, as in "
+            f"transformers. If the model was trained with the stored ones, correct config.json"
+        )
+    elif buffers:
         notes.append(f"{len(buffers)} rotary_emb.inv_freq tensors left out: they are what config.json says")
     kept = {name: tensor for name, tensor in tensors.items() if name not in set(buffers)}
     float8 = [name for name, tensor in kept.items() if tensor.dtype in _FLOAT8]
@@ -53,22 +59,18 @@ def parameters_of(
     return kept, notes
 
 
-def _check_frequencies(config: NemotronConfig, name: str, tensor: LazyTensor, where: object) -> None:
-    """Stored frequencies must be those of config.json, scaled or not, up to the rounding of their dtype."""
+def _are_those_of(config: NemotronConfig, tensor: LazyTensor) -> bool:
+    """Whether stored frequencies are those of config.json, scaled or not, up to the rounding of their dtype."""
     width = int(config.head_dim * config.partial_rotary_factor)  # type: ignore[operator]
     plain = rotary_frequencies(width, config.rope_theta)
     expected = [plain, *_scaled(config)]
-    if tensor.shape == plain.shape and tensor.dtype in _DTYPES:
-        stored = tensor.load()
-        # fp16 has no smaller positive number than 6e-8.
-        smallest = torch.finfo(stored.dtype).smallest_normal if stored.dtype == torch.float16 else 0.0
-        rtol = max(1e-5, 2 * torch.finfo(stored.dtype).eps)
-        if any(torch.allclose(stored.double(), each.double(), rtol=rtol, atol=smallest) for each in expected):
-            return
-    raise CheckpointError(
-        f"{where}: {name} {list(tensor.shape)} is not the {len(plain)} frequencies that config.json gives (rope_theta "
-        f"{config.rope_theta:g}, {width} rotary channels); correct config.json, or remove the tensor if it is right"
-    )
+    if tensor.shape != plain.shape or tensor.dtype not in _DTYPES:
+        return False
+    stored = tensor.load()
+    # fp16 has no smaller positive number than 6e-8.
+    smallest = torch.finfo(stored.dtype).smallest_normal if stored.dtype == torch.float16 else 0.0
+    rtol = max(1e-5, 2 * torch.finfo(stored.dtype).eps)
+    return any(torch.allclose(stored.double(), each.double(), rtol=rtol, atol=smallest) for each in expected)
 
 
 def _scaled(config: NemotronConfig) -> list[torch.Tensor]:

@@ -52,7 +52,6 @@ def bench(
 
       minitron bench path/to/checkpoint --json
     """
-    locate(model)
     _check(model, preset, layers, random_weights, peers, format)
     for name, value, least in (
         ("prompt-tokens", prompt_tokens, 1),
@@ -61,6 +60,8 @@ def bench(
     ):
         if value < least:
             raise ValueError(f"--{name} is {value}; it must be at least {least}")
+    if model is not None and not Path(model).expanduser().exists():
+        locate(model)  # a wrong name is refused before torch is imported
     _need(peers == "llama.cpp", ("llama_cpp", "gguf"), "--peers llama.cpp needs llama-cpp-python and gguf")
     check_output(plot, PICTURES)
     _need(plot is not None, ("matplotlib",), "--plot needs matplotlib: pip install 'minitron[plot]'")
@@ -100,16 +101,17 @@ def bench(
 def _check(
     model: str | None, preset: str | None, layers: int | None, random: bool, peers: str, format: str | None
 ) -> None:
-    from ..quantize import FORMATS
-
     if model is not None and preset is not None:
         raise ValueError("MODEL and --preset were both given; give one of them")
     if layers is not None and preset is None and not random:
         raise ValueError("--layers was given for a model's own weights; it goes with --preset or --random-weights")
     if peers not in ("all", "none", *PEERS):
         raise ValueError(f"--peers is {peers!r}; it must be {', '.join(PEERS)}, all or none")
-    if format is not None and format not in FORMATS:
-        raise ValueError(f"--format is {format!r}; it must be one of {', '.join(FORMATS)}")
+    if format is not None:
+        from ..quantize import FORMATS  # imports torch
+
+        if format not in FORMATS:
+            raise ValueError(f"--format is {format!r}; it must be one of {', '.join(FORMATS)}")
 
 
 def _need(wanted: bool, modules: tuple[str, ...], sentence: str) -> None:
