@@ -24,8 +24,6 @@ from minitron.engine.checksums import checksums
 from minitron.model import NemotronAttention, NemotronDecoderLayer, NemotronMLP, NemotronModel
 from minitron.ops import act
 
-pytest.importorskip("numba")
-
 PROMPT = torch.tensor([some_tokens(6, seed=3)])
 Edit = Callable[[NemotronForCausalLM], Any]
 

@@ -50,7 +50,6 @@ def test_one_thread_has_no_choice() -> None:
 
 
 def test_the_numbers_do_not_depend_on_changes_of_the_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("numba")
     from minitron.engine.cpu import CpuEngine
 
     weights, tokens = from_model(tiny_model()), some_tokens(40)
