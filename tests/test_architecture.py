@@ -163,6 +163,15 @@ def run(code: str) -> subprocess.CompletedProcess[str]:
 HEAVY = "[m for m in ('torch', 'transformers', 'numpy', 'safetensors', 'tokenizers') if m in sys.modules]"
 
 
+def test_no_two_test_files_have_one_name() -> None:
+    """pytest imports a test file by its name alone: of two files of one name, the second is not collected."""
+    by_name: dict[str, list[str]] = {}
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        if path.name != "conftest.py":
+            by_name.setdefault(path.name, []).append(str(path))
+    assert {name: paths for name, paths in by_name.items() if len(paths) > 1} == {}
+
+
 def test_importing_the_package_is_light() -> None:
     done = run(f"import sys, minitron; minitron.__version__; dir(minitron); print({HEAVY})")
     assert done.stdout.strip() == "[]", done.stdout + done.stderr

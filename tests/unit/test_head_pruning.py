@@ -1,4 +1,4 @@
-"""Which heads stay. That pruning equals silencing is tested in tests/contract/test_framework.py."""
+"""Which heads stay. That pruning equals silencing is tested in tests/contract/test_transformers_features.py."""
 
 from __future__ import annotations
 
