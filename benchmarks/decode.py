@@ -30,10 +30,10 @@ from transformers.models.nemotron import modeling_nemotron as upstream
 import minitron
 from minitron import NemotronConfig, NemotronForCausalLM
 from minitron.assets import bundled_model
-from minitron.engine import measure
+from minitron.bench import measure
+from minitron.bench.peers import TransformersPeer, llama_peer
+from minitron.bench.roofline import draw_roofline
 from minitron.engine.packed import weights_of
-from minitron.engine.peers import TransformersPeer, llama_peer
-from minitron.engine.roofline import draw_roofline
 
 SMALL = {
     "vocab_size": 1024,

@@ -28,19 +28,21 @@ from machine import describe, peak_resident, reset_peak
 from torch.nn import functional as F
 
 from minitron import NemotronConfig, NemotronForCausalLM, bundled_model
-from minitron.data import BlockStream, PackedBlocks, Source, TokenCache, collate, split_documents, tokenize
-from minitron.distill.job import Job
+from minitron.data.documents import Source
+from minitron.data.packing import BlockStream, PackedBlocks, collate, split_documents
+from minitron.data.token_cache import TokenCache, tokenize
 from minitron.distill.losses import DistillLoss, DistillOptions
-from minitron.distill.machine import autocast, keep_freed_memory
-from minitron.distill.objective import Objective
-from minitron.distill.schedule import TrainConfig
 from minitron.distill.targets import OnlineTeacher
 from minitron.distill.teacher_cache import make_codec, open_targets, plan_cache, write_cache
-from minitron.distill.train import train
 from minitron.ops.kl import linear_divergence
 from minitron.ops.loss import linear_cross_entropy
 from minitron.ops.packed_attention import packed_attention_in
 from minitron.tokenizer import load_tokenizer
+from minitron.train.loop import train
+from minitron.train.machine import autocast, keep_freed_memory
+from minitron.train.objective import Objective
+from minitron.train.schedule import TrainConfig
+from minitron.train.trainer import Trainer
 
 HEADS = {"vocab": 256000, "hidden": 3072, "teacher": 6144}
 SMOKE_HEADS = {"vocab": 2000, "hidden": 32, "teacher": 64}
@@ -187,9 +189,9 @@ def cache_case(task: dict) -> dict:
         jobs = []
         for targets in (OnlineTeacher(teacher), open_targets(folder, stream)):
             objective = Objective(NemotronForCausalLM(config), DistillLoss(targets, DistillOptions(), config))
-            jobs.append(Job(objective, stream, settings, Path(work)))
-        with packed_attention_in(*(job.model for job in jobs)):
-            times = [[_seconds_of(job.step) for job in jobs] for _ in range(task["rounds"] + 1)][1:]
+            jobs.append(Trainer(objective, stream, settings, Path(work)))
+        with packed_attention_in(*(trainer.model for trainer in jobs)):
+            times = [[_seconds_of(trainer.step) for trainer in jobs] for _ in range(task["rounds"] + 1)][1:]
     online, cached = (statistics.median(column) for column in zip(*times, strict=True))
     tokens = batch * sequence
     written_per_step = written * tokens / (len(plan.places) * sequence)

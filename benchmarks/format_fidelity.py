@@ -16,9 +16,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 import minitron
-from minitron.data import read_documents
-from minitron.engine.fidelity import fidelity
-from minitron.engine.peers import GGUF_TYPES, LlamaPeer, llama_peer
+from minitron.bench.fidelity import fidelity
+from minitron.bench.peers import GGUF_TYPES, LlamaPeer, llama_peer
+from minitron.data.documents import read_documents
 
 
 def main() -> None:

@@ -19,10 +19,10 @@ import torch
 from machine import describe
 
 from minitron import NemotronConfig
-from minitron.engine.cpu import CpuEngine
-from minitron.engine.measure import read_bandwidth
+from minitron.bench.measure import read_bandwidth
+from minitron.engine.cpu.engine import CpuEngine
+from minitron.engine.quantize import FORMATS, Matrix, pack_blocks
 from minitron.engine.weights import EngineWeights, LayerWeights, Norm, constants_from_config, head_format
-from minitron.quantize import FORMATS, Matrix, pack_blocks
 
 TILE = 288
 

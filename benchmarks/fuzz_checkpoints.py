@@ -33,10 +33,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from checkpoint_samples import random_state, save_reference, tiny_config
 
-from minitron.checkpoint.gguf_write import write_gguf
+from minitron.checkpoint.gguf.write import write_gguf
 from minitron.checkpoint.hf import check_checkpoint
 from minitron.checkpoint.limits import CheckpointError
-from minitron.checkpoint.nemo_write import write_nemo
+from minitron.checkpoint.nemo.write import write_nemo
 from minitron.checkpoint.sources import open_checkpoint
 from minitron.checkpoint.tensors import Checkpoint, from_tensor
 from minitron.convert import Options, convert
@@ -92,7 +92,7 @@ def build_samples(folder: Path) -> dict[str, Path]:
         (legacy / "model_config.yaml").write_bytes(tar.extractfile("./model_config.yaml").read())  # type: ignore[union-attr]
     with open_checkpoint(folder / "nemo2", folder) as opened:
         assert opened.tensors.keys() == state.keys()
-    from minitron.checkpoint.nemo_write import megatron_stacks
+    from minitron.checkpoint.nemo.write import megatron_stacks
 
     flat = {}
     for name, layers in megatron_stacks(checkpoint).items():
@@ -110,7 +110,7 @@ def build_samples(folder: Path) -> dict[str, Path]:
 
 
 def _zarr(folder: Path, settings: Path, checkpoint: Checkpoint) -> Path:
-    from minitron.checkpoint.nemo_write import megatron_stacks
+    from minitron.checkpoint.nemo.write import megatron_stacks
 
     folder.mkdir()
     shutil.copy(settings, folder)

@@ -13,8 +13,8 @@ import json
 from pathlib import Path
 
 import minitron
-from minitron.data import read_documents
-from minitron.engine.fidelity import greedy_differences
+from minitron.bench.fidelity import greedy_differences
+from minitron.data.documents import read_documents
 
 
 def main() -> None:

@@ -26,7 +26,7 @@ from convert import SMOKE, make_source
 from machine import describe, peak_resident
 
 from minitron.config import NemotronConfig
-from minitron.data import Batch
+from minitron.data.packing import Batch
 from minitron.prune.importance import collect_statistics
 from minitron.prune.observe import LayerStatistics, turning, watching
 from minitron.prune.streaming import Step, StreamedModel, Walk, token_counts

@@ -31,7 +31,9 @@ from minitron import NemotronForCausalLM
 from minitron.assets import bundled_model
 from minitron.checkpoint.fingerprint import fingerprint
 from minitron.checkpoint.hf import open_hf
-from minitron.data import Batch, PackedBlocks, Source, collate, tokenize
+from minitron.data.documents import Source
+from minitron.data.packing import Batch, PackedBlocks, collate
+from minitron.data.token_cache import tokenize
 from minitron.prune.architecture import Architecture
 from minitron.prune.baselines import magnitude_scores, random_scores, taylor_scores
 from minitron.prune.choose import make_plan

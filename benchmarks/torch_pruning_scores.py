@@ -19,7 +19,7 @@ import torch_pruning
 from torch_pruning.pruner import function
 
 from minitron import NemotronForCausalLM
-from minitron.data import Batch
+from minitron.data.packing import Batch
 from minitron.prune.scores import Scores
 
 CRITERIA = ("magnitude", "taylor", "hessian")

@@ -21,18 +21,19 @@ import numpy as np
 from machine import describe
 
 from minitron import NemotronConfig
-from minitron.data import BlockStream, PackedBlocks, TokenCache
-from minitron.distill.inputs import new_model
-from minitron.distill.job import Job
-from minitron.distill.machine import keep_freed_memory
-from minitron.distill.objective import Objective, next_token_loss
-from minitron.distill.parallel import prepare
-from minitron.distill.schedule import TrainConfig
-from minitron.distill.world import World
+from minitron.data.packing import BlockStream, PackedBlocks
+from minitron.data.token_cache import TokenCache
 from minitron.ops.packed_attention import packed_attention_in
+from minitron.train.inputs import new_model
+from minitron.train.machine import keep_freed_memory
+from minitron.train.objective import Objective, next_token_loss
+from minitron.train.parallel import prepare
+from minitron.train.schedule import TrainConfig
+from minitron.train.trainer import Trainer
+from minitron.train.world import World
 
 
-def new_job(smoke: bool, compiled: bool = False) -> Job:
+def new_job(smoke: bool, compiled: bool = False) -> Trainer:
     sequence, layers = (128, 1) if smoke else (512, 4)
     shape = NemotronConfig(4096, 256, 1024, layers, 4, 64, 2, max_position_embeddings=sequence)
     random = np.random.default_rng(0)
@@ -42,13 +43,13 @@ def new_job(smoke: bool, compiled: bool = False) -> Job:
     config = TrainConfig(steps=1000, batch=1 if smoke else 8, sequence=sequence, compile=compiled)
     objective = Objective(new_model(shape, seed=0), next_token_loss)
     prepare(objective, config, World())
-    return Job(objective, BlockStream([(PackedBlocks(cache, sequence), 1.0)], 0), config, Path())
+    return Trainer(objective, BlockStream([(PackedBlocks(cache, sequence), 1.0)], 0), config, Path())
 
 
-def step(job: Job, packed: bool) -> float:
+def step(trainer: Trainer, packed: bool) -> float:
     start = time.perf_counter()
-    with packed_attention_in(job.model) if packed else nullcontext():
-        job.step()
+    with packed_attention_in(trainer.model) if packed else nullcontext():
+        trainer.step()
     return time.perf_counter() - start
 
 
@@ -62,15 +63,15 @@ def main() -> None:
     keep_freed_memory()
     rounds = 1 if args.smoke else args.rounds
     result: dict = {"machine": describe("cpu", args.smoke), "weights": "random", "rounds": rounds}
-    job = new_job(args.smoke)
-    times = [(step(job, False), step(job, True)) for _ in range(rounds + 2)][2:]
+    trainer = new_job(args.smoke)
+    times = [(step(trainer, False), step(trainer, True)) for _ in range(rounds + 2)][2:]
     plain, packed = (statistics.median(column) for column in zip(*times, strict=True))
     ratios = statistics.quantiles([a / b for a, b in times], n=4) if rounds > 1 else [plain / packed] * 3
-    result |= {"tokens": job.config.tokens_per_step, "torch_s": plain, "packed_s": packed, "packed_speedup": ratios}
+    result |= {"tokens": trainer.config.tokens_per_step, "torch_s": plain, "packed_s": packed, "packed_speedup": ratios}
     if not args.no_compile:
         compiled = new_job(args.smoke, compiled=True)
         first = step(compiled, True)
-        later = [(step(job, True), step(compiled, True)) for _ in range(rounds + 2)][2:]
+        later = [(step(trainer, True), step(compiled, True)) for _ in range(rounds + 2)][2:]
         result |= {
             "first_compiled_step_s": first,
             "compiled_s": statistics.median(b for _, b in later),

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoTokenizer, Trainer, TrainingArguments
 
 import minitron
-from minitron.data import Batch
+from minitron.data.packing import Batch
 from minitron.distill.losses import DistillLoss, DistillOptions
 from minitron.distill.targets import OnlineTeacher
 

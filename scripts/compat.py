@@ -38,13 +38,13 @@ STAGES = {
     "contract": ["tests/contract"],
     "generation": [
         "tests/unit/engine/test_engine_batches.py",
-        "tests/unit/test_generate.py",
+        "tests/unit/test_text_stream.py",
         "tests/unit/test_masks.py",
         "tests/unit/test_release_check.py",
         "tests/unit/test_framework.py",
         "tests/unit/test_cache.py",
     ],
-    "training": ["tests/unit/test_train.py", "tests/unit/test_packed_attention.py"],
+    "training": ["tests/unit/train/test_loop.py", "tests/unit/ops/test_packed_attention.py"],
     "conversion": [
         "tests/unit/test_convert.py",
         "tests/parity/test_upstream_checkpoints.py",

@@ -25,11 +25,13 @@ from transformers import GenerationConfig
 
 from minitron import NemotronForCausalLM, bundled_model
 from minitron.assets import stated_losses
-from minitron.checkpoint.resume import STATE_FILE, newest_whole
-from minitron.data import PackedBlocks, Source, collate, tokenize
-from minitron.distill.export import MODEL_FOLDER
-from minitron.distill.train import RUN_FILE, heldout_loss
+from minitron.data.documents import Source
+from minitron.data.packing import PackedBlocks, collate
+from minitron.data.token_cache import tokenize
 from minitron.tokenizer import load_tokenizer
+from minitron.train.export import MODEL_FOLDER
+from minitron.train.loop import RUN_FILE, heldout_loss
+from minitron.train.resume import STATE_FILE, newest_whole
 
 PROMPTS = ("Once upon a time there was a little", "The old man looked at the sea", '"Where are you going?" said')
 HELDOUT = {"heldout_simple": "Simple stories", "heldout_books": "Classic books"}

@@ -12,11 +12,12 @@ import numpy as np
 import torch
 
 from minitron import NemotronConfig
-from minitron.data import BlockStream, PackedBlocks, TokenCache
-from minitron.distill.inputs import new_model
-from minitron.distill.machine import keep_freed_memory
-from minitron.distill.schedule import TrainConfig
-from minitron.distill.train import estimate, next_token_loss
+from minitron.data.packing import BlockStream, PackedBlocks
+from minitron.data.token_cache import TokenCache
+from minitron.train.inputs import new_model
+from minitron.train.loop import estimate, next_token_loss
+from minitron.train.machine import keep_freed_memory
+from minitron.train.schedule import TrainConfig
 
 VOCABULARY, SEQUENCE = 4096, 512
 # layers, hidden size, MLP, query heads, key/value heads, head dim

@@ -29,14 +29,11 @@ from minitron.checkpoint.hf import read_config
 from minitron.compress.costs import training_flops
 from minitron.compress.ranking import SharedTargets
 from minitron.compress.select import short_name
-from minitron.data import Batch, PackedBlocks, Source, tokenize
-from minitron.distill.inputs import Texts, new_model, open_texts, saved_model
+from minitron.data.documents import Source
+from minitron.data.packing import Batch, PackedBlocks
+from minitron.data.token_cache import tokenize
 from minitron.distill.losses import DistillLoss, DistillOptions
-from minitron.distill.machine import autocast, keep_freed_memory
-from minitron.distill.objective import heldout_loss
-from minitron.distill.schedule import TrainConfig
 from minitron.distill.targets import OnlineTeacher
-from minitron.distill.train import train
 from minitron.prune.architecture import Architecture
 from minitron.prune.baselines import magnitude_scores, random_scores
 from minitron.prune.choose import make_plan
@@ -46,6 +43,11 @@ from minitron.prune.observe import Statistics
 from minitron.prune.scores import Scores
 from minitron.prune.surgery import prune_checkpoint
 from minitron.tokenizer import load_tokenizer
+from minitron.train.inputs import Texts, new_model, open_texts, saved_model
+from minitron.train.loop import train
+from minitron.train.machine import autocast, keep_freed_memory
+from minitron.train.objective import heldout_loss
+from minitron.train.schedule import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))

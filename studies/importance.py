@@ -18,10 +18,10 @@ import figures
 from arms import Arm, Bench
 from torch import nn
 
-from minitron.distill.inputs import saved_model
 from minitron.prune.architecture import Architecture
 from minitron.prune.importance import collect_statistics
 from minitron.prune.statistics import AGGREGATIONS
+from minitron.train.inputs import saved_model
 
 NAME = "importance"
 RATE, STEPS = 2e-3, 24

@@ -13,9 +13,9 @@ import figures
 from arms import Arm, Bench
 from torch import nn
 
-from minitron.distill.inputs import saved_model
 from minitron.prune.architecture import Architecture
 from minitron.prune.importance import collect_statistics
+from minitron.train.inputs import saved_model
 
 NAME = "steps"
 RATE = 2e-3

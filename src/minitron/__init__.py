@@ -15,20 +15,16 @@ from .submodules import submodule
 from .version import __version__
 
 if TYPE_CHECKING:
-    from . import checkpoint, compress, distill, engine, evaluate, ops, prune, report
+    from . import bench, checkpoint, compress, data, distill, engine, evaluate, ops, prune, report, train
     from .assets import bundled_model
-    from .auto import register
     from .cache import NemotronCache
     from .config import NemotronConfig
     from .distill.losses import DistillLoss
-    from .heads import (
-        NemotronForQuestionAnswering,
-        NemotronForSequenceClassification,
-        NemotronForTokenClassification,
-    )
+    from .heads import NemotronForQuestionAnswering, NemotronForSequenceClassification, NemotronForTokenClassification
     from .loading import load
     from .model import NemotronForCausalLM, NemotronModel, NemotronPreTrainedModel
     from .presets import PRESETS
+    from .registration import register
     from .tokenizer import load_tokenizer
 
 drop_import_messages()
@@ -48,7 +44,7 @@ _LAZY = {
     "bundled_model": "assets",
     "load": "loading",
     "load_tokenizer": "tokenizer",
-    "register": "auto",
+    "register": "registration",
 }
 
 __all__ = [
@@ -63,9 +59,11 @@ __all__ = [
     "NemotronModel",
     "NemotronPreTrainedModel",
     "__version__",
+    "bench",
     "bundled_model",
     "checkpoint",
     "compress",
+    "data",
     "distill",
     "engine",
     "evaluate",
@@ -75,6 +73,7 @@ __all__ = [
     "prune",
     "register",
     "report",
+    "train",
 ]
 
 

@@ -21,11 +21,11 @@ from typing import Any, BinaryIO, cast
 import torch
 
 from .checkpoint.detect import detect
-from .checkpoint.gguf_write import QUANTIZATIONS, write_gguf
+from .checkpoint.gguf.write import QUANTIZATIONS, write_gguf
 from .checkpoint.hf import DEFAULT_SHARD_BYTES, write_hf
 from .checkpoint.limits import CheckpointError, require
 from .checkpoint.names import is_norm_weight
-from .checkpoint.nemo_write import write_nemo
+from .checkpoint.nemo.write import write_nemo
 from .checkpoint.sources import Observed, Observer, open_checkpoint
 from .checkpoint.tensors import BLOCK_BYTES, Checkpoint, LazyTensor, raw, write_all
 from .checkpoint.tokenizer_verify import require_exact, target_differences, verify_tokenizer
@@ -176,7 +176,7 @@ def target_format(target: Path, options: Options) -> str:
     """The format to write: as asked for, or by the target's name.
 
     Raises:
-        CheckpointError: unknown; a name that means another one; or `quantize` for another format than GGUF.
+        CheckpointError: unknown; a name that means another one; or `engine.quantize` for another format than GGUF.
     """
     suffix = target.suffix.lower()
     kind = options.to or _BY_SUFFIX.get(suffix, "hf")

@@ -6,7 +6,7 @@ first `generate` checks the release (`release_check`) before it serves.
 
 Names that transformers looks up on our classes are not listed here, for a class attribute has no import:
 `_no_split_modules`, `_supports_...`, `_can_record_outputs`, `_tp_plan`, `_pp_plan` and the like, and the methods that
-`generate` calls: `_sample` and `_assisted_decoding` (see `decoding`).
+`generate` calls: `_sample` and `_assisted_decoding` (see `engine_hook`).
 """
 
 from __future__ import annotations

@@ -15,9 +15,9 @@ from .config import NemotronConfig
 from .converted import converted_folder
 from .dtypes import dtype_name, parse_dtype
 from .engine.memory import require_memory
+from .engine.quantize import FORMATS
 from .locate import fetch, locate
 from .model import NemotronForCausalLM
-from .quantize import FORMATS
 from .quiet import progress_bars
 from .tokenizer import load_tokenizer
 

@@ -21,7 +21,7 @@ from transformers.modeling_utils import PreTrainedModel
 from . import framework, pages
 from .cache import LegacyCache, NemotronCache, from_legacy, to_legacy
 from .config import NemotronConfig
-from .decoding import EngineDecoding
+from .engine_hook import EngineDecoding
 from .framework import (
     ACT2FN,
     ALL_ATTENTION_FUNCTIONS,

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import warnings
+from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 
 def submodule(package: str, name: str) -> ModuleType:
@@ -17,3 +20,25 @@ def submodule(package: str, name: str) -> ModuleType:
     if name.startswith("_") or importlib.util.find_spec(full) is None:
         raise AttributeError(f"module {package!r} has no attribute {name!r}")
     return importlib.import_module(full)
+
+
+def moved(old: str, new: str) -> Callable[[str], Any]:
+    """The `__getattr__` of a module that has moved: its names work for one release and warn of the new place.
+
+    Args:
+        old: full name of the module that is left behind.
+        new: full name of the module that has its contents now.
+    """
+
+    def attribute(name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(f"module {old!r} has no attribute {name!r}")
+        found = getattr(importlib.import_module(new), name)
+        warnings.warn(
+            f"{old}.{name} has moved: use {new}.{name}; the old name goes with the next release",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return found
+
+    return attribute

@@ -17,17 +17,17 @@ from typing import Any
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "fault"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "samples"))
 from small_run import small_config, small_stream
 
 from minitron import NemotronConfig, NemotronForCausalLM
 from minitron.distill.correction import CorrectedTeacher
 from minitron.distill.losses import DistillOptions
-from minitron.distill.parallel import make_world
+from minitron.train.parallel import make_world
 from minitron.distill.recipe import distill
 from minitron.distill.targets import OnlineTeacher
-from minitron.distill.train import train
-from minitron.distill.world import join, leave
+from minitron.train.loop import train
+from minitron.train.world import join, leave
 
 STEPS = 6
 

@@ -13,8 +13,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "compress"))
 from compress_samples import small_recipe
 
 from minitron.checkpoint.fingerprint import fingerprint

@@ -16,22 +16,20 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import nn
-
-from minitron.checkpoint import resume
-from minitron.data import Batch
-from minitron.distill.log import METRICS_FILE
-from minitron.distill.train import RUN_FILE, LossFunction, TrainError, next_token_loss, train
-
-sys.path.insert(0, str(Path(__file__).parent))
 from small_distillation import small_distillation
 from small_run import small_config, small_model, small_run, small_stream
+from torch import nn
+
+from minitron.data.packing import Batch
+from minitron.train import resume
+from minitron.train.log import METRICS_FILE
+from minitron.train.loop import RUN_FILE, LossFunction, TrainError, next_token_loss, train
 
 STEPS = 24
 
 
 def start(run: Path, program: str = "small_run.py") -> subprocess.Popen[str]:
-    script = Path(__file__).with_name(program)
+    script = Path(__file__).parents[1] / "samples" / program
     command = [sys.executable, str(script), str(run), str(STEPS)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -132,7 +130,7 @@ def test_kill_9_changes_nothing_in_a_distillation_either(tmp_path: Path) -> None
 
 def _fail_at(monkeypatch: pytest.MonkeyPatch, write: str) -> None:
     """From now on the disk is full once `write` of a checkpoint begins, with a part of its file written."""
-    from minitron.checkpoint import resume as module
+    from minitron.train import resume as module
 
     def full(tensors: dict, path: Path) -> None:
         path.write_bytes(b"half")

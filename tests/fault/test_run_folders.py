@@ -10,21 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from compress_samples import small_recipe
+from small_run import small_config, small_model, small_run, small_stream
 from text_checkpoint import make_text_checkpoint
 from typer.testing import CliRunner
 
-from minitron.checkpoint.resume import list_steps
 from minitron.cli import app
 from minitron.compress.recipe import recipe_from
 from minitron.compress.run import compress
 from minitron.compress.stages import RunError
-from minitron.distill.train import train
 from minitron.files import LockedError, TargetError, locked
-
-sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "compress"))
-from compress_samples import small_recipe
-from small_run import small_config, small_model, small_run, small_stream
+from minitron.train.loop import train
+from minitron.train.resume import list_steps
 
 COMPRESS = ["--heldout-share", "0.2", "--tokens", "1k", "--sequence", "32"]
 LENGTH = ["--steps", "2", "--batch", "2", "--sequence", "32", "--warmup", "1", "--dtype", "float32"]
@@ -51,7 +48,7 @@ def call(*arguments: object) -> tuple[int, str]:
 
 
 def test_a_second_training_in_a_folder_is_told_of_the_first(tmp_path: Path) -> None:
-    script = Path(__file__).with_name("small_run.py")
+    script = Path(__file__).parents[1] / "samples" / "small_run.py"
     command = [sys.executable, str(script), str(tmp_path / "run"), "100000"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import minitron
-from minitron.engine.fidelity import greedy_differences
+from minitron.bench.fidelity import greedy_differences
 
 WHO = ("The little girl", "An old man", "A small dog", "Tom and his sister", "The king", "One day a bird", "Lily")
 DID = ("went to", "saw", "wanted to find", "was afraid of", "had never been in")

@@ -14,8 +14,8 @@ import pytest
 import torch
 from checkpoint_samples import data_folder, random_state, sentencepiece_model, tiny_config
 
-from minitron.checkpoint.gguf_read import open_gguf
-from minitron.checkpoint.gguf_write import q4_0, q8_0, write_gguf
+from minitron.checkpoint.gguf.read import open_gguf
+from minitron.checkpoint.gguf.write import q4_0, q8_0, write_gguf
 from minitron.checkpoint.hf import write_hf
 from minitron.checkpoint.limits import CheckpointError
 from minitron.checkpoint.spm import read_spm, tokenizer_config, tokenizer_json

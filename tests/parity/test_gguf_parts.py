@@ -10,8 +10,8 @@ import torch
 from checkpoint_samples import random_state, tiny_config
 
 from minitron.checkpoint.detect import detect
-from minitron.checkpoint.gguf_read import open_gguf
-from minitron.checkpoint.gguf_write import write_gguf
+from minitron.checkpoint.gguf.read import open_gguf
+from minitron.checkpoint.gguf.write import write_gguf
 from minitron.checkpoint.limits import CheckpointError
 from minitron.checkpoint.tensors import Checkpoint, from_tensor
 

@@ -16,9 +16,9 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from tokenizers import pre_tokenizers as pre
 from transformers import AutoTokenizer
 
-from minitron.checkpoint.gguf_read import open_gguf, read_gguf
-from minitron.checkpoint.gguf_tokenizer import LLAMA3, PRE_TOKENIZERS, QWEN2
-from minitron.checkpoint.gguf_vocab import add_tokenizer, vocabulary_of
+from minitron.checkpoint.gguf.read import open_gguf, read_gguf
+from minitron.checkpoint.gguf.tokenizer import LLAMA3, PRE_TOKENIZERS, QWEN2
+from minitron.checkpoint.gguf.vocab import add_tokenizer, vocabulary_of
 from minitron.checkpoint.hf import open_hf, write_hf
 from minitron.checkpoint.limits import CheckpointError
 from minitron.checkpoint.spm import read_spm, tokenizer_config, tokenizer_json
@@ -371,7 +371,7 @@ def test_a_name_of_a_template_makes_no_path(tmp_path: Path) -> None:
 def test_a_damaged_tokenizer_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: dict[str, Any], sentence: str
 ) -> None:
-    import minitron.checkpoint.gguf_write as module
+    import minitron.checkpoint.gguf.write as module
 
     def damaged(checkpoint: Any) -> Any:
         found = vocabulary_of(checkpoint)

@@ -19,8 +19,8 @@ import yaml
 from checkpoint_samples import random_state, tiny_config
 
 from minitron.checkpoint.archive import FolderSink
-from minitron.checkpoint.nemo_read import open_nemo
-from minitron.checkpoint.nemo_write import megatron_stacks, write_torch_dist
+from minitron.checkpoint.nemo.read import open_nemo
+from minitron.checkpoint.nemo.write import megatron_stacks, write_torch_dist
 from minitron.checkpoint.tensors import Checkpoint, from_tensor
 from minitron.config import NemotronConfig
 

@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 
 from minitron.checkpoint.hf import check_checkpoint, write_hf
 from minitron.checkpoint.limits import CheckpointError
-from minitron.checkpoint.nemo_read import open_nemo
-from minitron.checkpoint.nemo_write import write_nemo
+from minitron.checkpoint.nemo.read import open_nemo
+from minitron.checkpoint.nemo.write import write_nemo
 from minitron.checkpoint.tensors import Checkpoint, from_tensor
 from minitron.config import NemotronConfig
 

@@ -14,9 +14,9 @@ import yaml
 from checkpoint_samples import random_state, sentencepiece_model, tiny_config
 
 from minitron.checkpoint.limits import CheckpointError
-from minitron.checkpoint.nemo_io import config_of_context
-from minitron.checkpoint.nemo_read import open_nemo
-from minitron.checkpoint.nemo_write import write_nemo
+from minitron.checkpoint.nemo.files import config_of_context
+from minitron.checkpoint.nemo.read import open_nemo
+from minitron.checkpoint.nemo.write import write_nemo
 from minitron.checkpoint.tensors import ByteRange, Checkpoint, from_tensor
 from minitron.config import NemotronConfig
 

@@ -13,7 +13,7 @@ from test_nemo import megatron_state, model_config_yaml
 
 from minitron.checkpoint.detect import detect
 from minitron.checkpoint.limits import CheckpointError
-from minitron.checkpoint.nemo_read import open_nemo
+from minitron.checkpoint.nemo.read import open_nemo
 from minitron.checkpoint.sources import open_checkpoint
 
 LAYERS, TP, PP, VP = 8, 2, 2, 2

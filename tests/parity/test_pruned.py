@@ -13,7 +13,7 @@ from safetensors import safe_open
 from test_gguf import SHAPE, assert_top_ten, upstream_log_probs, with_tokenizer
 
 from minitron.checkpoint.fingerprint import fingerprint
-from minitron.checkpoint.gguf_write import write_gguf
+from minitron.checkpoint.gguf.write import write_gguf
 from minitron.checkpoint.hf import open_hf, write_hf
 from minitron.prune.architecture import Architecture
 from minitron.prune.surgery import prune_checkpoint

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from minitron.characters import require_characters
-from minitron.generate import encode_prompt
+from minitron.text_stream import encode_prompt
 
 
 @pytest.mark.parametrize(

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from model_samples import build
+from small_distillation import small_teacher
+from small_run import small_config, small_model, small_stream
 from text_checkpoint import make_text_checkpoint
 from torch import nn
 
 import minitron
-from minitron.distill.runs import TrainError
 from minitron.finite import NotFiniteError, check_logits, weights_not_finite
 from minitron.loading import Loaded
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "fault"))
-from small_distillation import small_teacher
-from small_run import small_config, small_model, small_stream
+from minitron.train.run_folder import TrainError
 
 PLACES = {
     "model.embed_tokens.weight": (7, 1),
@@ -104,7 +101,7 @@ def test_training_names_the_model(tmp_path: Path, who: str, corrected: bool) -> 
     from minitron.distill.correction import CorrectedTeacher
     from minitron.distill.recipe import distill
     from minitron.distill.targets import OnlineTeacher
-    from minitron.distill.train import train
+    from minitron.train.loop import train
 
     student, teacher = small_model(), small_teacher()
     broken = teacher if who == "the teacher" else student

@@ -11,7 +11,8 @@ from model_samples import scramble, tiny, token_ids
 from transformers import GenerationMixin
 
 import minitron
-from minitron import decoding, framework, release_check
+from minitron import engine_hook as decoding
+from minitron import framework, release_check
 from minitron.framework import CACHE_NAME, TESTED
 from minitron.release_check import UntestedReleaseError, cached_step_difference
 

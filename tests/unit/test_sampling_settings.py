@@ -13,9 +13,9 @@ from text_checkpoint import make_text_checkpoint
 from transformers import GenerationConfig
 
 import minitron
-from minitron.generate import SamplingSettings, TextStream
 from minitron.loading import Loaded
 from minitron.sampling_settings import _OTHER_MODES
+from minitron.text_stream import SamplingSettings, TextStream
 
 PROMPT = [7, 12, 20]
 

@@ -15,13 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from ..files import require_space, scratch_folder, writing
-from .limits import (
-    MAX_ARCHIVE_MEMBERS,
-    MAX_INFLATION,
-    MIN_INFLATED_BYTES,
-    CheckpointError,
-    require,
-)
+from .limits import MAX_ARCHIVE_MEMBERS, MAX_INFLATION, MIN_INFLATED_BYTES, CheckpointError, require
 from .tar_read import tar_files
 from .tensors import ByteRange
 

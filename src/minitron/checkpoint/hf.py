@@ -19,14 +19,7 @@ from minitron.files import new_folder, require_space, writing
 from minitron.files.links import require_inside
 
 from .json_settings import check_config_values, check_generation_config, check_tokenizer_files
-from .limits import (
-    MAX_CONFIG_BYTES,
-    CheckpointError,
-    CheckpointNote,
-    read_json,
-    require,
-    shown,
-)
+from .limits import MAX_CONFIG_BYTES, CheckpointError, CheckpointNote, read_json, require, shown
 from .parameters import check_shapes, parameters_of
 from .safetensors_io import write_safetensors
 from .tensors import ByteRange, Checkpoint, LazyTensor, write_all

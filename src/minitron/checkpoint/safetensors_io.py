@@ -15,15 +15,7 @@ from typing import Any
 import torch
 
 from ..files import new_file
-from .limits import (
-    MAX_SAFETENSORS_HEADER_BYTES,
-    MAX_TENSORS,
-    CheckpointError,
-    parse_json,
-    require,
-    shown,
-    tensor_bytes,
-)
+from .limits import MAX_SAFETENSORS_HEADER_BYTES, MAX_TENSORS, CheckpointError, parse_json, require, shown, tensor_bytes
 from .tensors import ByteRange, LazyTensor, ahead, from_bytes, raw, write_all
 
 DTYPES = {

@@ -16,11 +16,11 @@ from minitron.config import NemotronConfig
 from minitron.locate import fetch, locate
 
 from .detect import ADAPTER_CONFIG, detect
-from .gguf_read import open_gguf
+from .gguf.read import open_gguf
 from .hf import open_hf
 from .limits import CheckpointError, require
 from .lora import merge_adapter, read_adapter_config
-from .nemo_read import config_beside, open_nemo
+from .nemo.read import config_beside, open_nemo
 from .tensors import Checkpoint, LazyTensor, raw
 
 

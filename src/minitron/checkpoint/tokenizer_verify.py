@@ -7,7 +7,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from .gguf_vocab import end_ids
+from .gguf.vocab import end_ids
 from .limits import CheckpointError, require
 from .spm import CONTROL, UNKNOWN, USER_DEFINED, SentencePieceModel, read_spm, tokenizer_json
 from .tensors import Checkpoint

@@ -68,10 +68,10 @@ def bench(
     quiet_libraries()
     import torch
 
-    from ..engine.measure import compare
+    from ..bench.measure import compare
+    from ..bench.peers import TransformersPeer, llama_peer
     from ..engine.models import why_not_model
     from ..engine.packed import weights_of
-    from ..engine.peers import TransformersPeer, llama_peer
 
     subject, name, weights = _subject(model, preset, random_weights, zeros, layers)
     reason = why_not_model(subject)
@@ -89,7 +89,7 @@ def bench(
         result = compare(packed, others | llama, prompt, new_tokens, rounds)
     result = {"model": name, "weights": weights, "format": packed.format, **result}
     if plot is not None:
-        from ..engine.roofline import draw_roofline
+        from ..bench.roofline import draw_roofline
 
         draw_roofline([{"name": packed.format, **result}], plot)
     if as_json:
@@ -108,7 +108,7 @@ def _check(
     if peers not in ("all", "none", *PEERS):
         raise ValueError(f"--peers is {peers!r}; it must be {', '.join(PEERS)}, all or none")
     if format is not None:
-        from ..quantize import FORMATS  # imports torch
+        from ..engine.quantize import FORMATS  # imports torch
 
         if format not in FORMATS:
             raise ValueError(f"--format is {format!r}; it must be one of {', '.join(FORMATS)}")
@@ -125,8 +125,8 @@ def _subject(
     model: str | None, preset: str | None, random: bool, zeros: float, layers: int | None
 ) -> tuple[Any, str, str]:
     """The model, its name and a word on its weights."""
+    from ..bench.measure import random_model, shortened
     from ..config import NemotronConfig
-    from ..engine.measure import random_model, shortened
     from ..loading import load
 
     if preset is None and not random:

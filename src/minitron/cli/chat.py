@@ -131,8 +131,8 @@ def _next_line() -> str:
 
 def _reply(loaded: Any, messages: list[dict[str, Any]], settings: Any) -> dict[str, Any]:
     from ..chat import TURN_MARK, parse_reply
-    from ..generate import TextStream
     from ..templates import conversation_ids
+    from ..text_stream import TextStream
 
     ids = conversation_ids(loaded.tokenizer, messages, add_generation_prompt=True)
     mark = loaded.tokenizer.convert_tokens_to_ids(TURN_MARK)

@@ -18,7 +18,7 @@ from ..checkpoint.limits import CheckpointNote
 from ..files import WriteError, check_target
 
 if TYPE_CHECKING:
-    from ..generate import Summary
+    from ..text_stream import Summary
 
 F = TypeVar("F", bound=Callable[..., Any])
 

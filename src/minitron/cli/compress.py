@@ -134,7 +134,7 @@ def _start(recipe: Any, out: Path, cache: Path | None, device: str, dry_run: boo
     quiet_libraries()
     from ..compress.dry import estimate
     from ..compress.run import token_folder
-    from ..distill.machine import keep_freed_memory
+    from ..train.machine import keep_freed_memory
 
     keep_freed_memory()
     with token_folder(out, cache) as store:

@@ -12,7 +12,7 @@ from .common import human_bytes, human_count, quiet_libraries, sentence_errors, 
 from .invocation import program
 
 if TYPE_CHECKING:
-    from ..generate import SamplingSettings
+    from ..text_stream import SamplingSettings
 
 
 @sentence_errors
@@ -25,7 +25,7 @@ def demo(
     from ..assets import bundled_model
 
     quiet_libraries()
-    from ..generate import SamplingSettings
+    from ..text_stream import SamplingSettings
 
     settings = SamplingSettings(max_new_tokens, temperature=0.7, top_p=0.9, seed=seed)
     _write("The bundled Nemotron", bundled_model(), prompt, settings)
@@ -42,8 +42,8 @@ def demo(
 def _write(title: str, folder: Path, prompt: str, settings: SamplingSettings) -> None:
     """One model: its size and held-out loss, its story as it is written, its speed."""
     from ..assets import stated_losses
-    from ..generate import TextStream, encode_prompt
     from ..loading import load
+    from ..text_stream import TextStream, encode_prompt
 
     loaded = load(folder)
     config = loaded.model.config

@@ -94,7 +94,7 @@ def distill(
 
     losses = DistillOptions(loss, temperature, ce_weight, hidden, _pairs(layer_map), embeddings, alpha)
     with options.processes(device, tensor_parallel) as (world, place):
-        from ..data import TokenFolder
+        from ..data.token_cache import TokenFolder
         from ..distill.opening import open_distillation
 
         with TokenFolder(cache or out.parent / "token-cache") as store:
@@ -144,7 +144,7 @@ def _run(
     accepted: Callable[[], None],
 ) -> None:
     from ..distill.recipe import distill, flops_per_token, make_loss
-    from ..distill.train import estimate
+    from ..train.loop import estimate
 
     if world.first:
         options.tell(pair.texts.notes)

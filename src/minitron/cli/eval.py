@@ -11,15 +11,7 @@ import typer
 
 from ..files import write_text
 from ..locate import locate
-from .common import (
-    DeviceOption,
-    DtypeOption,
-    JsonOption,
-    check_output,
-    print_json,
-    quiet_libraries,
-    sentence_errors,
-)
+from .common import DeviceOption, DtypeOption, JsonOption, check_output, print_json, quiet_libraries, sentence_errors
 
 
 @sentence_errors
@@ -181,7 +173,7 @@ def _quick(
     paths: list[str | None], data: list[str], limit: int | None, stride: int | None, dtype: str, device: str
 ) -> dict[str, Any]:
     from ..assets import heldout_text
-    from ..data import Source, read_texts
+    from ..data.documents import Source, read_texts
     from ..evaluate.models import describe
     from ..evaluate.quick import check_stride, quick_suite, require_same_tokens
     from ..loading import load

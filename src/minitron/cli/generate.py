@@ -96,8 +96,8 @@ def generate(
     if not text.strip():
         raise ValueError("the prompt is empty; give some text to go on from")
     quiet_libraries()
-    from ..generate import TextStream, encode_prompt
     from ..loading import load
+    from ..text_stream import TextStream, encode_prompt
 
     loaded = load(model, dtype=dtype, device=device, format=format, say=say)
     ids = encode_prompt(loaded.tokenizer, text)

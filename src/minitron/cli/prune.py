@@ -70,7 +70,7 @@ def prune(
     locate(model)
     quiet_libraries()
     from ..loading import checkpoint_folder
-    from ..prune.job import Options, PruneJob
+    from ..prune.pipeline import Options, PruneJob
 
     options = Options(
         plan=plan, keep=keep, params=params, non_embedding_params=non_embedding_params, memory=memory, speed=speed,

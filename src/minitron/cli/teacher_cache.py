@@ -62,12 +62,12 @@ def teacher_cache(
     quiet_libraries()
     from ..checkpoint.fingerprint import fingerprint
     from ..checkpoint.hf import check_checkpoint
-    from ..data import TokenFolder
-    from ..distill.inputs import open_texts
-    from ..distill.schedule import TrainConfig
+    from ..data.token_cache import TokenFolder
     from ..distill.teacher_cache import make_codec, measure_bytes, plan_cache, write_cache
     from ..loading import checkpoint_folder, load
     from ..tokenizer import load_tokenizer
+    from ..train.inputs import open_texts
+    from ..train.schedule import TrainConfig
 
     folder = checkpoint_folder(teacher, say)
     check_checkpoint(folder)

@@ -110,13 +110,13 @@ def train(
     quiet_libraries()
     with options.processes(device, tensor_parallel) as (world, place):
         from ..checkpoint.hf import read_config
-        from ..data import TokenFolder
-        from ..distill.correction import choose_trained
-        from ..distill.inputs import fresh_config, new_model, open_texts, saved_model
-        from ..distill.memory import require_memory
-        from ..distill.runs import require_positions
+        from ..data.token_cache import TokenFolder
         from ..loading import checkpoint_folder
         from ..tokenizer import load_tokenizer
+        from ..train.adapters import choose_trained
+        from ..train.inputs import fresh_config, new_model, open_texts, saved_model
+        from ..train.memory import require_memory
+        from ..train.run_folder import require_positions
 
         start = None if model is None else world.first_then_all(lambda: checkpoint_folder(model, say))
         encoder: Any = load_tokenizer(_tokenizer_folder(vocabulary) if start is None or tokenizer else start)
@@ -164,8 +164,8 @@ def _run(
     accepted: Callable[[], None],
 ) -> None:
     from ..distill.recipe import flops_per_token
-    from ..distill.train import estimate, next_token_loss
-    from ..distill.train import train as run_training
+    from ..train.loop import estimate, next_token_loss
+    from ..train.loop import train as run_training
 
     if world.first:
         options.tell(texts.notes)

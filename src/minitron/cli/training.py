@@ -65,7 +65,7 @@ def check_run(out: Path, models: Iterable[str | Path | None], data: Sequence[str
     Raises:
         TargetError, LockedError: see `files`.
     """
-    from ..documents import Source
+    from ..data.documents import Source
 
     text = [Path(Source.parse(each).path) for each in data]
     require_folder_name(out)
@@ -77,7 +77,7 @@ def check_run(out: Path, models: Iterable[str | Path | None], data: Sequence[str
 
 def settings_from(options: dict[str, Any]) -> Any:
     """`TrainConfig` of what a verb was called with."""
-    from ..distill.schedule import TrainConfig
+    from ..train.schedule import TrainConfig
 
     return TrainConfig(**{f.name: options[f.name] for f in fields(TrainConfig) if f.name in options})
 
@@ -88,10 +88,10 @@ def processes(device: str, tensor_parallel: int) -> Iterator[tuple[Any, Any]]:
 
     Processes other than the first say nothing but errors.
     """
-    from ..distill.machine import keep_freed_memory
-    from ..distill.parallel import make_world
-    from ..distill.world import join, launched, leave
     from ..loading import pick_device
+    from ..train.machine import keep_freed_memory
+    from ..train.parallel import make_world
+    from ..train.world import join, launched, leave
 
     keep_freed_memory()
     if launched():
@@ -107,7 +107,7 @@ def peak_flops(given: float | None, place: Any, dtype: str, world: Any) -> float
     """Operations per second of all devices together: as given for one in TFLOP/s, or measured."""
     import torch.distributed as dist
 
-    from ..distill.machine import measured_peak
+    from ..train.machine import measured_peak
 
     each = given * 1e12 if given else world.agree(measured_peak(place, dtype))
     return each * (1 if world.mesh is None else dist.get_world_size())

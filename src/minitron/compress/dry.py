@@ -8,9 +8,9 @@ from typing import Any
 
 from ..checkpoint.hf import read_config
 from ..config import NemotronConfig
-from ..data import TokenFolder
-from ..distill.machine import measured_peak
+from ..data.token_cache import TokenFolder
 from ..files import require_unlocked
+from ..train.machine import measured_peak
 from .costs import EFFICIENCY, plan_costs
 from .recipe import Recipe
 from .run import Context, open_context, token_folder

@@ -14,14 +14,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 
+from ..bench.speeds import measure_speeds
 from ..checkpoint.fingerprint import fingerprint
 from ..checkpoint.hf import read_config
 from ..config import NemotronConfig
-from ..data import Source, read_texts
-from ..distill.log import METRICS_FILE
-from ..engine.speeds import measure_speeds
+from ..data.documents import Source, read_texts
 from ..evaluate.quick import distance, generation, perplexity
-from ..generate import SamplingSettings, TextStream, encode_prompt
 from ..loading import load
 from ..prune.architecture import Architecture
 from ..prune.scores import Scores
@@ -37,6 +35,8 @@ from ..report.facts import (
     StageFacts,
 )
 from ..report.page import write_report
+from ..text_stream import SamplingSettings, TextStream, encode_prompt
+from ..train.log import METRICS_FILE
 from ..version import __version__
 from .costs import training_flops
 

@@ -18,15 +18,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint.resume import list_steps
-from ..data import Batch, BlockStream, PackedBlocks
+from ..data.packing import Batch, BlockStream, PackedBlocks
 from ..distill.losses import DistillLoss, DistillOptions
-from ..distill.machine import autocast
-from ..distill.objective import heldout_loss
-from ..distill.schedule import TrainConfig
 from ..distill.targets import DenseTargets, TeacherTargets
-from ..distill.train import train
 from ..files import allocate, write_text
+from ..train.loop import train
+from ..train.machine import autocast
+from ..train.objective import heldout_loss
+from ..train.resume import list_steps
+from ..train.schedule import TrainConfig
 from .stages import StoppedError
 
 RUNGS_FILE = "rungs.json"

@@ -19,8 +19,8 @@ from ..assets import BUNDLED, bundled_model, recipes
 from ..characters import require_characters
 from ..checkpoint.limits import MAX_YAML_BYTES, read_small_file, shown
 from ..checkpoint.yaml_values import parse_yaml
-from ..distill.schedule import TrainConfig
 from ..prune.search import Grid
+from ..train.schedule import TrainConfig
 
 BUDGETS = ("params", "non_embedding_params", "memory", "speed", "keep")
 

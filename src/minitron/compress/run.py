@@ -18,20 +18,22 @@ import torch
 
 from ..checkpoint.fingerprint import fingerprint
 from ..checkpoint.hf import check_checkpoint, read_config
-from ..data import Batch, Source, TokenFolder, collate
-from ..distill.correction import choose_trained
-from ..distill.inputs import Texts, open_texts, saved_model
+from ..data.documents import Source
+from ..data.packing import Batch, collate
+from ..data.token_cache import TokenFolder
 from ..distill.losses import DistillLoss, DistillOptions
-from ..distill.schedule import TrainConfig
 from ..distill.targets import OnlineTeacher
-from ..distill.text_changes import describe_texts
-from ..distill.train import train
 from ..files import is_empty, locked, require_apart, write_text
 from ..loading import checkpoint_folder, pick_device
 from ..prune.choose import make_plan
 from ..prune.importance import check_language, compute_importance
 from ..prune.scores import Scores
 from ..tokenizer import load_tokenizer
+from ..train.adapters import choose_trained
+from ..train.inputs import Texts, open_texts, saved_model
+from ..train.loop import train
+from ..train.schedule import TrainConfig
+from ..train.text_changes import describe_texts
 from .costs import training_flops
 from .cutting import cut_out, refit_costs
 from .recipe import Recipe, RecipeError, with_absolute_paths

@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..distill.text_changes import text_changes
 from ..files import write_text
+from ..train.text_changes import text_changes
 
 DONE = "stage.json"
 

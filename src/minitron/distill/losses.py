@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..config import NemotronConfig
-from ..data import Batch
+from ..data.packing import Batch
 from ..ops.head_loss import FORWARD_KL, KINDS
 from ..ops.kl import Divergence, linear_divergence, linear_sparse_divergence
 from ..ops.loss import IGNORE_INDEX, shift_labels

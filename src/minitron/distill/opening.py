@@ -13,19 +13,19 @@ from torch import nn
 from ..checkpoint.fingerprint import fingerprint
 from ..checkpoint.hf import check_checkpoint, read_config
 from ..config import NemotronConfig
-from ..data import TokenFolder
+from ..data.token_cache import TokenFolder
 from ..loading import checkpoint_folder
 from ..tokenizer import load_tokenizer
+from ..train.inputs import Texts, open_texts, saved_model
+from ..train.machine import uses_bfloat16
+from ..train.memory import require_memory
+from ..train.run_folder import TrainError, require_positions
+from ..train.schedule import TrainConfig
+from ..train.world import World
 from .correction import CorrectedTeacher
-from .inputs import Texts, open_texts, saved_model
-from .machine import uses_bfloat16
-from .memory import require_memory
 from .recipe import require_same_tokens, require_same_vocabulary
-from .runs import TrainError, require_positions
-from .schedule import TrainConfig
 from .targets import OnlineTeacher, TeacherTargets
 from .teacher_cache import open_targets
-from .world import World
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,15 @@ import torch
 from torch import nn
 
 from ..config import NemotronConfig
-from ..data import BlockStream
+from ..data.packing import BlockStream
 from ..tokenizer import tokenizer_difference
+from ..train.loop import Result, Surroundings, train
+from ..train.objective import LossFunction, next_token_loss
+from ..train.run_folder import TrainError
+from ..train.schedule import TrainConfig
 from .correction import CorrectedTeacher, CorrectingLoss
 from .losses import DistillLoss, DistillOptions
-from .objective import LossFunction, next_token_loss
-from .runs import TrainError
-from .schedule import TrainConfig
 from .targets import OnlineTeacher, TeacherTargets
-from .train import Result, Surroundings, train
 
 
 def require_same_tokens(student: Any, teacher: Any, student_name: object, teacher_name: object) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ..data import Batch
+from ..data.packing import Batch
 
 
 @dataclass(frozen=True)

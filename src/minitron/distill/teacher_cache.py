@@ -21,13 +21,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..data import Batch, BlockStream, collate
+from ..data.packing import Batch, BlockStream, collate
 from ..files import is_empty, locked, new_file, write_bytes, write_text
 from ..finite import check_weights
 from ..ops.loss import IGNORE_INDEX, shift_labels
+from ..train.text_changes import describe_texts, text_changes
 from .target_codecs import CODECS, ENTRY_BYTES, ID_BITS, Codec, Decoded, HiddenCodec
 from .targets import DenseTargets, SparseTargets, head_weight, hidden_states
-from .text_changes import describe_texts, text_changes
 
 CACHE_VERSION = 1
 META_FILE, PLACES_FILE, HEAD_FILE = "meta.json", "places.npy", "head.safetensors"

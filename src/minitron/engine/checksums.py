@@ -31,7 +31,7 @@ def checksums(tensors: Mapping[str, Tensor]) -> dict[str, Checksum]:
         jobs.extend((name, data[start : start + PIECE]) for start in range(0, max(1, len(data)), PIECE))
     work = _blake
     if importlib.util.find_spec("numba") is not None:
-        from ..ops.sources import compiling
+        from .cpu.compiled import compiling
 
         work = _mixed
         with compiling("the checksum of weights"):
@@ -48,7 +48,7 @@ def checksums(tensors: Mapping[str, Tensor]) -> dict[str, Checksum]:
 
 
 def _mixed(data: np.ndarray) -> bytes:
-    from ..ops.checksum import BLOCK, KEYS, mix
+    from .cpu.checksum import BLOCK, KEYS, mix
 
     size = 8 * BLOCK
     whole = len(data) // size * size

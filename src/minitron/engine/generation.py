@@ -18,7 +18,7 @@ from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, St
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from ..assets import default_draft
-from ..decoding import DRAFT_CHOICE, GenerationReport
+from ..engine_hook import DRAFT_CHOICE, GenerationReport
 from ..finite import NotFiniteError, explain
 from ..framework import CACHE_NAME
 from ..model import NemotronForCausalLM, check_ids
@@ -43,7 +43,7 @@ def open_engine(weights: EngineWeights, capacity: int, slots: int = 1) -> Engine
     """The compiled engine, or the reference where Numba is missing."""
     if importlib.util.find_spec("numba") is None:
         return ReferenceEngine(weights, capacity, slots)
-    from .cpu import CpuEngine
+    from .cpu.engine import CpuEngine
 
     return CpuEngine(weights, capacity, slots=slots)
 

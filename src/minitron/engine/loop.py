@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..sampling import Array
 from .kv import KeyValues
 from .rules import Rules
+from .sampling import Array
 
 if TYPE_CHECKING:
     from transformers.generation.streamers import BaseStreamer

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from ..config import NemotronConfig
-from ..quantize import FORMATS, PLAIN
+from .quantize import FORMATS, PLAIN
 from .weights import packed_bytes
 
 ROOT = Path("/")
@@ -75,7 +75,7 @@ def require_memory(name: str, config: NemotronConfig, format: str, packed: bool)
     Args:
         name: of the model, for the message.
         config: its shape.
-        format: in which it shall be loaded: one of `quantize.FORMATS`, or "fp16".
+        format: in which it shall be loaded: one of `engine.quantize.FORMATS`, or "fp16".
         packed: as `EngineWeights` alone; otherwise as a model of torch, whose transposed matrices come on top when it
             decodes.
 

@@ -19,8 +19,8 @@ from transformers import GenerationConfig
 
 from ..checkpoint.hf import read_config
 from ..model import NemotronForCausalLM, NemotronRotaryEmbedding
-from ..quantize import Format, Matrix
 from .checksums import Checksum, checksums
+from .quantize import Format, Matrix
 from .weights import EngineWeights, constants_of, copied, format_of, from_checkpoint, from_model, tensors_of
 
 
@@ -41,7 +41,7 @@ def weights_of(model: NemotronForCausalLM, format: str | None = None) -> EngineW
 
     Args:
         model: one that the engine runs, see `models.why_not_model`.
-        format: one of `quantize.FORMATS`; that of the model's dtype if None.
+        format: one of `engine.quantize.FORMATS`; that of the model's dtype if None.
 
     Raises:
         ValueError: the weights are there in another format only.

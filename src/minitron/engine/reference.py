@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..finite import check_logits
-from ..quantize import PLAIN, Matrix
 from .kv import KeyValues
+from .quantize import PLAIN, Matrix
 from .weights import EngineWeights, LayerWeights, Norm
 
 CHUNK = 512

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, GenerationConfig
 
-from ..decoding import ENGINE_CHOICE
+from ..engine_hook import ENGINE_CHOICE
 
 KNOWN_ARGUMENTS = {
     "attention_mask",

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from ..finite import check_logits
-from ..sampling import Array, Choice, choose, law
+from .sampling import Array, Choice, choose, law
 
 
 class Rules:

@@ -3,9 +3,10 @@
 Greedy decoding keeps a drafted token if it is the one that the model takes; since the engine computes the same bits
 for one token and for eight, the text is that of plain decoding, token for token. When sampling, a draft that is
 certain (looked up) is compared with the token that is drawn as without a draft, so the same seed gives the same text;
-a draft that was itself drawn, from a law q, is kept with probability min(1, p / q) and otherwise replaced by a draw
-from max(p - q, 0), which leaves the law p of every token as it is (Leviathan et al. 2023, `sampling.acceptance`). p
-and q are the laws after all processors: temperature, top-k, penalties and the caller's own.
+a draft that was itself drawn, from a distribution q, is kept with probability min(1, p / q) and otherwise replaced by a
+draw from max(p - q, 0), which leaves the distribution p of every token as it is (Leviathan et al. 2023,
+`engine.sampling.acceptance`). p and q are the distributions after all processors: temperature, top-k, penalties and the
+caller's own.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from ..decoding import Speculation
-from ..sampling import Array, acceptance, draw_exact, residual
+from ..engine_hook import Speculation
 from .loop import Engine, room_for
 from .rules import Rules
+from .sampling import Array, acceptance, draw_exact, residual
 
 if TYPE_CHECKING:
     from transformers.generation.streamers import BaseStreamer

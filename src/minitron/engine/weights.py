@@ -1,6 +1,6 @@
 """The weights of a causal language model in the form that decoding reads: each matrix in rows, each row once.
 
-All matrices of a model are in one of the formats of `quantize`, the embedding too; the head's is `head_format`.
+All matrices of a model are in one of the formats of `engine.quantize`, the embedding too; the head's is `head_format`.
 
 `down_proj` is stored transposed, so that one MLP neuron is one contiguous row that can be skipped; gains of the norms
 are `1 + weight` in fp32. Packed from a model in memory (whose other matrices are shared, not copied) or straight from
@@ -25,7 +25,7 @@ from ..config import NemotronConfig
 from ..finite import NotFiniteError
 from ..head_pruning import kept_heads
 from ..model import NemotronDecoderLayer, NemotronForCausalLM, NemotronRotaryEmbedding
-from ..quantize import HEAD_FORMATS, PLAIN, Format, Matrix, pack, pack_blocks, row_bytes
+from .quantize import HEAD_FORMATS, PLAIN, Format, Matrix, pack, pack_blocks, row_bytes
 
 WEIGHT_DTYPES = (torch.bfloat16, torch.float32)
 """What the decode kernels read where nothing is packed. The reference takes any floating dtype."""
@@ -85,7 +85,7 @@ class LayerWeights:
 class EngineWeights:
     """A whole model. `embed` and `head` are (V, D), the same tensor if they are tied.
 
-    `format` is that of all matrices but the head (and a tied embedding): one of `quantize.FORMATS`, or for the
+    `format` is that of all matrices but the head (and a tied embedding): one of `engine.quantize.FORMATS`, or for the
     reference engine "fp16" or "fp64".
     """
 
@@ -161,7 +161,7 @@ def from_model(
 
     Raises:
         NotFiniteError: weights of `down_proj` are NaN or infinite.
-        ValueError: see `quantize.pack`.
+        ValueError: see `engine.quantize.pack`.
     """
     tensors = tensors_of(model)
     own = format_of(model.model.embed_tokens.weight.dtype)
@@ -270,7 +270,7 @@ def from_checkpoint(folder: Path, format: Format | None = None) -> EngineWeights
     Raises:
         CheckpointError: something is missing or wrong with the folder.
         NotFiniteError: weights of `down_proj` are NaN or infinite.
-        ValueError: see `quantize.pack`.
+        ValueError: see `engine.quantize.pack`.
     """
     checkpoint = open_hf(folder)
     tensors = checkpoint.tensors

@@ -18,12 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..framework import (
-    ALL_ATTENTION_FUNCTIONS,
-    ALL_MASK_ATTENTION_FUNCTIONS,
-    sdpa_attention_forward,
-    sdpa_mask,
-)
+from ..framework import ALL_ATTENTION_FUNCTIONS, ALL_MASK_ATTENTION_FUNCTIONS, sdpa_attention_forward, sdpa_mask
 from .autocast import autocast_dtype, without_autocast
 
 NAME = "minitron_packed"

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..checkpoint.fingerprint import fingerprint
 from ..checkpoint.hf import check_checkpoint
 from ..config import NemotronConfig
-from ..data import Batch
+from ..data.packing import Batch
 from ..model import NemotronForCausalLM
 from .scores import Scores
 from .streaming import StreamedModel, batch_digest

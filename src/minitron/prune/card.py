@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..bench.speeds import Speed
+from ..bench.trust import below_prediction, slower_though_smaller
 from ..config import NemotronConfig
-from ..engine.speeds import Speed
-from ..engine.trust import below_prediction, slower_though_smaller
 from ..files.links import leads_inside
 from ..version import __version__
 from .architecture import Architecture

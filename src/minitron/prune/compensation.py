@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from ..checkpoint.hf import open_hf, write_hf
 from ..checkpoint.safetensors_io import read_safetensors, write_safetensors
 from ..checkpoint.tensors import LazyTensor, from_tensor
-from ..data import Batch
+from ..data.packing import Batch
 from ..files import check_target
 from ..model import NemotronDecoderLayer, NemotronLayerNorm1P
 from .architecture import Architecture

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import torch
 
+from ..bench.measure import decode, random_model, read_bandwidth
+from ..bench.speeds import Speed, measure_speeds
 from ..checkpoint.tensors import Checkpoint
 from ..config import NemotronConfig
 from ..dtypes import dtype_name
-from ..engine.measure import decode, random_model, read_bandwidth
-from ..engine.speeds import Speed, measure_speeds
 from ..engine.weights import from_model
 from ..loading import load
 from .search import BYTES_PER_VALUE, Machine, SearchError
@@ -132,7 +132,7 @@ def measured_speeds(
     """Decoding of checkpoints, in turn where all fit the memory, and what else the machine did meanwhile (or nothing).
 
     Returns:
-        Speeds by name, without those that were not tried, and the load as a clause; see `engine.speeds`.
+        Speeds by name, without those that were not tried, and the load as a clause; see `bench.speeds`.
     """
     if not folders:
         return {}, ""

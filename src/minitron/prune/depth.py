@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoint.fingerprint import fingerprint
-from ..data import Batch
+from ..data.packing import Batch
 from ..files import write_text
 from .head_loss import Judged, judge
 from .ranks import add_up, gather, own_folder, share

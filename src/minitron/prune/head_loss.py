@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..data import IGNORE_INDEX
-from ..ops.loss import shift_labels
+from ..ops.loss import IGNORE_INDEX, shift_labels
 from .streaming import HEAD_BLOCK_BYTES, Removed, StreamError, Walk
 
 _HIDDEN_VALUES = 1 << 26

@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ..checkpoint.fingerprint import fingerprint
-from ..data import Batch, DataError, PackedBlocks, collate
+from ..data.documents import DataError
+from ..data.packing import Batch, PackedBlocks, collate
 from ..files import new_file
 from .depth import DEPTH_METHODS, Progress, score_layers
 from .head_loss import Judged, judge

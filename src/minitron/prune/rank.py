@@ -21,9 +21,9 @@ from torch import Tensor
 
 from ..checkpoint.hf import open_hf
 from ..checkpoint.tensors import LazyTensor
-from ..data import IGNORE_INDEX, Batch
+from ..data.packing import Batch
 from ..files import writing
-from ..ops.loss import shift_labels
+from ..ops.loss import IGNORE_INDEX, shift_labels
 from .architecture import Architecture
 from .head_loss import judge
 from .plan import PrunePlan

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from ..data import Batch
+from ..data.packing import Batch
 from .streaming import StreamError
 
 T = TypeVar("T")

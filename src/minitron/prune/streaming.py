@@ -22,10 +22,11 @@ from torch import Tensor
 
 from ..checkpoint.hf import open_hf
 from ..checkpoint.tensors import Checkpoint, LazyTensor
-from ..data import IGNORE_INDEX, Batch
+from ..data.packing import Batch
 from ..files import write_text, writing
 from ..framework import framework_mask
 from ..model import NemotronDecoderLayer, NemotronLayerNorm1P, NemotronRotaryEmbedding
+from ..ops.loss import IGNORE_INDEX
 
 TOKENS_AT_ONCE = 2048
 """Tokens in one forward pass of a layer."""

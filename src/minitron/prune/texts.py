@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from ..assets import calibration_text
-from ..data import Batch, DataError, PackedBlocks, Source, TokenFolder, collate, tokenize
+from ..data.documents import DataError, Source
+from ..data.packing import Batch, PackedBlocks, collate
+from ..data.token_cache import TokenFolder, tokenize
 from ..tokenizer import load_tokenizer
 from .importance import check_language
 

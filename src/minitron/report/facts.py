@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..engine.trust import slower_though_smaller
+from ..bench.trust import slower_though_smaller
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,12 @@ from checkpoint_samples import random_state, tiny_config
 
 from minitron.checkpoint import limits, pickles
 from minitron.checkpoint.archive import open_archive
-from minitron.checkpoint.gguf_read import read_gguf
-from minitron.checkpoint.gguf_write import write_gguf
+from minitron.checkpoint.gguf.read import read_gguf
+from minitron.checkpoint.gguf.write import write_gguf
 from minitron.checkpoint.limits import CheckpointError, member_path
-from minitron.checkpoint.megatron_files import read_torch_dist, read_zarr
-from minitron.checkpoint.nemo_read import open_nemo
-from minitron.checkpoint.nemo_write import write_nemo
+from minitron.checkpoint.nemo.megatron_files import read_torch_dist, read_zarr
+from minitron.checkpoint.nemo.read import open_nemo
+from minitron.checkpoint.nemo.write import write_nemo
 from minitron.checkpoint.pickles import load_inert
 from minitron.checkpoint.tensors import ByteRange, Checkpoint, from_tensor
 from minitron.checkpoint.torch_file import TorchFile

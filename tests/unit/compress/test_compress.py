@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from compress_samples import small_recipe
 from transformers.models.nemotron.modeling_nemotron import NemotronForCausalLM as Upstream
 from typer.testing import CliRunner
 
@@ -21,9 +21,6 @@ from minitron.compress.stages import RunError
 from minitron.prune.plan import PrunePlan
 from minitron.report.facts import Report
 from minitron.tokenizer import load_tokenizer
-
-sys.path.insert(0, str(Path(__file__).parent))
-from compress_samples import small_recipe
 
 ROOT = Path(__file__).parents[3]
 

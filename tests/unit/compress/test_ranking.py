@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from small_run import small_config, small_model, small_stream
 from torch import nn
 
 from minitron import NemotronForCausalLM
 from minitron.compress.ranking import Contender, SharedTargets, Standing, rank
-from minitron.data import Batch
+from minitron.data.packing import Batch
 from minitron.distill.losses import DistillLoss, DistillOptions
-from minitron.distill.objective import heldout_loss
-from minitron.distill.schedule import TrainConfig
 from minitron.distill.targets import DenseTargets, OnlineTeacher
-from minitron.distill.train import train
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "fault"))
-from small_run import small_config, small_model, small_stream
+from minitron.train.loop import train
+from minitron.train.objective import heldout_loss
+from minitron.train.schedule import TrainConfig
 
 STEPS = 8
 CONFIG = small_config(STEPS, save_every=0, dtype="float32")

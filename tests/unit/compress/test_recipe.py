@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from minitron.assets import bundled_model, recipes
 from minitron.compress.recipe import Recipe, RecipeError, load_recipe, parse_count, recipe_from, with_absolute_paths
-from minitron.documents import Source
+from minitron.data.documents import Source
 
 RECIPES = sorted((Path(__file__).parents[3] / "recipes").glob("*.yaml"))
 NAMES = ["bundled", "h200", "laptop", "nemotron-4-15b"]

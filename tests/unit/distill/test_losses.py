@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from small_run import small_stream
 from torch import Tensor, nn
 
 from minitron import NemotronConfig, NemotronForCausalLM
-from minitron.data import Batch
+from minitron.data.packing import Batch
 from minitron.distill.losses import DistillLoss, DistillOptions
 from minitron.distill.targets import OnlineTeacher
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "fault"))
-from small_run import small_stream
 
 
 def model(seed: int, hidden: int, layers: int, **more: Any) -> NemotronForCausalLM:

@@ -14,28 +14,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_cache import small_plan
+from small_run import small_model, small_stream
 from torch import Tensor
 
 from minitron import NemotronForCausalLM
-from minitron.data import Batch
+from minitron.data.packing import Batch
 from minitron.distill.losses import DistillLoss, DistillOptions
 from minitron.distill.target_codecs import draw, pack_entries, unpack_entries
 from minitron.distill.targets import OnlineTeacher, SparseTargets
-from minitron.distill.teacher_cache import (
-    CachePlan,
-    TargetCache,
-    make_codec,
-    measure_bytes,
-    open_targets,
-    write_cache,
-)
+from minitron.distill.teacher_cache import CachePlan, TargetCache, make_codec, measure_bytes, open_targets, write_cache
 from minitron.ops.kl import linear_divergence, linear_sparse_divergence
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "fault"))
-from small_cache import small_plan
-from small_run import small_model, small_stream
-
-FAULT = Path(__file__).parents[2] / "fault"
+SAMPLES = Path(__file__).parents[2] / "samples"
 
 
 def cached(
@@ -203,7 +194,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("kind", ["hidden", "sampled"])
 def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(tmp_path: Path, kind: str) -> None:
-    command = [sys.executable, str(FAULT / "small_cache.py"), str(tmp_path / "killed"), kind]
+    command = [sys.executable, str(SAMPLES / "small_cache.py"), str(tmp_path / "killed"), kind]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.stdout.startswith("finished after"), done.stderr
     assert int(done.stdout.split()[2]) > 8

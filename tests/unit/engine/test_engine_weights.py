@@ -11,8 +11,8 @@ import torch
 from checkpoint_samples import random_state, save_reference, tiny_config
 from engine_models import tiny_model
 
+from minitron.engine.quantize import FORMATS, Format, Matrix
 from minitron.engine.weights import EngineWeights, from_checkpoint, from_model, packed_bytes
-from minitron.quantize import FORMATS, Format, Matrix
 
 
 @pytest.mark.parametrize("format", [None, *FORMATS])

@@ -10,10 +10,10 @@ import pytest
 import torch
 from engine_models import VARIANTS, some_tokens, tiny_model
 
-from minitron.engine import cpu
+from minitron.engine.cpu import engine as cpu
+from minitron.engine.quantize import Format, Matrix, pack
 from minitron.engine.reference import ReferenceEngine
 from minitron.engine.weights import EngineWeights, from_model
-from minitron.quantize import Format, Matrix, pack
 
 ENGINES = {"reference": ReferenceEngine, "cpu": cpu.CpuEngine}
 

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from minitron import NemotronForCausalLM
-from minitron.decoding import Speculation
 from minitron.engine.packed import weights_of
+from minitron.engine.sampling import acceptance, residual
 from minitron.engine.speculate import DraftLength, Lookup
-from minitron.sampling import acceptance, residual
+from minitron.engine_hook import Speculation
 
 
 def repetitive(seed: int, words: int = 6, length: int = 40) -> torch.Tensor:

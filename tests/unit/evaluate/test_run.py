@@ -217,7 +217,7 @@ def test_a_missing_model_is_found_before_anything_else(
     monkeypatch.setattr(run, "build_tasks", never)
     monkeypatch.setattr(run, "load", never)
     monkeypatch.setattr("minitron.loading.load", never)
-    monkeypatch.setattr("minitron.data.read_texts", never)
+    monkeypatch.setattr("minitron.data.documents.read_texts", never)
     good = str(checkpoint)
     broken = tmp_path / "broken"
     shutil.copytree(checkpoint, broken)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from calibration import batch, saved
 
-from minitron.data import Batch
+from minitron.data.packing import Batch
 from minitron.prune.baselines import magnitude_scores, random_scores, taylor_scores
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from minitron import NemotronForCausalLM
 from minitron.checkpoint.fingerprint import fingerprint
-from minitron.data import Batch
+from minitron.data.packing import Batch
 from minitron.prune.architecture import Architecture
 from minitron.prune.baselines import random_scores
 from minitron.prune.choose import make_plan

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from minitron import NemotronForSequenceClassification
-from minitron.data import Batch
+from minitron.data.packing import Batch
 from minitron.prune import head_loss
 from minitron.prune.depth import score_layers
 from minitron.prune.importance import compute_importance

@@ -21,7 +21,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from minitron.assets import bundled_model
-from minitron.data import Batch, DataError, PackedBlocks, Source, tokenize
+from minitron.data.documents import DataError, Source
+from minitron.data.packing import Batch, PackedBlocks
+from minitron.data.token_cache import tokenize
 from minitron.prune import streaming
 from minitron.prune.importance import check_language, collect_statistics, compute_importance, draw_blocks
 from minitron.prune.scores import Scores
@@ -171,9 +173,10 @@ def test_unknown_aggregations_are_named() -> None:
         Moments(2).score("max", "mean")  # type: ignore[arg-type]
 
 
+SAMPLES = Path(__file__).parents[2] / "samples"
 WORKER = """
 import sys, torch
-sys.path[:0] = [{tests!r}, {here!r}]
+sys.path.insert(0, {samples!r})
 from calibration import batch
 from minitron.prune.importance import compute_importance
 rank, folder = int(sys.argv[1]), sys.argv[2]
@@ -184,8 +187,7 @@ compute_importance(folder + "/model", batch(), dtype=torch.float64).save(f"{{fol
 
 def test_merged_ranks_equal_one_rank(tmp_path: Path) -> None:
     saved(tmp_path / "model")
-    here = Path(__file__).parent
-    code = WORKER.format(tests=str(here.parents[1]), here=str(here))
+    code = WORKER.format(samples=str(SAMPLES))
     commands = [[sys.executable, "-c", code, str(rank), str(tmp_path)] for rank in (0, 1)]
     running = [subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}) for command in commands]
     assert [process.wait(120) for process in running] == [0, 0]
@@ -204,7 +206,7 @@ def test_merged_ranks_equal_one_rank(tmp_path: Path) -> None:
 
 KILLED = """
 import os, signal, sys
-sys.path[:0] = [{tests!r}, {here!r}]
+sys.path.insert(0, {samples!r})
 from pathlib import Path
 from calibration import batch
 from minitron.prune.importance import compute_importance
@@ -231,8 +233,7 @@ def test_interrupted_and_continued_gives_the_same(uninterrupted: Any, layer: int
     folder, expected = uninterrupted
     work = folder.parent / "model-work"
     if how == "killed":
-        here = Path(__file__).parent
-        code = KILLED.format(tests=str(here.parents[1]), here=str(here))
+        code = KILLED.format(samples=str(SAMPLES))
         done = subprocess.run([sys.executable, "-c", code, str(folder), str(layer)], timeout=120)
         assert done.returncode == -signal.SIGKILL
     else:

@@ -13,7 +13,8 @@ from model_samples import build, upstream
 from prune_samples import random_scores
 
 from minitron.checkpoint.fingerprint import fingerprint
-from minitron.data import IGNORE_INDEX, Batch
+from minitron.data.packing import Batch
+from minitron.ops.loss import IGNORE_INDEX
 from minitron.prune import rank
 from minitron.prune.architecture import Architecture
 from minitron.prune.choose import make_plan

@@ -1,0 +1,130 @@
+"""What a weight format costs: the model's predictions on a text, against those of its own bf16 or fp32 weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ..engine.generation import open_engine
+from ..engine.quantize import Format
+from ..engine.reference import ReferenceEngine
+from ..engine.weights import EngineWeights, from_model
+from ..model import NemotronForCausalLM
+
+Predict = Callable[[Sequence[int]], torch.Tensor]
+"""Token ids to logits after each of them, (T, V)."""
+
+PIECE = 8
+"""Tokens in one step of the engine."""
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """Means over all predicted tokens of a text."""
+
+    format: str
+    nbytes: int
+    """Of all matrices; 0 for a peer."""
+    kl: float
+    """KL divergence from the plain weights' distribution to this one's, nats per token."""
+    perplexity: float
+    same_best: float
+    """Share of places where both find the same token most probable."""
+    tokens: int
+
+
+def fidelity(
+    model: NemotronForCausalLM,
+    pieces: Sequence[Sequence[int]],
+    formats: Sequence[Format],
+    peers: Mapping[str, Predict] | None = None,
+) -> list[Fidelity]:
+    """Decode texts with the model's own weights and in each format.
+
+    Args:
+        model: on the CPU, in a dtype that the engine reads.
+        pieces: token ids of texts, each of at least two tokens and within the model's context.
+        formats: to compare.
+        peers: other programs by name, to be compared in the same way.
+
+    Returns:
+        the plain weights first (a KL of 0), then each format, then each peer.
+    """
+    plain = from_model(model)
+    packed: list[EngineWeights] = [plain, *(from_model(model, name) for name in formats)]
+    names = [(weights.format, weights.nbytes) for weights in packed] + [(name, 0) for name in peers or {}]
+    works: list[Predict] = [_engine(weights) for weights in packed] + list((peers or {}).values())
+    sums = torch.zeros((len(works), 3), dtype=torch.float64)
+    count = 0
+    for piece in pieces:
+        targets = torch.tensor(piece[1:])
+        count += len(targets)
+        own = None
+        for row, predict in enumerate(works):
+            found = predict(piece[:-1]).double().log_softmax(-1)
+            own = found if own is None else own
+            sums[row, 0] += (own.exp() * (own - found)).sum()
+            sums[row, 1] -= found.gather(1, targets[:, None]).sum()
+            sums[row, 2] += (own.argmax(-1) == found.argmax(-1)).sum()
+    means = (sums / count).tolist()
+    return [
+        Fidelity(name, nbytes, kl, math.exp(loss), same, count)
+        for (name, nbytes), (kl, loss, same) in zip(names, means, strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A place where the engine finds another token most probable than the reference does."""
+
+    prompt: int
+    place: int
+    gap: float
+    """Between the reference's logits of the two tokens, relative to its largest logit: 0 is a tie."""
+
+
+def greedy_differences(
+    model: NemotronForCausalLM, prompts: Sequence[Sequence[int]], new_tokens: int
+) -> list[Difference]:
+    """Continue prompts greedily with the engine and with the reference in fp32 on the same weights.
+
+    Both follow the reference's tokens, so that one difference does not bring others.
+
+    Args:
+        model: on the CPU, in a dtype that the engine reads; it is fp32 afterwards.
+        prompts: token ids.
+        new_tokens: compared for each.
+    """
+    weights, wide = from_model(model), from_model(model.float())
+    found = []
+    for number, prompt in enumerate(prompts):
+        engine = open_engine(weights, len(prompt) + new_tokens)
+        reference = ReferenceEngine(wide, len(prompt) + new_tokens)
+        try:
+            engine.read(list(prompt[:-1]))
+            reference.read(list(prompt[:-1]))
+            token = prompt[-1]
+            for place in range(new_tokens):
+                expected, other = reference.step([token])[0], int(engine.step([token])[0].argmax())
+                token = int(expected.argmax())
+                if other != token:
+                    gap = (expected[token] - expected[other]) / expected.abs().max()
+                    found.append(Difference(number, place, float(gap)))
+        finally:
+            engine.close()
+    return found
+
+
+def _engine(weights: EngineWeights) -> Predict:
+    def predict(tokens: Sequence[int]) -> torch.Tensor:
+        engine = open_engine(weights, len(tokens))
+        try:
+            parts = [list(tokens[start : start + PIECE]) for start in range(0, len(tokens), PIECE)]
+            return torch.cat([engine.step(part).clone() for part in parts])
+        finally:
+            engine.close()
+
+    return predict

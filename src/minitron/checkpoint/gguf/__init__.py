@@ -1,0 +1,11 @@
+"""GGUF files."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from ...submodules import submodule
+
+
+def __getattr__(name: str) -> ModuleType:
+    return submodule(__name__, name)

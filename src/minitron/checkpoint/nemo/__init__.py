@@ -1,0 +1,11 @@
+"""NeMo 1, NeMo 2 and Megatron checkpoints."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from ...submodules import submodule
+
+
+def __getattr__(name: str) -> ModuleType:
+    return submodule(__name__, name)

@@ -1,0 +1,181 @@
+"""Long prompts: torch's matrix products over packed weights, in memory that is taken once for all layers.
+
+Products are in the weights' dtype (bf16 for packed formats), the residual stream and norms in fp32. Nearly all time is
+in the products, so the rest must not take any: tensors of some megabytes that are allocated anew come as untouched
+pages each time, which cost more than the arithmetic on them. An odd number of rows is padded with one, for oneDNN
+multiplies an odd number of bf16 rows a quarter slower. `down_proj` is used as it is stored, transposed, which costs a
+twentieth of its product. Needs Numba, for packed formats.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..kv import KeyValues
+from ..quantize import BLOCK, PLAIN, Matrix
+from ..reference import CHUNK
+from ..weights import EngineWeights, LayerWeights, Norm
+from .compiled import compiling
+from .formats import KINDS
+from .gemv import NONE, share
+from .unpack import unpack_rows
+
+
+class PromptReader:
+    """Appends tokens to a cache of keys and values; nobody wants their logits."""
+
+    def __init__(self, weights: EngineWeights, kv: KeyValues, rotary: tuple[Tensor, Tensor], threads: int) -> None:
+        self._weights = weights
+        self._kv = kv
+        self._rotary = rotary
+        self._threads = threads
+        self._rows = 0
+
+    def prepare(self) -> None:
+        """Load the compiled code that unpacks matrices from the cache or compile it."""
+        if self._weights.format in PLAIN or not self._weights.layers:
+            return
+        matrix = self._weights.layers[0].q
+        stored, extras = _stored(matrix)
+        with compiling(f"the unpacking of {matrix.format} weights"):
+            unpack_rows(stored, extras, np.zeros(BLOCK, np.float32), np.zeros((1, matrix.shape[1]), np.uint16), 0, 0)
+
+    @torch.inference_mode()
+    def read(self, tokens: list[int], slot: int) -> None:
+        """Append tokens to the sequence of a slot, in chunks."""
+        self.prepare()
+        self._reserve(min(CHUNK, len(tokens)))
+        with ThreadPoolExecutor(self._threads) as self._pool:
+            for start in range(0, len(tokens), CHUNK):
+                self._read_chunk(tokens[start : start + CHUNK], slot)
+
+    def _reserve(self, rows: int) -> None:
+        """Take memory for chunks of so many tokens."""
+        rows += rows % 2
+        if rows <= self._rows:
+            return
+        weights, dtype = self._weights, self._weights.dtype
+        D, H = weights.hidden_size, weights.constants.head_dim
+        heads = max((layer.num_heads for layer in weights.layers), default=0)
+        groups = max((layer.num_key_value_heads for layer in weights.layers), default=0)
+        self._rows = rows
+        self._x, self._wide = torch.empty(rows, D), torch.empty(rows, D)
+        self._narrow = torch.empty(rows, D, dtype=dtype)
+        self._moments = torch.empty(2, rows, 1)
+        self._q, self._k, self._v = (torch.empty(rows * n * H, dtype=dtype) for n in (heads, groups, groups))
+        self._turned = torch.empty(3, rows * heads * self._rotary[0].shape[1])
+        self._h = torch.empty(rows, weights.constants.intermediate_size, dtype=dtype)
+        largest = max((m.shape[0] * m.shape[1] for layer in weights.layers for m in layer.matrices), default=0)
+        self._plain = torch.empty(0 if weights.format in PLAIN else largest, dtype=dtype)
+
+    def _read_chunk(self, tokens: list[int], slot: int) -> None:
+        begin, T = self._kv.lengths[slot], len(tokens)
+        assert begin + T <= self._kv.capacity, f"{begin + T} tokens in a cache of {self._kv.capacity}"
+        rows = T + T % 2
+        x = self._x[:rows]
+        x[:T] = self._weights.embed.select(torch.tensor(tokens), self._weights.dtype)
+        x[T:] = 0
+        for index, layer in enumerate(self._weights.layers):
+            normed = self._normed(x, layer.attention_norm)
+            self._keep(normed, layer, (index, slot), begin, T)
+            if index + 1 < len(self._weights.layers):  # of the last layer nobody needs more than keys and values
+                x += self._attention(normed, layer, (index, slot), begin, T)
+                x += self._mlp(x, layer)
+        self._kv.lengths[slot] = begin + T
+
+    def _keep(self, normed: Tensor, layer: LayerWeights, place: tuple[int, int], begin: int, T: int) -> None:
+        """Put keys and values into the cache."""
+        (index, slot), N, K = place, layer.num_heads, layer.num_key_value_heads
+        k = self._project(normed, layer.k, self._k, layer.qkv_bias, N)[:T]
+        self._rotate(k, begin)
+        self._kv.keys[index][slot][:, begin : begin + T] = k.transpose(0, 1)
+        v = self._project(normed, layer.v, self._v, layer.qkv_bias, N + K)[:T]
+        self._kv.values[index][slot][:, begin : begin + T] = v.transpose(0, 1)
+
+    def _project(self, normed: Tensor, matrix: Matrix, space: Tensor, bias: Tensor | None, first: int) -> Tensor:
+        """Heads (rows, heads, H) in `space`; their biases begin at head `first`."""
+        H = self._weights.constants.head_dim
+        rows, width = len(normed), matrix.shape[0]
+        part = space[: rows * width].view(rows, width)
+        self._multiply(normed, self._dense(matrix).T, part, None if bias is None else bias[first * H :][:width])
+        return part.view(rows, -1, H)
+
+    def _attention(self, normed: Tensor, layer: LayerWeights, place: tuple[int, int], begin: int, T: int) -> Tensor:
+        (index, slot), end, rows = place, begin + T, len(normed)
+        width = layer.q.shape[0]
+        q = self._project(normed, layer.q, self._q, layer.qkv_bias, 0)[:T]
+        self._rotate(q, begin)
+        keys, values = self._kv.keys[index][slot], self._kv.values[index][slot]
+        mask = torch.arange(end) <= torch.arange(begin, end)[:, None] if begin else None
+        mixed = F.scaled_dot_product_attention(
+            q.transpose(0, 1)[None],
+            keys[None, :, :end],
+            values[None, :, :end],
+            attn_mask=mask,
+            is_causal=mask is None,
+            enable_gqa=True,
+        )
+        q.copy_(mixed[0].transpose(0, 1))
+        mixed_heads = self._q[: rows * width].view(rows, width)
+        return self._multiply(mixed_heads, self._dense(layer.o).T, self._narrow[:rows], layer.o_bias)
+
+    def _mlp(self, x: Tensor, layer: LayerWeights) -> Tensor:
+        rows = len(x)
+        h, out = self._h[:rows], self._narrow[:rows]
+        self._multiply(self._normed(x, layer.mlp_norm), self._dense(layer.up).T, h, layer.up_bias)
+        return self._multiply(h.relu_().square_(), self._dense(layer.down_t), out, layer.down_bias)
+
+    def _normed(self, x: Tensor, norm: Norm) -> Tensor:
+        rows, D = x.shape
+        wide, (mean, scale) = self._wide[:rows], self._moments[:, :rows]
+        eps = self._weights.constants.norm_eps
+        into = {"out0": wide, "out1": mean, "out2": scale}
+        torch.ops.aten.native_layer_norm.out(x, (D,), norm.gain, norm.offset, eps, **into)
+        return self._narrow[:rows].copy_(wide)
+
+    def _rotate(self, heads: Tensor, begin: int) -> None:
+        """Turn the first channels of heads (T, heads, H) in place, as `ops.rope`."""
+        T, N, _ = heads.shape
+        cos, sin = (table[begin : begin + T, None] for table in self._rotary)
+        half = cos.shape[-1]
+        a, b = heads[..., :half], heads[..., half : 2 * half]
+        new_a, new_b, part = self._turned[:, : T * N * half].view(3, T, N, half)
+        torch.mul(a, cos, out=new_a).sub_(torch.mul(b, sin, out=part))
+        torch.mul(b, cos, out=new_b).add_(torch.mul(a, sin, out=part))
+        a.copy_(new_a)
+        b.copy_(new_b)
+
+    def _multiply(self, x: Tensor, dense: Tensor, out: Tensor, bias: Tensor | None) -> Tensor:
+        if bias is None:
+            return torch.mm(x, dense, out=out)
+        return torch.addmm(bias.to(out.dtype), x, dense, out=out)
+
+    def _dense(self, matrix: Matrix) -> Tensor:
+        """The matrix in the dtype of products; a packed one is unpacked into memory that the next one takes."""
+        if matrix.format in PLAIN:
+            return matrix.data
+        rows, columns = matrix.shape
+        dense = self._plain[: rows * columns].view(rows, columns)
+        stored, extras = _stored(matrix)
+        bits = dense.view(torch.int16).numpy().view(np.uint16)
+        row_sizes = np.zeros((self._threads, -(-columns // BLOCK) * BLOCK), np.float32)
+        jobs = [
+            self._pool.submit(
+                unpack_rows, stored, extras, row_sizes[thread], bits, *share(rows, 1, thread, self._threads)
+            )
+            for thread in range(self._threads)
+        ]
+        for job in jobs:
+            job.result()
+        return dense
+
+
+def _stored(matrix: Matrix) -> tuple[np.ndarray, np.ndarray]:
+    """A packed matrix and its extras as compiled code takes them."""
+    extras = NONE if matrix.extras is None else matrix.extras.numpy()
+    return matrix.data.numpy().view(KINDS[matrix.format]), extras

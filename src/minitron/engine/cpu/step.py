@@ -1,0 +1,491 @@
+"""One decode step of the whole model as one compiled function, which every thread runs on its share of the rows.
+
+Arrays of different layers have different addresses, so layers come as a table of addresses; the Python side
+(`engine.cpu.engine`) keeps the arrays alive. The step is compiled for each format of the weights when it is first
+used: `kind` and `kv_kind`, empty arrays, say by their dtype how matrices, and keys and values, are stored. Letters: M
+new tokens, D hidden, W heads * H, H head_dim, F MLP neurons, V vocabulary, S positions, T threads. Activations and sums
+are fp32 throughout; nothing is rounded between layers but the keys and values.
+
+Every thread keeps a residual stream of its own and adds the same numbers to it, so that a layer has three points at
+which threads wait for each other: when attention is done (a thread computes whole groups of heads from their weights
+to their result, where there are enough groups), when its projection is done, and when the MLP is done. Between these a
+thread takes the next part of the work when it is done with one, so that slower cores hold up nobody. Neurons are worked
+on in runs whose sums are added in order, hence the same bits with any number of threads.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import carray, njit, types  # type: ignore[reportPrivateImportUsage] (documented as public)
+from numba.core import cgutils
+from numba.extending import intrinsic, overload
+from numba.np.numpy_support import as_dtype
+
+from . import dots, formats, gemv, lanes, tiles
+from . import threads as threads_file
+from .compiled import cached
+from .formats import FAST, row_items
+from .gemv import NONE, ROW_BLOCK, exp_of, matvec, narrowed, share
+from .lanes import LANES, larger, load_fp32, store
+from .threads import STOP, TASK, atomic_add, atomic_load, atomic_store, barrier, take, untake, wait_while
+
+# Columns of the table of layers: addresses, and the two head counts. An address of 0 means none.
+GAIN_1, OFFSET_1, GAIN_2, OFFSET_2, QKV_BIAS, O_BIAS, UP_BIAS, DOWN_BIAS = range(8)
+Q, K, V, O, UP, DOWN = range(8, 14)  # noqa: E741 (the usual letters)
+EXTRAS = 6
+"""Columns from a matrix's address to that of its extras."""
+KEYS, VALUES, HEADS, KV_HEADS = range(20, 24)
+LAYER_COLUMNS = 24
+# Columns of the table of what is not in a layer.
+EMBED, HEAD, EMBED_EXTRAS, HEAD_EXTRAS, GAIN, OFFSET = range(6)
+# Sizes.
+HIDDEN, NEURONS, VOCABULARY, HEAD_DIM, CAPACITY, RUN_OF_NEURONS, IN_TURN = range(7)
+# What the next step shall do: M, the first token whose logits are wanted, and how often a token is to be chosen
+# greedily after each, as the next step's input; how often that was done is answered there.
+TOKENS, FIRST_LOGITS, GREEDY, CHOSEN = range(4)
+# What threads share as they are free: `threads.take`.
+ATTENTION, PROJECTION, MLP, HEAD_ROWS = (np.int64(counter) for counter in range(4))
+PARTS_OF_A_THREAD, LEAST_PART = 4, 128
+"""Rows of a matrix are taken in so many parts for each thread, of at least so many rows."""
+# Rows of the table of where new tokens go: their positions, and the slots of the cache in which their texts are.
+POSITIONS, SLOTS = range(2)
+
+
+WHOLE: Any = {**FAST, "inline": "always"}
+"""For the step's own parts. As functions of their own they would be optimized once more for each that calls another:
+compiling took a quarter longer."""
+
+
+@intrinsic
+def _pointer(typingctx, address):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        return builder.inttoptr(args[0], cgutils.voidptr_t)
+
+    return types.voidptr(types.int64), codegen
+
+
+@njit(**FAST)
+def _fp32_at(address, rows, columns):  # type: ignore[no-untyped-def]
+    return carray(_pointer(address), (rows, columns), np.float32)  # type: ignore[call-arg]
+
+
+def _matrix_at(kind: Any, address: int, rows: int, columns: int) -> Any:
+    """The matrix at an address, in the format that the dtype of `kind` stands for."""
+    raise NotImplementedError("only within compiled code")
+
+
+@overload(_matrix_at)
+def _overload_matrix_at(kind, address, rows, columns):  # type: ignore[no-untyped-def]
+    dtype = as_dtype(kind.dtype)
+
+    def at(kind, address, rows, columns):  # type: ignore[no-untyped-def]
+        return carray(_pointer(address), (rows, row_items(kind, columns)), dtype)  # type: ignore[call-arg]
+
+    return at
+
+
+@njit(**FAST)
+def _extras_at(address, rows):  # type: ignore[no-untyped-def]
+    if address == 0:
+        return carray(_pointer(address), (0,), np.int32)  # type: ignore[call-arg]
+    escapes = carray(_pointer(address), (2 * rows + 1,), np.int32)[2 * rows]  # type: ignore[call-arg]
+    return carray(_pointer(address), (2 * rows + 1 + 2 * escapes,), np.int32)  # type: ignore[call-arg]
+
+
+@njit(**FAST)
+def _multiply(kind, address, extras, rows, x, staged, out, column, start, stop):  # type: ignore[no-untyped-def]
+    """`tiles.multiply` with the (rows, K) matrix at an address; `staged` is x, see `_stage`."""
+    w = _matrix_at(kind, address, rows, x.shape[1])
+    tiles.multiply(w, _extras_at(extras, rows), x, staged, out, column, start, stop)
+
+
+@njit(**FAST)
+def _stage(kind, x, staged):  # type: ignore[no-untyped-def]
+    """Lay vectors out for products with matrices of a kind."""
+    for m in range(x.shape[0]):
+        formats.stage(kind, x[m], staged[m])
+
+
+@njit(**FAST)
+def _next(sync, which, sizes, thread, threads, before, parts):  # type: ignore[no-untyped-def]
+    """Which of the parts of some work a thread does after part `before` (-1 if none); `parts` if none is left.
+
+    The next free one, or where parts are so short that asking for them takes longer than waiting, one of its own share.
+    """
+    if sizes[IN_TURN] == 0:
+        return min(take(sync, which), parts)
+    index = parts * thread // threads if before < 0 else before + 1
+    return index if index < parts * (thread + 1) // threads else parts
+
+
+@njit(**FAST)
+def _parts(rows, threads):  # type: ignore[no-untyped-def]
+    """How many parts the rows of a matrix are taken in."""
+    return min(PARTS_OF_A_THREAD * threads, max(threads, rows // LEAST_PART))
+
+
+@njit(**FAST)
+def _add_bias(address, out, start, stop):  # type: ignore[no-untyped-def]
+    if address != 0:
+        bias = _fp32_at(address, 1, stop)[0]
+        for m in range(out.shape[0]):
+            for c in range(start, stop):
+                out[m, c] += bias[c]
+
+
+@njit(**FAST)
+def _add(values, out):  # type: ignore[no-untyped-def]
+    for c in range(values.shape[0]):
+        out[c] += values[c]
+
+
+@njit(**FAST)
+def _layer_norm(x, gain_at, offset_at, eps, out):  # type: ignore[no-untyped-def]
+    """Normalize the rows of x (M, >= D) into `out` (M, D); `gain` is 1 + the stored weight."""
+    D = out.shape[1]
+    gain, offset = _fp32_at(gain_at, 1, D)[0], _fp32_at(offset_at, 1, D)[0]
+    for m in range(x.shape[0]):
+        row, normed = x[m, :D], out[m]
+        total = np.float32(0)
+        for c in range(D):
+            total += row[c]
+        mean = total / np.float32(D)
+        squares = np.float32(0)
+        for c in range(D):
+            squares += (row[c] - mean) * (row[c] - mean)
+        scale = np.float32(1) / np.sqrt(squares / np.float32(D) + eps)
+        for c in range(D):
+            normed[c] = (row[c] - mean) * scale * gain[c] + offset[c]
+
+
+@njit(**FAST)
+def _rotate(head, cos, sin):  # type: ignore[no-untyped-def]
+    """Turn the first channels of one head (H,) in place; cos and sin are (R / 2,)."""
+    half = cos.shape[0]
+    for i in range(half):
+        a, b = head[i], head[half + i]
+        head[i] = a * cos[i] - b * sin[i]
+        head[half + i] = b * cos[i] + a * sin[i]
+
+
+@njit(**FAST)
+def _cached(kv_kind, address, groups, sizes, slot):  # type: ignore[no-untyped-def]
+    """Keys or values of one slot, (groups * capacity, H); `address` is that of slot 0."""
+    rows, H = groups * sizes[CAPACITY], sizes[HEAD_DIM]
+    return _matrix_at(kv_kind, address + slot * rows * H * kv_kind.itemsize, rows, H)
+
+
+@njit(**FAST)
+def _place_heads(kv_kind, first, last, sizes, layer, qkv, cos, sin, places):  # type: ignore[no-untyped-def]
+    """Rotate queries and keys of heads `first` to `last` in place, and put keys and values into the cache."""
+    N, groups, H, capacity = layer[HEADS], layer[KV_HEADS], sizes[HEAD_DIM], sizes[CAPACITY]
+    for m in range(qkv.shape[0]):
+        at, slot = places[POSITIONS, m], places[SLOTS, m]
+        for n in range(first, last):
+            head = qkv[m, n * H : (n + 1) * H]
+            if n < N + groups:
+                _rotate(head, cos[at], sin[at])
+            if n >= N:
+                address = layer[KEYS] if n < N + groups else layer[VALUES]
+                row = ((n - N) % groups) * capacity + at
+                cached = _cached(kv_kind, address, groups, sizes, slot)[row]
+                for i in range(H):
+                    cached[i] = narrowed(cached, head[i])
+
+
+@njit(**FAST)
+def _attend_group(keys, values, q, staged, scores, out):  # type: ignore[no-untyped-def]
+    """Query heads q (G, H), already scaled, that share keys and values (S, H); scores (G, S) is scratch, out (G, H)."""
+    S = keys.shape[0]
+    matvec(keys, NONE, q, staged, scores, 0, 0, S)
+    for g in range(q.shape[0]):
+        row, mixed = scores[g], out[g]
+        top = row[0]
+        for s in range(S):
+            top = max(top, row[s])
+        total = np.float32(0)
+        for s in range(S):
+            p = exp_of(row[s] - top)
+            row[s] = p
+            total += p
+        mixed[:] = np.float32(0)
+        gemv.add_all_rows(values, row, mixed)
+        scale = np.float32(1) / total
+        for i in range(mixed.shape[0]):
+            mixed[i] *= scale
+
+
+@njit(**FAST)
+def _attend(kv_kind, first, last, sizes, layer, qkv, places, staged, scratch, attended):  # type: ignore[no-untyped-def]
+    """Attention of query heads `first` to `last` for every new token: qkv (M, all heads * H) to attended (M, N * H)."""
+    N, groups, H, capacity = layer[HEADS], layer[KV_HEADS], sizes[HEAD_DIM], sizes[CAPACITY]
+    each = N // groups
+    scaling = np.float32(1.0 / np.sqrt(H))
+    while first < last:
+        group = first // each
+        end = min((group + 1) * each, last)
+        at = group * capacity
+        for m in range(qkv.shape[0]):
+            S, slot = places[POSITIONS, m] + 1, places[SLOTS, m]
+            keys = _cached(kv_kind, layer[KEYS], groups, sizes, slot)[at : at + S]
+            values = _cached(kv_kind, layer[VALUES], groups, sizes, slot)[at : at + S]
+            flat = qkv[m, first * H : end * H]
+            for i in range(flat.shape[0]):
+                flat[i] *= scaling
+            q = flat.reshape((end - first, H))
+            out = attended[m, first * H : end * H].reshape((end - first, H))
+            scores = scratch[: (end - first) * S].reshape((end - first, S))
+            _attend_group(keys, values, q, staged, scores, out)
+        first = end
+
+
+@njit(**FAST)
+def _some_heads(group, groups, kinds, sizes, layer, whole, normed, staged, qkv, cos, sin, places):  # type: ignore[no-untyped-def]
+    """Queries (if `whole`), keys and values of heads that belong together, the latter two kept."""
+    H, column = sizes[HEAD_DIM], 0
+    for matrix in range(3):
+        heads = layer[HEADS] if matrix == 0 else layer[KV_HEADS]
+        if whole or matrix > 0:
+            start, stop = heads * H * group // groups, heads * H * (group + 1) // groups
+            address, extras = layer[Q + matrix], layer[Q + matrix + EXTRAS]
+            _multiply(kinds[0], address, extras, heads * H, normed, staged, qkv, column, start, stop)
+            _add_bias(layer[QKV_BIAS], qkv, column + start, column + stop)
+            _place_heads(kinds[1], (column + start) // H, (column + stop) // H, sizes, layer, qkv, cos, sin, places)
+        column += heads * H
+
+
+@njit(**WHOLE)
+def _heads(thread, threads, sync, kinds, sizes, layer, whole, normed, staged, scratch, qkv, attended, cos, sin, places):  # type: ignore[no-untyped-def]
+    """Keep keys and values of the normed tokens; if `whole`, attention too.
+
+    Threads take groups of heads, from their weights to attention's result; where there are fewer groups than threads or
+    heads have odd sizes, rows, and then heads.
+    """
+    kind, kv_kind = kinds[0], kinds[1]
+    N, groups, H = layer[HEADS], layer[KV_HEADS], sizes[HEAD_DIM]
+    _stage(kind, normed, staged[0])
+    if groups >= threads and H % ROW_BLOCK == 0:
+        group = _next(sync, ATTENTION, sizes, thread, threads, -1, groups)
+        while group < groups:
+            _some_heads(group, groups, kinds, sizes, layer, whole, normed, staged[0], qkv, cos, sin, places)
+            if whole:
+                first, last = N * group // groups, N * (group + 1) // groups
+                _attend(kv_kind, first, last, sizes, layer, qkv, places, staged[1], scratch, attended)
+            group = _next(sync, ATTENTION, sizes, thread, threads, group, groups)
+        barrier(sync, threads)
+        return
+    column = 0
+    for matrix in range(3):
+        heads = N if matrix == 0 else groups
+        start, stop = share(heads * H, ROW_BLOCK, thread, threads)
+        address, extras = layer[Q + matrix], layer[Q + matrix + EXTRAS]
+        _multiply(kind, address, extras, heads * H, normed, staged[0], qkv, column, start, stop)
+        _add_bias(layer[QKV_BIAS], qkv, column + start, column + stop)
+        column += heads * H
+    barrier(sync, threads)
+    first, last = share(N + 2 * groups, 1, thread, threads)
+    _place_heads(kv_kind, first, last, sizes, layer, qkv, cos, sin, places)
+    barrier(sync, threads)
+    if whole:
+        first, last = share(N, 1, thread, threads)
+        _attend(kv_kind, first, last, sizes, layer, qkv, places, staged[1], scratch, attended)
+        barrier(sync, threads)
+
+
+@njit(**WHOLE)
+def _attention(thread, threads, sync, kinds, sizes, eps, layer, whole, spaces, M, cos, sin, places):  # type: ignore[no-untyped-def]
+    """Add one layer's attention to the residual stream; only keep keys and values if not `whole`."""
+    all_x, all_normed, all_staged, qkv_space, attended_space, projected_space, _, _, _, _, scratch = spaces
+    D, H = sizes[HIDDEN], sizes[HEAD_DIM]
+    x, staged, projected = all_x[thread, :M], all_staged[thread], projected_space[:M]
+    normed = all_normed[thread, :M]
+    width, q_width = (layer[HEADS] + 2 * layer[KV_HEADS]) * H, layer[HEADS] * H
+    qkv = qkv_space[: M * width].reshape((M, width))
+    attended = attended_space[: M * q_width].reshape((M, q_width))
+    _layer_norm(x, layer[GAIN_1], layer[OFFSET_1], eps, normed)
+    own = scratch[thread]
+    _heads(thread, threads, sync, kinds, sizes, layer, whole, normed, staged, own, qkv, attended, cos, sin, places)
+    untake(sync, MLP, thread)
+    untake(sync, HEAD_ROWS, thread)
+    if not whole:
+        untake(sync, ATTENTION, thread)
+        return
+    _stage(kinds[0], attended, staged[0])
+    parts = _parts(D, threads)
+    part = _next(sync, PROJECTION, sizes, thread, threads, -1, parts)
+    while part < parts:
+        start, stop = share(D, ROW_BLOCK, part, parts)
+        _multiply(kinds[0], layer[O], layer[O + EXTRAS], D, attended, staged[0], projected, 0, start, stop)
+        _add_bias(layer[O_BIAS], projected, start, stop)
+        part = _next(sync, PROJECTION, sizes, thread, threads, part, parts)
+    barrier(sync, threads)
+    untake(sync, ATTENTION, thread)
+    for m in range(M):
+        _add(projected[m], x[m])
+
+
+@njit(**WHOLE)
+def _mlp(thread, threads, sync, kinds, sizes, eps, layer, spaces, M):  # type: ignore[no-untyped-def]
+    """Add one layer's MLP to the residual stream, reading only the rows of neurons that are not zero: how many."""
+    all_x, all_normed, all_staged, _, _, _, all_h, all_active, partial, _, _ = spaces
+    D, F, run = sizes[HIDDEN], sizes[NEURONS], sizes[RUN_OF_NEURONS]
+    x, normed, staged = all_x[thread, :M], all_normed[thread, :M], all_staged[thread]
+    h, active = all_h[:M], all_active[:M]
+    _layer_norm(x, layer[GAIN_2], layer[OFFSET_2], eps, normed)
+    down, extras = _matrix_at(kinds[0], layer[DOWN], F, D), _extras_at(layer[DOWN + EXTRAS], F)
+    runs = (F + run - 1) // run
+    counted, listed = 0, np.empty(M, np.int64)
+    _stage(kinds[0], normed, staged[0])
+    r = _next(sync, MLP, sizes, thread, threads, -1, runs)
+    while r < runs:
+        start, stop = r * run, min((r + 1) * run, F)
+        _multiply(kinds[0], layer[UP], layer[UP + EXTRAS], F, normed, staged[0], h, 0, start, stop)
+        _add_bias(layer[UP_BIAS], h, start, stop)
+        for m in range(M):
+            listed[m] = gemv.squared_relu_list(h[m], active[m], start, stop)
+            partial[r, m, :] = np.float32(0)
+            counted += listed[m]
+        tiles.add_rows_of(down, extras, D, h, active[:, start:stop], listed, start, stop, partial[r])
+        r = _next(sync, MLP, sizes, thread, threads, r, runs)
+    barrier(sync, threads)
+    untake(sync, PROJECTION, thread)
+    _add_bias(layer[DOWN_BIAS], x, 0, D)
+    for m in range(M):
+        for r in range(runs):
+            _add(partial[r, m, :D], x[m])
+    return counted
+
+
+@njit(**WHOLE)
+def _embed(kind, sizes, ends, tokens, x):  # type: ignore[no-untyped-def]
+    V, D = sizes[VOCABULARY], sizes[HIDDEN]
+    embed, extras = _matrix_at(kind, ends[EMBED], V, D), _extras_at(ends[EMBED_EXTRAS], V)
+    for m in range(x.shape[0]):
+        x[m, :] = np.float32(0)
+        gemv.add_row(embed, extras, D, tokens[m], np.float32(1), x[m])
+        formats.add_escapes(embed, extras, tokens[m], np.float32(1), x[m])
+
+
+@njit(**WHOLE)
+def _step(thread, threads, sync, kinds, tokens, places, first, sizes, eps, layers, ends, spaces, cos, sin, zeros):  # type: ignore[no-untyped-def]
+    """All layers for some tokens, and the logits of those from `first` on."""
+    M = tokens.shape[0]
+    x, normed = spaces[0][thread, :M], spaces[1][thread, :M]
+    _embed(kinds[2], sizes, ends, tokens, x)
+    for index in range(layers.shape[0]):
+        layer, whole = layers[index], first < M or index + 1 < layers.shape[0]
+        _attention(thread, threads, sync, kinds, sizes, eps, layer, whole, spaces, M, cos, sin, places)
+        if not whole:  # nobody asks for logits, so that the last layer's keys and values are all that is needed
+            barrier(sync, threads)
+            return
+        counted = _mlp(thread, threads, sync, kinds, sizes, eps, layer, spaces, M)
+        if first < M:
+            zeros[thread, 0] += counted
+    _layer_norm(x[first:], ends[GAIN], ends[OFFSET], eps, normed[first:])
+    rows, logits = sizes[VOCABULARY], spaces[9]
+    staged = spaces[2][thread, 0]
+    _stage(kinds[3], normed[first:], staged)
+    head = (kinds[3], ends[HEAD], ends[HEAD_EXTRAS], rows)
+    parts = _parts(rows, threads)
+    part = _next(sync, HEAD_ROWS, sizes, thread, threads, -1, parts)
+    while part < parts:
+        start, stop = share(rows, ROW_BLOCK, part, parts)
+        _multiply(*head, normed[first:], staged, logits[: M - first], 0, start, stop)
+        part = _next(sync, HEAD_ROWS, sizes, thread, threads, part, parts)
+    barrier(sync, threads)
+
+
+@njit(**FAST)
+def _best(logits, lanes):  # type: ignore[no-untyped-def]
+    """The first place of the largest of logits (V,); lanes (16,) fp32 is scratch."""
+    whole = logits.shape[0] // LANES * LANES
+    top = logits[0]
+    if whole > 0:
+        tops = load_fp32(logits, 0)  # type: ignore[call-arg]
+        for v in range(0, whole, LANES):
+            tops = larger(tops, load_fp32(logits, 4 * v))  # type: ignore[call-arg]
+        store(lanes, 0, tops)  # type: ignore[call-arg]
+        for i in range(LANES):
+            top = max(top, lanes[i])
+    for v in range(whole, logits.shape[0]):
+        top = max(top, logits[v])
+    for v in range(logits.shape[0]):
+        if logits[v] == top:
+            return v
+    return 0
+
+
+@njit(**WHOLE)
+def _work(thread, threads, sync, kinds, job, tokens, places, stops, sizes, eps, layers, ends, spaces, tables):  # type: ignore[no-untyped-def]
+    """One job: a step, and then, if so asked, more steps on the most probable token."""
+    # All of the job is read before the first barrier: once thread 0 has returned, the next job may be written.
+    cos, sin, zeros = tables
+    M, first, greedy = job[TOKENS], job[FIRST_LOGITS], job[GREEDY]
+    inputs, at, ends_of_text = tokens[:M].copy(), places.copy(), stops.copy()
+    chosen = 0
+    while True:
+        _step(thread, threads, sync, kinds, inputs, at, first, sizes, eps, layers, ends, spaces, cos, sin, zeros)
+        if chosen == greedy:
+            return
+        stop = chosen + 1 == greedy
+        # Each thread looks for itself, so that nobody waits; the logits are next overwritten after a barrier.
+        for m in range(M):
+            token = _best(spaces[9][m], spaces[2][thread, 0, 0])
+            at[POSITIONS, m] += 1
+            inputs[m] = token
+            for i in range(ends_of_text.shape[0]):
+                stop = stop or ends_of_text[i] == token
+            if thread == 0:
+                tokens[chosen * M + m] = token
+        if layers.shape[0] == 0:  # a step without layers has no barrier before the logits are written
+            barrier(sync, threads)
+        chosen += 1
+        if thread == 0:
+            job[CHOSEN] = chosen
+        if stop:
+            return
+
+
+def _compiled(digest: int) -> Any:
+    def run(thread, threads, sync, kinds, job, tokens, where, stops, sizes, eps, layers, ends, spaces, cos, sin, zeros):  # type: ignore[no-untyped-def]
+        """Take part in jobs. Thread 0 does one and returns; the others do one after the other until told to stop.
+
+        Args:
+            thread, threads: which of how many. Thread -1 tells the others to stop, and does nothing itself.
+            sync: int64 (SYNC_SIZE,), see `engine.cpu.threads`.
+            kinds: empty arrays whose dtypes say how a layer's weights, keys and values, embedding and head are stored.
+            job: int64, (TOKENS, ..., CHOSEN).
+            tokens: int64, the new tokens; those chosen greedily are put there, M at a time.
+            where: int64 (2, >= M), the POSITIONS and SLOTS of the new tokens; chosen ones follow each.
+            stops: int64, tokens after which, in any text, no more are chosen.
+            sizes: int64, (HIDDEN, ..., IN_TURN).
+            eps: of the norms, fp32.
+            layers: int64 (layers, LAYER_COLUMNS). ends: int64, (EMBED, ..., OFFSET).
+            spaces: scratch, see `engine.cpu.engine`.
+            cos, sin: fp32 (capacity, R / 2).
+            zeros: int64 (threads, 8), the first of each counts active neurons over steps whose logits are wanted.
+        """
+        if digest == -1:
+            return
+        if thread < 0:
+            atomic_store(sync, STOP, 1)  # type: ignore[call-arg]
+        if thread <= 0:
+            atomic_add(sync, TASK, 1)  # type: ignore[call-arg]
+        done = 0
+        while thread >= 0:
+            if thread > 0:
+                wait_while(sync, TASK, done)
+                done += 1
+                if atomic_load(sync, STOP) == 1:  # type: ignore[call-arg]
+                    return
+            tables = (cos, sin, zeros)
+            _work(thread, threads, sync, kinds, job, tokens, where, stops, sizes, eps, layers, ends, spaces, tables)
+            if thread == 0:
+                return
+
+    return run
+
+
+run = cached(_compiled, __file__, dots, formats, gemv, lanes, tiles, threads_file)

@@ -1,0 +1,51 @@
+"""Rows of packed matrices as bf16, for torch's matrix products. Needs Numba."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from . import dots, formats, gemv, lanes
+from .compiled import cached
+from .dots import keep
+from .formats import BLOCK, block_add, place_escapes, row_factor, whole_blocks
+from .gemv import bf16_of_float
+from .lanes import spread, store_bf16
+
+
+def _build(digest: int) -> Any:
+    def unpack_rows(w, extras, wide, out, start, stop):  # type: ignore[no-untyped-def]
+        """`out[start:stop] = w[start:stop]` in bf16.
+
+        Args:
+            w: (N, items of a row), see `formats.KINDS`; packed. extras: of bf12, see `engine.quantize.Matrix`.
+            wide: fp32, scratch for one row, its columns rounded up to 64.
+            out: (N, K), bits of bf16 as uint16.
+            start, stop: rows.
+        """
+        if digest == -1:
+            return
+        K, zero = out.shape[1], spread(np.float32(0))  # type: ignore[call-arg]
+        whole = K // BLOCK
+        for r in range(start, stop):
+            stored, row = w[r], out[r]
+            factor = row_factor(w, extras, r)
+            for block in range(whole_blocks(w, K)):
+                a, b, c, d = block_add(stored, block, K, factor, zero, zero, zero, zero)
+                at = block * 2 * BLOCK
+                if block < whole:
+                    store_bf16(row, at, a)  # type: ignore[call-arg]
+                    store_bf16(row, at + 32, b)  # type: ignore[call-arg]
+                    store_bf16(row, at + 64, c)  # type: ignore[call-arg]
+                    store_bf16(row, at + 96, d)  # type: ignore[call-arg]
+                else:
+                    keep(wide, 2 * at, (a, b, c, d))
+            for k in range(whole * BLOCK, K):
+                row[k] = bf16_of_float(wide[k])
+            place_escapes(w, extras, r, row)
+
+    return unpack_rows
+
+
+unpack_rows = cached(_build, __file__, dots, formats, gemv, lanes)

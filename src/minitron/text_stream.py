@@ -1,0 +1,224 @@
+"""Text from a prompt: settings, checks of the prompt, and a stream of text pieces with their timing."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
+from transformers.generation.streamers import TextIteratorStreamer
+
+from .characters import require_characters
+from .engine_hook import GenerationReport
+from .model import NemotronForCausalLM
+from .sampling_settings import SamplingSettings, also_from
+
+__all__ = ["SamplingSettings", "Summary", "TextStream", "context_room", "encode_prompt"]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a finished generation took."""
+
+    prompt_tokens: int
+    new_tokens: int
+    seconds: float
+    """From the call to the last token, prompt included."""
+    first_token_seconds: float
+    """From the call to the first new token: reading the prompt. What is compiled before does not count."""
+    engine: str
+    """What decoded: "cpu", "reference" or "transformers"; see `engine_hook.GenerationReport`."""
+    zero_fraction: float | None
+    """Share of MLP neurons that were exactly zero and whose weights were not read; None if nobody counted."""
+    acceptance_rate: float | None = None
+    """Share of drafted tokens that stayed; None without speculation."""
+    tokens_per_step: float | None = None
+    """Tokens that a step of the model gave; None without speculation."""
+    load: str = ""
+    """What other programs did meanwhile, so that the times say little of the model; empty if the machine was free."""
+
+    @property
+    def tokens_per_second(self) -> float:
+        """New tokens over all the time."""
+        return self.new_tokens / self.seconds if self.seconds else 0.0
+
+    @property
+    def decode_tokens_per_second(self) -> float:
+        """New tokens after the first over the time since then: without prompt and compilation. 0 for one token."""
+        rest = self.seconds - self.first_token_seconds
+        return (self.new_tokens - 1) / rest if rest > 0 and self.new_tokens > 1 else 0.0
+
+
+SHORT_SECONDS = 0.3
+"""Of generations that are so short it is not known whether other programs were at work."""
+
+
+class TextStream:
+    """An iterator over pieces of text as they are written; `summary` and `text` are there when it has ended.
+
+    Closing it, or leaving its `with` block, stops the generation.
+
+    Attributes:
+        settings: those that have an effect.
+        from_checkpoint: what else holds, by transformers' names: see `sampling_settings.also_from`.
+        notes: sentences on what the checkpoint asks for and does not get.
+    """
+
+    def __init__(
+        self,
+        model: NemotronForCausalLM,
+        tokenizer: PreTrainedTokenizerBase,
+        prompt_ids: list[int],
+        settings: SamplingSettings,
+        stop_ids: tuple[int, ...] = (),
+        draft: Any = None,
+    ) -> None:
+        """Begin to write.
+
+        Args:
+            model, tokenizer: which; the model in evaluation mode.
+            prompt_ids: at least one token.
+            settings: how tokens are chosen.
+            stop_ids: tokens that end the text, besides the model's own.
+            draft: see `NemotronForCausalLM.generate`.
+        """
+        self.text = ""
+        self.summary: Summary | None = None
+        self._prompt_tokens = len(prompt_ids)
+        self._error: BaseException | None = None
+        self._stop = threading.Event()
+        self._output: Any = None
+        self._report: GenerationReport | None = None
+        self._load = ""
+        room = context_room(len(prompt_ids), model.config.max_position_embeddings)
+        config: Any = model.generation_config
+        arguments = settings.arguments(config, room)
+        self.settings = settings.effective
+        self.from_checkpoint = also_from(config) if settings.checkpoint else {}
+        self.notes = settings.notes(config)
+        ends = config.eos_token_id
+        ends = [ends] if isinstance(ends, int) else list(ends or [])
+        if stop_ids:
+            arguments["eos_token_id"] = sorted({*ends, *stop_ids})
+        if config.pad_token_id is None:
+            arguments["pad_token_id"] = 0  # one row is never padded; this only keeps the library from warning
+        self._streamer = _TimedStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)  # type: ignore[arg-type]
+        ids = torch.tensor([prompt_ids], device=model.device)
+        if settings.seed is not None:
+            torch.manual_seed(settings.seed)
+        if model.device.type == "cpu":  # compiles, and says so, before any text is written
+            from .engine.generation import prepare
+
+            prepare(model, draft)
+        self._started = time.perf_counter()
+        arguments |= {"draft": draft}
+        if arguments["stop_strings"]:
+            arguments["tokenizer"] = tokenizer  # looks the strings up in the vocabulary
+        self._thread = threading.Thread(target=self._run, args=(model, ids, arguments), daemon=True)
+        self._thread.start()
+
+    def _run(self, model: NemotronForCausalLM, ids: torch.Tensor, arguments: dict[str, Any]) -> None:
+        try:
+            from .bench.trust import LoadMeter
+
+            with LoadMeter(torch.get_num_threads()) as meter:
+                self._output = model.generate(
+                    ids,
+                    attention_mask=torch.ones_like(ids),
+                    streamer=self._streamer,
+                    stopping_criteria=StoppingCriteriaList([_Stopped(self._stop)]),
+                    **arguments,
+                )
+            # The system's clocks tick a hundred times a second: of shorter times they tell nothing.
+            if model.device.type == "cpu" and time.perf_counter() - self._started > SHORT_SECONDS:
+                self._load = meter.reason
+            self._report = model.last_generation
+        except BaseException as error:  # carried over to the reader's thread
+            self._error = error
+            self._streamer.end()
+
+    def __iter__(self) -> Iterator[str]:
+        for piece in self._streamer:
+            if piece:
+                self.text += piece
+                yield piece
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        times = self._streamer
+        new = self._output.shape[1] - self._prompt_tokens
+        report = self._report
+        speculation = report.speculation if report else None
+        self.summary = Summary(
+            self._prompt_tokens,
+            new,
+            times.last - self._started,
+            times.first - self._started,
+            report.engine if report else "transformers",
+            report.zero_fraction if report else None,
+            speculation.acceptance_rate if speculation else None,
+            speculation.tokens_per_step if speculation else None,
+            self._load,
+        )
+
+    def close(self) -> None:
+        """Stop after the token in progress."""
+        self._stop.set()
+        self._thread.join()
+
+    def __enter__(self) -> TextStream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class _TimedStreamer(TextIteratorStreamer):
+    """Knows when the first and the last new token came; pieces of text come later, at the ends of words."""
+
+    first = last = 0.0
+
+    def put(self, value: torch.Tensor) -> None:
+        """The prompt, and then each new token."""
+        if not self.next_tokens_are_prompt:
+            self.last = time.perf_counter()
+            self.first = self.first or self.last
+        super().put(value)
+
+
+class _Stopped(StoppingCriteria):
+    def __init__(self, event: threading.Event) -> None:
+        self.event = event
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:  # type: ignore[override]
+        return torch.full((input_ids.shape[0],), self.event.is_set(), device=input_ids.device, dtype=torch.bool)
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
+    """Token ids of a prompt, with the special tokens that the tokenizer puts around text.
+
+    Raises:
+        ValueError: the prompt is empty, or holds what is no character.
+    """
+    if not prompt.strip():
+        raise ValueError("the prompt is empty; give some text to go on from")
+    return list(tokenizer(require_characters(prompt, "the prompt"))["input_ids"])  # type: ignore[arg-type]
+
+
+def context_room(prompt_tokens: int, context: int) -> int:
+    """New tokens that fit behind a prompt.
+
+    Raises:
+        ValueError: none does.
+    """
+    room = context - prompt_tokens
+    if room < 1:
+        raise ValueError(
+            f"the prompt has {prompt_tokens} tokens; the model's context (max_position_embeddings) is {context}, "
+            f"so a prompt may have at most {context - 1}"
+        )
+    return room

@@ -1,0 +1,62 @@
+"""A trained model as a plain folder in the Hugging Face layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..files import new_folder
+from ..quiet import progress_bars
+from .adapters import merged_weights
+from .extending import MODEL_FOLDER
+from .sharded import whole_weights
+from .world import World
+
+__all__ = ["MODEL_FOLDER", "export_model"]
+
+
+def export_model(
+    model: nn.Module,
+    folder: Path,
+    *,
+    dtype: torch.dtype | None = None,
+    tokenizer: Any = None,
+    world: World | None = None,
+) -> None:
+    """Write weights, config and tokenizer; an adapter is merged into what it adapts, in a copy.
+
+    Args:
+        model: the trained model; sharded, adapted or plain. It stays as it is.
+        folder: where to; whole or not there. Replaced if it exists and holds only what was exported before.
+        dtype: of the weights; as they are if None.
+        tokenizer: saved beside them if given.
+        world: the processes of the run; all of them must call this.
+
+    Raises:
+        TargetError: the folder holds files of others.
+        WriteError: the disk is full or refuses.
+    """
+    world = world or World()
+    weights = whole_weights(model, world)
+    world.first_does(lambda: _write(model, weights, folder, dtype, tokenizer))
+
+
+def _write(
+    model: Any, weights: dict[str, torch.Tensor], folder: Path, dtype: torch.dtype | None, tokenizer: Any
+) -> None:
+    plain = model
+    if hasattr(model, "peft_config"):
+        plain, weights = model.get_base_model(), merged_weights(model)
+    if dtype is not None:
+        weights = {name: value.to(dtype) for name, value in weights.items()}
+    with new_folder(folder, overwrite=True) as work:
+        written = type(plain.config)(**plain.config.to_dict())
+        written.dtype = next(iter(weights.values())).dtype
+        with progress_bars(sum(value.nbytes for value in weights.values())):
+            plain.save_pretrained(work, state_dict=weights)
+        written.save_pretrained(work)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(work)

@@ -1,0 +1,141 @@
+"""What a run starts from: texts by their paths, and a model from a checkpoint or a shape."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..checkpoint.hf import check_checkpoint, config_from, read_config
+from ..config import NemotronConfig
+from ..data.documents import BadTextError, Source
+from ..data.packing import BlockStream, PackedBlocks, split_documents
+from ..data.token_cache import Encoder, TokenFolder, tokenize_all
+from ..model import NemotronForCausalLM
+from ..quiet import progress_bars
+from .meta_loading import unloaded_model
+from .schedule import TrainConfig
+from .world import World
+
+# The parts of a shape that have no sensible default.
+_NEEDED = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads")
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Training and held-out text of a run, packed."""
+
+    stream: BlockStream
+    heldout: dict[str, PackedBlocks]
+    notes: tuple[str, ...] = ()
+    """Sentences about what was left out of the text."""
+
+
+_ADVICE = "--skip-bad leaves them out; --encoding names that of text which is not UTF-8 (cp1252: Western Windows)"
+
+
+def open_texts(
+    data: Sequence[str],
+    heldout: Sequence[str],
+    share: float,
+    tokenizer: Encoder,
+    config: TrainConfig,
+    cache: Path | TokenFolder,
+    field: str = "text",
+    encoding: str = "utf-8",
+    skip_bad: bool = False,
+) -> Texts:
+    """Tokenize (once) and pack texts.
+
+    Args:
+        data: `PATH[:WEIGHT]` to train on.
+        heldout: paths of text that is only measured.
+        share: part of the documents of each `data` that is held out besides, 0 to less than 1.
+        tokenizer: what makes the tokens.
+        config: for the sequence length and the seed.
+        cache: folder of the token caches; may be shared by runs.
+        field: which field or column holds the text, in files that have some.
+        encoding: of files without a byte-order mark.
+        skip_bad: leave out documents that cannot be used instead of refusing all.
+
+    Raises:
+        ValueError, FileNotFoundError: as `data.tokenize_all` and `data.split_documents`.
+    """
+    if not 0 <= share < 1:
+        raise ValueError(f"held-out share is {share}; it must be 0 or more and less than 1")
+    sources = [Source.parse(text, field, encoding, skip_bad) for text in data]
+    measured = [Source(path, 1.0, field, encoding, skip_bad) for path in heldout]
+    try:
+        caches = tokenize_all([*sources, *measured], tokenizer, cache)
+    except BadTextError as error:
+        raise error.with_advice(_ADVICE) from None
+    trained: list[tuple[PackedBlocks, float]] = []
+    held: dict[str, PackedBlocks] = {}
+    for source, tokens in zip(sources, caches, strict=False):
+        kept, left_out = split_documents(tokens, share, config.seed, source.path)
+        trained.append((PackedBlocks(tokens, config.sequence, kept, config.seed), source.weight))
+        if share:
+            held[_new_name(f"{Path(source.path).stem}-heldout", held)] = PackedBlocks(tokens, config.sequence, left_out)
+    for source, tokens in zip(measured, caches[len(sources) :], strict=True):
+        held[_new_name(Path(source.path).stem, held)] = PackedBlocks(tokens, config.sequence)
+    notes = dict.fromkeys(note for tokens in caches for note in tokens.notes)
+    return Texts(BlockStream(trained, config.seed), held, tuple(notes))
+
+
+def _new_name(name: str, taken: Mapping[str, Any]) -> str:
+    number = 2
+    while name in taken:
+        name, number = f"{name.rsplit('~', 1)[0]}~{number}", number + 1
+    return name
+
+
+def fresh_config(
+    tokenizer: Any, sequence: int, *, file: Path | None = None, preset: str | None = None, shape: Mapping[str, int]
+) -> NemotronConfig:
+    """The configuration of a new model: from a config.json, a preset, or the numbers in `shape`.
+
+    The vocabulary and the special ids are the tokenizer's, unless the file says otherwise.
+    """
+    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    if file is not None:
+        try:
+            values = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{file}: not JSON ({error})") from None
+        return config_from({"vocab_size": len(tokenizer), **ids, **values}, file)
+    if preset is not None:
+        return NemotronConfig.preset(preset, **ids)
+    missing = [name for name in _NEEDED if name not in shape]
+    if missing:
+        raise ValueError(f"the shape of a new model also needs {', '.join(missing)}")
+    basis = {"vocab_size": len(tokenizer), "max_position_embeddings": sequence, "initializer_range": 0.02}
+    return NemotronConfig(**{**basis, **ids, **shape})  # type: ignore[arg-type]
+
+
+def new_model(config: NemotronConfig, seed: int) -> NemotronForCausalLM:
+    """A model with random weights in fp32 that depend on `seed` alone."""
+    torch.manual_seed(seed)
+    return NemotronForCausalLM(config).float()
+
+
+def saved_model(
+    folder: Path,
+    device: torch.device | str = "cpu",
+    world: World | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> NemotronForCausalLM:
+    """The model of a checkpoint folder on a device; a damaged or incomplete one is refused.
+
+    In a world of many processes its weights are read when it is sharded, by `parallel.prepare`, if that can be.
+    """
+    check_checkpoint(folder)
+    model = unloaded_model(folder, dtype) if world is not None and world.mesh is not None else None
+    if model is not None:
+        return model
+    with progress_bars(read_config(folder).num_parameters() * dtype.itemsize):
+        loaded: Any = NemotronForCausalLM.from_pretrained(folder, dtype=dtype)
+    return loaded.to(device)

@@ -1,0 +1,228 @@
+"""What a run needs of memory, by arithmetic and before anything is loaded, and the setting that would fit."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from ..config import NemotronConfig
+from ..ops.loss import CHUNK_VALUES
+from ..ops.packed_attention import kept_bytes
+from .machine import uses_bfloat16
+from .run_folder import TrainError
+from .schedule import TrainConfig
+from .world import World
+
+# Of what is free, this much may be planned with: allocators and the arithmetic are not exact.
+_USABLE = 0.95
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes of one process at the height of a step."""
+
+    weights: int
+    """Weights, gradients and optimizer state of what is trained; a compute copy of the weights in bfloat16."""
+    teacher: int
+    """Weights of the teacher, and of its state if it is trained too."""
+    activations: int
+    """What the forward pass of `micro_batch` sequences keeps for the backward pass."""
+    loss: int
+    """Chunks of logits and the gradient of the LM head."""
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + self.teacher + self.activations + self.loss
+
+
+def activation_bytes(shape: NemotronConfig, tokens: int, width: int, recompute: str) -> int:
+    """Bytes that the layers keep for the backward pass.
+
+    Args:
+        shape: the model.
+        tokens: of one forward pass.
+        width: bytes of a value in matrix products, 2 or 4; the residual stream is in fp32.
+        recompute: as of `TrainConfig`.
+    """
+    hidden, neurons = shape.hidden_size, shape.intermediate_size
+    queries = shape.num_attention_heads * shape.head_dim  # type: ignore[operator]
+    keys = shape.num_key_value_heads * shape.head_dim  # type: ignore[operator]
+    stream = 4 * hidden  # the residual stream, as the norm's input
+    norm = 4 * hidden if width == 4 else (4 + width) * hidden  # its normalized copy, and that one's cast
+    attention = norm + stream + width * (3 * queries + 2 * keys)  # q, the output twice in the worst case, k, v
+    mlp = norm + stream + width * neurons * (1 if recompute == "mlp" else 2)
+    if recompute == "layers":
+        return tokens * (shape.num_hidden_layers * stream + attention + mlp)
+    return tokens * shape.num_hidden_layers * (attention + mlp)
+
+
+def attention_bytes(shape: NemotronConfig, sequences: int, length: int, recompute: str) -> int:
+    """Bytes of attention weights that the layers keep for the backward pass on a CPU; see `ops.packed_attention`."""
+    layers = 1 if recompute == "layers" else shape.num_hidden_layers
+    return layers * kept_bytes(sequences, shape.num_attention_heads, length)
+
+
+def needed(
+    shape: NemotronConfig,
+    config: TrainConfig,
+    teacher: NemotronConfig | None = None,
+    *,
+    bfloat16: bool = False,
+    correct_teacher: bool = False,
+    trained: int | None = None,
+    processes: int = 1,
+    on_cpu: bool = False,
+) -> Need:
+    """The memory of one process of a run.
+
+    Args:
+        shape: the model that is trained; its weights, gradients and AdamW averages are in fp32.
+        config: the settings.
+        teacher: a teacher that runs beside it, in the dtype of the matrix products.
+        bfloat16: whether matrix products run in it.
+        correct_teacher: whether the teacher is trained too.
+        trained: parameters that are trained; all if None.
+        processes: how many share weights and state (FSDP2).
+        on_cpu: whether attention is that of a CPU, which keeps its weights.
+    """
+    width = 2 if bfloat16 else 4
+    count = shape.num_parameters()
+    free = count if trained is None else trained
+    averages = {"adamw": 8, "adamw8bit": 2, "offload": 0}[config.optimizer]
+    weights = (4 * count + (4 + averages) * free) // processes + (2 * count if bfloat16 else 0)
+    tokens = config.at_once(processes) * config.sequence
+    models = [shape, teacher] if teacher is not None and correct_teacher else [shape]
+    activations = sum(activation_bytes(model, tokens, width, config.recompute) for model in models)
+    if on_cpu:
+        sequences = config.at_once(processes)
+        activations += sum(attention_bytes(m, sequences, config.sequence, config.recompute) for m in models)
+    chunk = min(CHUNK_VALUES, tokens * shape.vocab_size)
+    loss = 4 * 4 * chunk + 4 * shape.vocab_size * shape.hidden_size + 8 * tokens * shape.hidden_size
+    beside = 0
+    if teacher is not None:
+        theirs = teacher.num_parameters()
+        beside = (16 * theirs // processes if correct_teacher else width * theirs) + 4 * tokens * teacher.hidden_size
+    return Need(weights, beside, activations, loss)
+
+
+def available_bytes(device: torch.device) -> int | None:
+    """Memory that is free on the device, or for this process on a CPU; None where that cannot be known."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type != "cpu":
+        return None
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else None
+    return min(free, _group_limit() or free)
+
+
+def _group_limit() -> int | None:
+    """What is left of the limit of this process's control group, if it has one."""
+    folder = Path("/sys/fs/cgroup")
+    try:
+        limit = (folder / "memory.max").read_text(encoding="ascii").strip()
+        used = int((folder / "memory.current").read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return None
+    return None if limit == "max" else max(0, int(limit) - used)
+
+
+def require_fit(
+    shape: NemotronConfig,
+    config: TrainConfig,
+    teacher: NemotronConfig | None,
+    free: int | None,
+    *,
+    bfloat16: bool = False,
+    correct_teacher: bool = False,
+    trained: int | None = None,
+    processes: int = 1,
+    on_cpu: bool = False,
+) -> Need:
+    """The need of a run, if it fits into what is free.
+
+    Args:
+        free: bytes; None where it is not known, and then anything fits.
+
+    The others are those of `needed`.
+
+    Raises:
+        TrainError: it does not fit; says what is needed and which setting would fit.
+    """
+
+    def need_of(settings: TrainConfig) -> Need:
+        return needed(
+            shape,
+            settings,
+            teacher,
+            bfloat16=bfloat16,
+            correct_teacher=correct_teacher,
+            trained=trained,
+            processes=processes,
+            on_cpu=on_cpu,
+        )
+
+    need = need_of(config)
+    if free is None or need.total <= free * _USABLE:
+        return need
+    fitting = _setting_that_fits(config, processes, lambda settings: need_of(settings).total <= free * _USABLE)
+    gigabytes: Mapping[str, float] = {name: value / 1e9 for name, value in vars(need).items()}
+    raise TrainError(
+        f"this needs about {need.total / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free: "
+        f"{gigabytes['weights']:.1f} for weights and optimizer, {gigabytes['teacher']:.1f} for the teacher, "
+        f"{gigabytes['activations']:.1f} for {config.at_once(processes)} x {config.sequence} tokens at once, "
+        f"{gigabytes['loss']:.1f} for the loss. "
+        + (f"It would fit with {fitting}" if fitting else "No setting makes it fit; take more processes or a cache")
+    )
+
+
+def require_memory(
+    shape: NemotronConfig,
+    config: TrainConfig,
+    device: torch.device,
+    world: World,
+    teacher: NemotronConfig | None = None,
+    *,
+    correct_teacher: bool = False,
+    trained: int | None = None,
+) -> Need:
+    """`require_fit` on a device as it is now; the processes of a machine share the memory of its CPU."""
+    free = available_bytes(device)
+    if device.type == "cpu" and free is not None and world.mesh is not None:
+        free //= world.mesh.size()
+    return require_fit(
+        shape,
+        config,
+        teacher,
+        free,
+        bfloat16=uses_bfloat16(device, config.dtype),
+        correct_teacher=correct_teacher,
+        trained=trained,
+        processes=world.size,
+        on_cpu=device.type == "cpu",
+    )
+
+
+def _setting_that_fits(config: TrainConfig, processes: int, fits: Callable[[TrainConfig], bool]) -> str | None:
+    """The mildest change after which a run fits, in the words of the command line."""
+    share = config.batch // processes
+    now = config.at_once(processes)
+    divisors = [n for n in range(now, 0, -1) if share % n == 0]
+    for optimizer in dict.fromkeys((config.optimizer, "adamw8bit") if processes == 1 else (config.optimizer,)):
+        for recompute in dict.fromkeys((config.recompute, "mlp", "layers")):
+            for micro in divisors:
+                settings = replace(config, optimizer=optimizer, recompute=recompute, micro_batch=micro)
+                if fits(settings):
+                    changes = [f"--micro-batch {micro}"] if micro != now else []
+                    changes += [f"--recompute {recompute}"] if recompute != config.recompute else []
+                    changes += [f"--optimizer {optimizer}"] if optimizer != config.optimizer else []
+                    return " ".join(changes)
+    return None
