@@ -23,7 +23,7 @@ MOST_LINES_OF_A_FUNCTION = 80
 LAYERS = {
     0: [
         *("characters", "config", "dtypes", "files", "framework", "presets", "quiet", "rope_parameters", "submodules"),
-        "version",
+        *("version", "world"),
     ],
     1: ["assets", "chat", "data", "ops", "pages", "template_child", "templates", "tokenizer", "written_code"],
     2: [

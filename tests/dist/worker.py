@@ -27,7 +27,7 @@ from minitron.train.parallel import make_world
 from minitron.distill.recipe import distill
 from minitron.distill.targets import OnlineTeacher
 from minitron.train.loop import train
-from minitron.train.world import join, leave
+from minitron.world import join, leave
 
 STEPS = 6
 

@@ -91,7 +91,7 @@ def processes(device: str, tensor_parallel: int) -> Iterator[tuple[Any, Any]]:
     from ..loading import pick_device
     from ..train.machine import keep_freed_memory
     from ..train.parallel import make_world
-    from ..train.world import join, launched, leave
+    from ..world import join, launched, leave
 
     keep_freed_memory()
     if launched():
@@ -105,12 +105,9 @@ def processes(device: str, tensor_parallel: int) -> Iterator[tuple[Any, Any]]:
 
 def peak_flops(given: float | None, place: Any, dtype: str, world: Any) -> float:
     """Operations per second of all devices together: as given for one in TFLOP/s, or measured."""
-    import torch.distributed as dist
-
     from ..train.machine import measured_peak
 
-    each = given * 1e12 if given else world.agree(measured_peak(place, dtype))
-    return each * (1 if world.mesh is None else dist.get_world_size())
+    return world.size * (given * 1e12 if given else world.agree(measured_peak(place, dtype)))
 
 
 def announce(need: Any, stream: Any, settings: Any, count: int, peak: float, flops: float, how: str) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from ..train.machine import uses_bfloat16
 from ..train.memory import require_memory
 from ..train.run_folder import TrainError, require_positions
 from ..train.schedule import TrainConfig
-from ..train.world import World
+from ..world import World
 from .correction import CorrectedTeacher
 from .recipe import require_same_tokens, require_same_vocabulary
 from .targets import OnlineTeacher, TeacherTargets

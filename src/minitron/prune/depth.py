@@ -18,9 +18,9 @@ from torch import Tensor
 from ..checkpoint.fingerprint import fingerprint
 from ..data.packing import Batch
 from ..files import write_text
+from ..world import World, current_world
 from .head_loss import Judged, judge
-from .ranks import add_up, gather, own_folder, share
-from .streaming import Removed, StreamedModel, StreamError, Walk, batch_digest, workplace
+from .streaming import Removed, StreamedModel, StreamError, Walk, batch_digest, own_blocks, workplace
 
 DEPTH_METHODS = ("loss", "distance", "greedy")
 
@@ -48,6 +48,7 @@ def score_layers(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
+    world: World | None = None,
 ) -> LayerScores:
     """Score layers by what the model loses with them. Costs about half a forward pass for each layer of the model.
 
@@ -60,7 +61,7 @@ def score_layers(
             the score is the place in that order.
         windows: numbers of contiguous layers to score too, by loss for "loss" and by distance otherwise.
         remove: rounds of "greedy"; those that are left after them are ordered by the last round. All if None.
-        work, dtype, device, progress: as of `importance.collect_statistics`.
+        work, dtype, device, progress, world: as of `importance.collect_statistics`.
 
     Raises:
         CheckpointError, StreamError: the checkpoint cannot be read, or has no LM head; `work` holds another run.
@@ -75,7 +76,7 @@ def score_layers(
     for length in windows:
         if not 2 <= length < total:
             raise StreamError(f"windows of {length} layers: it must be 2 to {total - 1}, fewer than the model's layers")
-    judgements = _Judgements(model, blocks, fingerprint(Path(folder)), own_folder(work), progress)
+    judgements = _Judgements(model, blocks, fingerprint(Path(folder)), work, progress, world or current_world())
     spans = [tuple(range(i, i + n)) for n in sorted({1, *windows}) for i in range(total + 1 - n)]
     whole, found = judgements.of(spans)
     about: dict[str, Any] = {"depth": method, "loss": whole.loss}
@@ -115,10 +116,16 @@ class _Judgements:
     """Rounds of variants, each walked once; in a work folder a finished round is remembered."""
 
     def __init__(
-        self, model: StreamedModel, blocks: Batch, checkpoint: str, work: Path | None, progress: Progress | None
+        self,
+        model: StreamedModel,
+        blocks: Batch,
+        checkpoint: str,
+        work: Path | None,
+        progress: Progress | None,
+        world: World,
     ) -> None:
-        self.model, self.blocks, self.checkpoint, self.progress = model, share(blocks), checkpoint, progress
-        self.work, self.rounds = work, 0
+        self.model, self.blocks, self.checkpoint, self.progress = model, own_blocks(blocks, world), checkpoint, progress
+        self.world, self.work, self.rounds = world, world.own_folder(work), 0
 
     def of(self, variants: list[Removed]) -> tuple[Judged, dict[Removed, Judged]]:
         """The whole model, and each variant."""
@@ -132,7 +139,7 @@ class _Judgements:
             rows = [[j.tokens, j.nats, j.squared_difference, j.squares] for j in mine.values()]
             if path is not None:
                 write_text(path, json.dumps({"identity": identity, "sums": rows}))
-        whole, *rest = (add_up(gather(Judged(*row))) for row in rows)
+        whole, *rest = (self.world.add_up(Judged(*row)) for row in rows)
         return whole, dict(zip(variants, rest, strict=True))
 
     def _walk(self, variants: list[Removed]) -> dict[Removed, Judged]:

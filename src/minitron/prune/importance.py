@@ -19,13 +19,13 @@ from ..checkpoint.fingerprint import fingerprint
 from ..data.documents import DataError
 from ..data.packing import Batch, PackedBlocks, collate
 from ..files import new_file
+from ..world import World, current_world
 from .depth import DEPTH_METHODS, Progress, score_layers
 from .head_loss import Judged, judge
 from .observe import LayerStatistics, Statistics, turning, watching
-from .ranks import add_up, gather, own_folder, share
 from .scores import Scores
 from .statistics import Aggregation
-from .streaming import Step, StreamedModel, StreamError, Walk, batch_digest, token_counts, workplace
+from .streaming import Step, StreamedModel, StreamError, Walk, batch_digest, own_blocks, token_counts, workplace
 
 PROBE_TOKENS = 512
 MOST_UNKNOWN = 0.2
@@ -80,10 +80,11 @@ def collect_statistics(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
+    world: World | None = None,
 ) -> Statistics:
     """One pass over calibration blocks: the sums from which scores follow. Memory: about one layer in `dtype`.
 
-    Where torch.distributed is initialised, each rank takes its share of the blocks and all get the same statistics.
+    Each process of `world` takes its share of the blocks, and all get the same statistics.
 
     Args:
         folder: checkpoint in the Hugging Face layout.
@@ -93,6 +94,8 @@ def collect_statistics(
         dtype: of the computation, torch.float32 or torch.float64.
         device: where layers run.
         progress: called after each layer.
+        world: the processes that share the work and all call this; those of torch.distributed, if it is initialised,
+            by default. `World()` works alone.
 
     Raises:
         CheckpointError, StreamError: the checkpoint cannot be read; activations are not finite (the layer is named);
@@ -105,11 +108,13 @@ def collect_statistics(
         if not 2 <= length <= total:
             raise StreamError(f"windows of {length} layers: it must be 2 to {total}, the model's layers")
     about = {"checkpoint": fingerprint(folder), "calibration": batch_digest(blocks), "blocks": len(blocks.input_ids)}
-    with workplace(model, share(blocks), own_folder(work)) as place:
-        mine, judged = _pass(model, share(blocks), tuple(sorted(set(windows))), place, about, progress)
-    found = add_up(gather(mine))
+    world = world or current_world()
+    blocks = own_blocks(blocks, world)
+    with workplace(model, blocks, world.own_folder(work)) as place:
+        mine, judged = _pass(model, blocks, tuple(sorted(set(windows))), place, about, progress)
+    found = world.add_up(mine)
     if judged is not None:
-        found.about["loss"] = add_up(gather(judged)).loss
+        found.about["loss"] = world.add_up(judged).loss
     found.about["notes"] = _notes(found.about)
     return found
 
@@ -127,6 +132,7 @@ def compute_importance(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
+    world: World | None = None,
 ) -> Scores:
     """Scores of every axis from one forward-only pass; layers by more passes, if asked for.
 
@@ -138,11 +144,11 @@ def compute_importance(
         neurons: score neurons "before" or "after" the activation.
         depth: what a layer is judged by: "influence" (Block Influence, no further pass), or "loss", "distance" or
             "greedy" of `depth.score_layers`.
-        windows, work, dtype, device, progress: see `collect_statistics`.
+        windows, work, dtype, device, progress, world: see `collect_statistics`.
     """
     if depth not in ("influence", *DEPTH_METHODS):
         raise StreamError(f"depth is {depth!r}; it must be one of influence, {', '.join(DEPTH_METHODS)}")
-    options: dict[str, Any] = {"dtype": dtype, "device": device, "progress": progress}
+    options: dict[str, Any] = {"dtype": dtype, "device": device, "progress": progress, "world": world}
     by_influence = depth == "influence"
     statistics = collect_statistics(folder, blocks, windows=windows if by_influence else (), work=work, **options)
     scores = statistics.scores(batch, sequence, neurons, depth=depth)

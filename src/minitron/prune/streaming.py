@@ -27,6 +27,7 @@ from ..files import write_text, writing
 from ..framework import framework_mask
 from ..model import NemotronDecoderLayer, NemotronLayerNorm1P, NemotronRotaryEmbedding
 from ..ops.loss import IGNORE_INDEX
+from ..world import World
 
 TOKENS_AT_ONCE = 2048
 """Tokens in one forward pass of a layer."""
@@ -54,6 +55,22 @@ def token_counts(blocks: Batch) -> list[int]:
     used = (blocks.labels != IGNORE_INDEX).int()
     last = used.shape[1] - used.flip(1).argmax(1)
     return torch.where(used.any(1), last, 0).tolist()
+
+
+def own_blocks(blocks: Batch, world: World) -> Batch:
+    """The blocks that this process works on: every `world.size`-th.
+
+    Raises:
+        StreamError: there are fewer blocks than processes.
+    """
+    if world.size == 1:
+        return blocks
+    if len(blocks.input_ids) < world.size:
+        raise StreamError(
+            f"{len(blocks.input_ids)} calibration blocks for {world.size} processes; each needs at least one"
+        )
+    parts = (tensor[world.rank :: world.size] for tensor in (blocks.input_ids, blocks.position_ids, blocks.labels))
+    return Batch(*parts, num_items=blocks.num_items)
 
 
 class StreamedModel:

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from ..files import check_target, locked
+from ..world import World
 from .extending import MODEL_FOLDER
-from .world import World
 
 F = TypeVar("F", bound=Callable[..., Any])
 

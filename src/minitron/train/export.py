@@ -10,10 +10,10 @@ from torch import nn
 
 from ..files import new_folder
 from ..quiet import progress_bars
+from ..world import World
 from .adapters import merged_weights
 from .extending import MODEL_FOLDER
 from .sharded import whole_weights
-from .world import World
 
 __all__ = ["MODEL_FOLDER", "export_model"]
 

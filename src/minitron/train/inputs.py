@@ -17,9 +17,9 @@ from ..data.packing import BlockStream, PackedBlocks, split_documents
 from ..data.token_cache import Encoder, TokenFolder, tokenize_all
 from ..model import NemotronForCausalLM
 from ..quiet import progress_bars
+from ..world import World
 from .meta_loading import unloaded_model
 from .schedule import TrainConfig
-from .world import World
 
 # The parts of a shape that have no sensible default.
 _NEEDED = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads")

@@ -19,6 +19,7 @@ from ..data.documents import DataError
 from ..data.packing import Batch, BlockStream, PackedBlocks
 from ..finite import check_weights
 from ..ops.packed_attention import packed_attention_in
+from ..world import World
 from .exclusive import alone_in_its_folder
 from .export import MODEL_FOLDER, export_model
 from .log import RunLog, clock
@@ -30,7 +31,6 @@ from .run_folder import RUN_FILE, TrainError, describe, open_run, require_positi
 from .schedule import TrainConfig, is_decaying, progress
 from .signals import StopSignals
 from .trainer import Trainer
-from .world import World
 
 __all__ = ["RUN_FILE", "LossFunction", "Result", "TrainError", "estimate", "heldout_loss", "next_token_loss", "train"]
 
@@ -143,7 +143,7 @@ def train(
     world = world or World()
     check(model, stream, heldout or {}, config)
     check_weights(models_of(model, loss))
-    config.at_once(world.size)
+    config.at_once(world.data_size)
     description = describe(model, stream, config, identity)
     opened = world.first_does(lambda: open_run(run, description, extend))
     objective = Objective(model, loss)
@@ -295,7 +295,7 @@ class _Loop:
             found = heldout_loss(
                 trainer.model,
                 blocks,
-                config.at_once(trainer.world.size),
+                config.at_once(trainer.world.data_size),
                 autocast(trainer.device, config.dtype),
                 measure=numbers_of,
                 world=trainer.world,

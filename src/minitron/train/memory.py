@@ -12,10 +12,10 @@ import torch
 from ..config import NemotronConfig
 from ..ops.loss import CHUNK_VALUES
 from ..ops.packed_attention import kept_bytes
+from ..world import World
 from .machine import uses_bfloat16
 from .run_folder import TrainError
 from .schedule import TrainConfig
-from .world import World
 
 # Of what is free, this much may be planned with: allocators and the arithmetic are not exact.
 _USABLE = 0.95
@@ -196,8 +196,8 @@ def require_memory(
 ) -> Need:
     """`require_fit` on a device as it is now; the processes of a machine share the memory of its CPU."""
     free = available_bytes(device)
-    if device.type == "cpu" and free is not None and world.mesh is not None:
-        free //= world.mesh.size()
+    if device.type == "cpu" and free is not None:
+        free //= world.local_size
     return require_fit(
         shape,
         config,
@@ -206,7 +206,7 @@ def require_memory(
         bfloat16=uses_bfloat16(device, config.dtype),
         correct_teacher=correct_teacher,
         trained=trained,
-        processes=world.size,
+        processes=world.data_size,
         on_cpu=device.type == "cpu",
     )
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.packing import Batch, PackedBlocks, collate
-from .world import World
+from ..world import World
 
 LossFunction = Callable[[nn.Module, Batch], tuple[Tensor, dict[str, float]]]
 """(model, batch) -> the batch's part of the mean over `batch.num_items` labels, and numbers to log, summed likewise.
@@ -102,9 +102,9 @@ def heldout_loss(
     model.eval()
     totals: dict[str, float] = {"ce": 0.0}
     device = next(model.parameters()).device
-    for start in range(0, len(blocks), at_once * world.size):
+    for start in range(0, len(blocks), at_once * world.data_size):
         # Each process makes as many forward passes as the others, which sharding asks for; the last may be idle ones.
-        first = start + at_once * world.rank
+        first = start + at_once * world.data_rank
         numbers = list(range(first, min(first + at_once, len(blocks))))
         batch = collate([blocks.pieces(i) for i in numbers or [0]], blocks.block).to(device)
         with context or torch.autocast(device.type, enabled=False):

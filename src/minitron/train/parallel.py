@@ -7,6 +7,7 @@ comes last and gathers what a layer needs just before it runs. Then weights are 
 from __future__ import annotations
 
 import fnmatch
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -20,11 +21,11 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.utils.checkpoint import checkpoint
 
 from ..model import NemotronMLP, NemotronPreTrainedModel
+from ..world import World, current_world
 from .meta_loading import load_weights
 from .objective import Objective
 from .run_folder import TrainError
 from .schedule import TrainConfig
-from .world import World
 
 _STYLES = {"colwise": ColwiseParallel, "rowwise": RowwiseParallel}
 
@@ -39,16 +40,17 @@ def make_world(tensor_parallel: int = 1, device: torch.device | str = "cpu") -> 
     Raises:
         TrainError: the number of processes is not a multiple of it.
     """
+    world = current_world()
     if not dist.is_initialized():
         if tensor_parallel != 1:
             raise TrainError(f"tensor_parallel is {tensor_parallel}; with one process it must be 1")
-        return World()
-    processes = dist.get_world_size()
+        return world
+    processes = world.size
     if tensor_parallel < 1 or processes % tensor_parallel:
         raise TrainError(f"tensor_parallel is {tensor_parallel}; it must divide the number of processes, {processes}")
     kind = torch.device(device).type
     shape = (processes // tensor_parallel, tensor_parallel)
-    return World(init_device_mesh(kind, shape, mesh_dim_names=("data", "tensor")))
+    return replace(world, mesh=init_device_mesh(kind, shape, mesh_dim_names=("data", "tensor")))
 
 
 def prepare(objective: Objective, config: TrainConfig, world: World) -> None:
@@ -59,6 +61,8 @@ def prepare(objective: Objective, config: TrainConfig, world: World) -> None:
         config: the settings.
         world: what `make_world` gave.
     """
+    if world.size > 1 and world.mesh is None:
+        raise TrainError(f"{world.size} processes train together only in a world of `parallel.make_world`")
     model = objective.model
     if world.mesh is not None and world.mesh.size(1) > 1:
         _split_matrices(model, world)

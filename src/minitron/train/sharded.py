@@ -17,8 +17,8 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_shards
 from torch.distributed.tensor import DTensor
 
 from ..files import explain
+from ..world import World
 from .resume import CheckpointError, begin_step, failed_step, file_sha256, finish_step
-from .world import World
 
 FOLDER = "sharded"
 
@@ -65,7 +65,7 @@ def save(
     sums: dict[str, str] = {}
     try:
         save_shards(dict(tensors), checkpoint_id=work / FOLDER)
-        mine = (work / FOLDER).glob(f"__{dist.get_rank()}_*")
+        mine = (work / FOLDER).glob(f"__{world.rank}_*")
         sums = {str(path.relative_to(work)): file_sha256(path) for path in mine}
     except (OSError, CheckpointException) as error:
         problem = _reason(error, run / f"step-{step}")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..data.packing import BlockStream
 from ..quiet import progress_bars
+from ..world import World
 from . import sharded
 from .log import METRICS_FILE
 from .machine import autocast
@@ -22,7 +23,6 @@ from .optimizers import load_state, make_optimizer, placed_like, scale_gradients
 from .resume import OPTIMIZER_FILE, check_step, remove_old, save_step
 from .run_folder import TrainError
 from .schedule import TrainConfig, learning_rate, progress
-from .world import World
 
 # Adapters are saved in the format of peft for others, and under the names of the parameters for us.
 TRAINED_FILE = "trained.safetensors"
@@ -81,8 +81,8 @@ class Trainer:
         """Add up the gradients of the next batch: (loss, other numbers), of all processes together."""
         config = self.config
         totals = {"loss": 0.0}
-        at_once = config.at_once(self.world.size)
-        share = (self.world.rank, self.world.size)
+        at_once = config.at_once(self.world.data_size)
+        share = (self.world.data_rank, self.world.data_size)
         for batch in self.stream.batches(self.state.blocks, config.batch, at_once, share=share):
             with autocast(self.device, config.dtype):
                 loss, more = self.objective(batch.to(self.device))
@@ -186,7 +186,7 @@ class Trainer:
 
     @property
     def _suffix(self) -> str:
-        return "" if self.world.mesh is None else f".{self.world.mesh.get_rank()}"
+        return "" if self.world.mesh is None else f".{self.world.rank}"
 
     def _write_model(self, folder: Path) -> None:
         with progress_bars(0):  # a checkpoint is one of many; the log names it
@@ -244,7 +244,7 @@ class Trainer:
     def _load_random(self, tensors: dict[str, Tensor], step: int) -> None:
         if f"rng.cpu{self._suffix}" not in tensors:
             # Written by another number of processes, so there is no state to take up; only dropout draws numbers.
-            torch.manual_seed(hash((self.config.seed, step, self.world.rank)) % 2**63)
+            torch.manual_seed(hash((self.config.seed, step, self.world.data_rank)) % 2**63)
             return
         torch.set_rng_state(tensors[f"rng.cpu{self._suffix}"])
         if f"rng.cuda{self._suffix}" in tensors and self.device.type == "cuda":

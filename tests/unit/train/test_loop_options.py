@@ -29,7 +29,7 @@ from minitron.train.optimizers import load_state, make_optimizer, set_rate, stat
 from minitron.train.parallel import prepare
 from minitron.train.run_folder import TrainError
 from minitron.train.schedule import TrainConfig
-from minitron.train.world import World
+from minitron.world import World
 
 # --- spikes ------------------------------------------------------------------------------------------------------
 
