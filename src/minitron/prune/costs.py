@@ -16,6 +16,7 @@ from ..config import NemotronConfig
 from ..dtypes import dtype_name
 from ..engine.weights import from_model
 from ..loading import load
+from ..memory import available_memory
 from .search import BYTES_PER_VALUE, Machine, SearchError
 
 ENGINE_COPIES = 2.5
@@ -67,20 +68,11 @@ def cut_estimate(bytes_read: int) -> Estimate:
     return Estimate(2 * bytes_read / _READ_BYTES_PER_SECOND, _IMPORTS + 100e6)
 
 
-def available_memory() -> float:
-    """Bytes that a program can still get; infinity where the system does not say."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            line = next(line for line in file if line.startswith("MemAvailable:"))
-        return 1024 * float(line.split()[1])
-    except (OSError, StopIteration, ValueError):
-        return float("inf")
-
-
 def runs_in_memory(configs: Iterable[NemotronConfig], bytes_per_value: float) -> bool:
     """Whether the engine can be tried on all these models at once without pushing other programs out."""
     values = sum(config.num_parameters() for config in configs)
-    return ENGINE_COPIES * bytes_per_value * values < 0.8 * available_memory()
+    free = available_memory()
+    return free is None or ENGINE_COPIES * bytes_per_value * values < 0.8 * free
 
 
 def machine_for(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 
 from ..config import NemotronConfig
+from ..memory import available_memory
 from ..ops.loss import CHUNK_VALUES
 from ..ops.packed_attention import kept_bytes
 from ..world import World
@@ -114,25 +113,7 @@ def available_bytes(device: torch.device) -> int | None:
     """Memory that is free on the device, or for this process on a CPU; None where that cannot be known."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    if device.type != "cpu":
-        return None
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else None
-    return min(free, _group_limit() or free)
-
-
-def _group_limit() -> int | None:
-    """What is left of the limit of this process's control group, if it has one."""
-    folder = Path("/sys/fs/cgroup")
-    try:
-        limit = (folder / "memory.max").read_text(encoding="ascii").strip()
-        used = int((folder / "memory.current").read_text(encoding="ascii"))
-    except (OSError, ValueError):
-        return None
-    return None if limit == "max" else max(0, int(limit) - used)
+    return available_memory() if device.type == "cpu" else None
 
 
 def require_fit(

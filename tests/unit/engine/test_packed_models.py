@@ -13,7 +13,7 @@ from text_checkpoint import make_text_checkpoint
 import minitron
 from minitron import NemotronConfig
 from minitron.engine import memory
-from minitron.engine.memory import available_memory, require_memory
+from minitron.engine.memory import require_memory
 from minitron.engine.packed import packed_model, weights_of
 
 
@@ -66,29 +66,6 @@ def test_loading_says_so_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     for format in (None, "int4"):
         with pytest.raises(ValueError, match=r"0\.00 GB are free"):
             minitron.load(folder, format=format, device="cpu")
-
-
-def test_memory_of_the_machine_and_of_control_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert available_memory() is None or available_memory() > 0  # type: ignore[operator]
-    monkeypatch.setattr(memory, "ROOT", tmp_path)
-    (tmp_path / "proc/self").mkdir(parents=True)
-    (tmp_path / "proc/meminfo").write_text("MemTotal: 9000 kB\nMemAvailable:   4000 kB\n")
-    assert available_memory() == 4000 * 1024
-    group = tmp_path / "sys/fs/cgroup/outer/inner"
-    group.mkdir(parents=True)
-    (tmp_path / "proc/self/cgroup").write_text("0::/outer/inner\n")
-    for folder, limit in ((group, "max"), (group.parent, "3000000")):
-        (folder / "memory.max").write_text(limit)
-        (folder / "memory.current").write_text("2500000")
-        (folder / "memory.stat").write_text("anon 5\ninactive_file 400000\n")
-    assert available_memory() == 900_000
-    old = tmp_path / "sys/fs/cgroup/memory/job"
-    old.mkdir(parents=True)
-    (tmp_path / "proc/self/cgroup").write_text("5:memory:/job\n")
-    (old / "memory.limit_in_bytes").write_text("1000000")
-    (old / "memory.usage_in_bytes").write_text("250000")
-    (old / "memory.stat").write_text("total_inactive_file 0\n")
-    assert available_memory() == 750_000
 
 
 def test_it_decodes_on_a_processor_without_vector_extensions(tmp_path: Path) -> None:
