@@ -220,17 +220,17 @@ def test_ids_and_labels_out_of_range_are_sentences(checkpoint: Path) -> None:
 
 INTERRUPTED = """
 import os, signal, sys
-from minitron import generate
+from minitron import text_stream
 from minitron.cli import main
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell starts with it ignored
-left, ask = 20, generate._Stopped.__call__
+left, ask = 20, text_stream._Stopped.__call__
 def interrupt(*args, **kwargs):
     global left
     left -= 1
     if left == 0:
         os.kill(os.getpid(), signal.SIGINT)
     return ask(*args, **kwargs)
-generate._Stopped.__call__ = interrupt
+text_stream._Stopped.__call__ = interrupt
 main()
 """
 
