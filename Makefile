@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test compat lint gpu bench clean
+.PHONY: help demo test compat oracles lint gpu bench clean
 help:
-	@echo "make demo   write text with the bundled model (makes .venv first, if needed)"
-	@echo "make test   run the tests, the linter and the type checker"
-	@echo "make compat run contract, generation, training and conversion tests with the newest and the oldest dependencies"
-	@echo "make gpu    run everything that wants a GPU: tests and benchmarks"
-	@echo "make bench  measure speed and memory against upstream transformers"
+	@echo "make demo    write text with the bundled model (makes .venv first, if needed)"
+	@echo "make test    run the tests, the linter and the type checker"
+	@echo "make compat  run contract, generation, training and conversion tests with the newest and the oldest dependencies"
+	@echo "make oracles compare with megatron-core, which is installed apart for this"
+	@echo "make gpu     run everything that needs a GPU: tests and benchmarks"
+	@echo "make bench   measure speed and memory against upstream transformers"
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "minitron needs Python 3.11 or newer, found " + sys.version.split()[0]'
@@ -34,6 +35,9 @@ test: $(VENV)/.dev lint
 compat: $(VENV)/.dev
 	$(BIN)/python scripts/compat.py $(COMPAT_ARGS)
 
+oracles: $(VENV)/.dev
+	$(BIN)/python scripts/oracles.py
+
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -48,4 +52,4 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/model_speed.py
 
 clean:
-	rm -rf $(VENV) .venv-compat build dist .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-compat .venv-oracles build dist .pytest_cache .ruff_cache

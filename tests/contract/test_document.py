@@ -29,10 +29,3 @@ def test_every_row_has_a_test_and_every_test_named_exists() -> None:
         for name in named:
             assert name in tests, name
             assert row in name.split("_"), f"{name} in row {row}"
-
-
-def test_files_of_the_tour_exist() -> None:
-    text = (ROOT / "docs" / "tour.md").read_text(encoding="utf-8")
-    package = ROOT / "src" / "minitron"
-    for name in re.findall(r"`([\w/.]+(?:\.py|\.jinja|\.md|/))`", text):
-        assert (package / name).exists() or (ROOT / name).exists(), name

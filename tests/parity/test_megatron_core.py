@@ -1,7 +1,6 @@
 """Checkpoints exchanged with megatron-core itself.
 
-megatron-core is not installed with the test tools; `pip install --no-deps --target DIR megatron-core==0.16.1` and
-MINITRON_MEGATRON=DIR make these run.
+`make oracles` runs these. It installs megatron-core apart from the test tools; MINITRON_MEGATRON names the folder.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
         not HERE and importlib.util.find_spec("megatron") is None,
-        reason="megatron-core is not at hand (MINITRON_MEGATRON)",
+        reason="megatron-core is not installed; make oracles runs this (MINITRON_MEGATRON)",
     ),
 ]
 SETTINGS = {"num_layers": 2, "hidden_size": 64, "ffn_hidden_size": 160, "num_attention_heads": 4, "num_query_groups": 2,
