@@ -9,6 +9,7 @@ from .bench import bench
 from .chat import chat
 from .compress import compress
 from .convert import convert
+from .curate import curate
 from .demo import demo
 from .distill import distill
 from .eval import eval_
@@ -28,7 +29,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (generate, chat, inspect, convert, prune, train, distill, teacher_cache, compress, bench, demo):
+for verb in (generate, chat, inspect, convert, curate, prune, train, distill, teacher_cache, compress, bench, demo):
     app.command()(verb)
 app.command("eval")(eval_)
 

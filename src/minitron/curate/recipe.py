@@ -1,0 +1,188 @@
+"""What a curation does, as data: a YAML file is these dataclasses, field by field, and presets are such values."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ..checkpoint.limits import MAX_YAML_BYTES, read_small_file, shown
+from ..checkpoint.yaml_values import parse_yaml
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be followed; the message names the field and what would be right."""
+
+
+@dataclass(frozen=True)
+class Normalize:
+    """What is done to every text first."""
+
+    unicode: Literal["none", "NFC", "NFKC"] = "NFC"
+    """Normalization form."""
+    control_characters: bool = True
+    """Remove control characters other than tab, line feed and form feed, and byte-order marks."""
+    repair: bool = False
+    """Repair text that was decoded in a wrong encoding (ftfy)."""
+
+
+@dataclass(frozen=True)
+class GopherQuality:
+    """Rules of Rae et al. 2021 (arXiv:2112.11446), section A.1.1; words are what white space separates."""
+
+    min_words: int = 50
+    max_words: int = 100_000
+    min_mean_word_length: float = 3.0
+    max_mean_word_length: float = 10.0
+    max_symbol_ratio: float = 0.1
+    """Number signs, and ellipses, for each word."""
+    max_bullet_lines: float = 0.9
+    """Share of lines that begin with a bullet or a dash."""
+    max_ellipsis_lines: float = 0.3
+    """Share of lines that end with an ellipsis."""
+    min_alphabetic_words: float = 0.8
+    """Share of words with a letter."""
+    min_stop_words: int = 2
+    """Different ones of: the, be, to, of, and, that, have, with."""
+
+
+@dataclass(frozen=True)
+class GopherRepetition:
+    """Shares of a text that are repeated, from table A1 of the same paper."""
+
+    duplicate_lines: float = 0.3
+    duplicate_paragraphs: float = 0.3
+    duplicate_line_characters: float = 0.2
+    duplicate_paragraph_characters: float = 0.2
+    top_grams: tuple[float, float, float] = (0.2, 0.18, 0.16)
+    """Characters of the most frequent 2-gram, 3-gram and 4-gram."""
+    duplicate_grams: tuple[float, float, float, float, float, float] = (0.15, 0.14, 0.13, 0.12, 0.11, 0.10)
+    """Characters of repeated 5-grams to 10-grams."""
+
+
+@dataclass(frozen=True)
+class Exact:
+    """Removal of texts that are equal, byte by byte, after everything that was done to them."""
+
+    documents: bool = True
+
+
+@dataclass(frozen=True)
+class Output:
+    """The shards."""
+
+    format: Literal["jsonl.zst", "jsonl", "parquet"] = "jsonl.zst"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A curation. A part that is None is not done; parts are done in the order of these fields."""
+
+    field: str = "text"
+    """Which field or column holds the text, in files that have some."""
+    encoding: str = "utf-8"
+    """Of files without a byte-order mark."""
+    max_document_bytes: int = 16_000_000
+    """A longer document counts as bad."""
+    max_bad: float = 0.01
+    """Share of the documents that may be bad (damaged, no text, too long); they are skipped and counted."""
+    normalize: Normalize | None = Normalize()
+    gopher_repetition: GopherRepetition | None = None
+    gopher_quality: GopherQuality | None = None
+    exact: Exact | None = Exact()
+    output: Output = Output()
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_bad <= 1:
+            raise RecipeError(f"max_bad is {self.max_bad}; expected a share from 0 to 1")
+        if self.max_document_bytes < 1:
+            raise RecipeError(f"max_document_bytes is {self.max_document_bytes}; it must be at least 1")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, as in YAML."""
+        return dataclasses.asdict(self)
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "gopher": {"gopher_repetition": {}, "gopher_quality": {}},
+}
+"""Values of a recipe by name; `{}` takes a part's published thresholds."""
+
+
+def load_recipe(name: str | Path | None, values: dict[str, Any] | None = None) -> Recipe:
+    """Read a recipe: a preset by its name, or a YAML file, which may itself name a preset to start from.
+
+    Args:
+        name: a preset, a file, or None for `plain`.
+        values: fields that replace those of the recipe.
+
+    Raises:
+        RecipeError: no such preset or file, an unknown field, a value of another kind.
+    """
+    if name is None or str(name) in PRESETS:
+        return recipe_from({**PRESETS[str(name or "plain")], **(values or {})})
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise RecipeError(f"{name}: no such file, and no preset; presets: {', '.join(PRESETS)}")
+    try:
+        found = parse_yaml(read_small_file(path, MAX_YAML_BYTES), path)
+        preset = found.pop("preset", "plain")
+        if preset not in PRESETS:
+            raise RecipeError(f"preset is {shown(preset)}; expected one of {', '.join(PRESETS)}")
+        return recipe_from({**PRESETS[preset], **found, **(values or {})})
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read ({error})") from None
+    except RecipeError as error:
+        raise RecipeError(f"{path}: {error}") from None
+
+
+def recipe_from(values: dict[str, Any]) -> Recipe:
+    """A recipe of plain values.
+
+    Raises:
+        RecipeError: see `load_recipe`.
+    """
+    return _build(Recipe, values, "")
+
+
+def _build(kind: Any, values: Any, where: str) -> Any:
+    if not isinstance(values, dict):
+        raise RecipeError(f"{where.rstrip('.') or 'recipe'} is {shown(values)}; expected fields and values")
+    hints = typing.get_type_hints(kind)
+    for name in values:
+        if name not in hints:
+            close = difflib.get_close_matches(str(name), hints, n=1)
+            hint = f"; did you mean {close[0]}?" if close else f"; expected some of {', '.join(hints)}"
+            raise RecipeError(f"{where}{str(name)[:80]}: no such field{hint}")
+    return kind(**{name: _value(hints[name], value, f"{where}{name}") for name, value in values.items()})
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        if value is None or value is False:
+            return None
+        inner = next(a for a in arguments if a is not type(None))
+        return _value(inner, {} if value is True else value, where)
+    if dataclasses.is_dataclass(hint):
+        return _build(hint, value, f"{where}.")
+    if origin is tuple:
+        if not isinstance(value, list | tuple) or (arguments[-1] is not ... and len(value) != len(arguments)):
+            count = "" if arguments[-1] is ... else f" of {len(arguments)}"
+            raise RecipeError(f"{where} is {shown(value)}; expected a list{count}")
+        return tuple(_value(arguments[0], v, f"{where}[{i}]") for i, v in enumerate(value))
+    if origin is Literal:
+        if value not in arguments:
+            raise RecipeError(f"{where} is {shown(value)}; expected one of {', '.join(map(repr, arguments))}")
+        return value
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool) or value != value:
+        names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+        raise RecipeError(f"{where} is {shown(value)}; expected {names[hint]}")
+    return value

@@ -1,0 +1,60 @@
+"""The documents that stay, as shards that `minitron train` reads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import compute, parquet
+
+from ..files import new_file
+from .part import read_table
+from .quality import Mask
+
+
+def shard_path(folder: Path, number: int, kind: str) -> Path:
+    """Of the shard with the documents of a part."""
+    return folder / f"{number:06d}.{kind}"
+
+
+def text_bytes(work: Path, number: int, chosen: Mask) -> int:
+    """Bytes of the chosen texts of a part."""
+    if not chosen.any():
+        return 0
+    sizes = compute.binary_length(  # type: ignore[attr-defined]
+        read_table(work, number, ["text"]).column(0)
+    ).to_numpy()
+    return int(sizes[chosen].sum())
+
+
+def write_shard(work: Path, number: int, kept: Mask, folder: Path, kind: str) -> None:
+    """Write the documents of a part that stay; nothing is done if the shard is there."""
+    target = shard_path(folder, number, kind)
+    if target.exists():
+        return
+    table = read_table(work, number)
+    with new_file(target) as draft:
+        if kind == "parquet":
+            chosen = table.filter(pa.array(kept))
+            ids = pa.array([value.hex() for value in chosen.column("digest").to_pylist()])
+            columns = [chosen.column("text"), ids, chosen.column("source"), chosen.column("place")]
+            parquet.write_table(pa.table(columns, names=["text", "id", "source", "place"]), draft, compression="zstd")
+            return
+        compression = "zstd" if kind.endswith(".zst") else None
+        with pa.output_stream(str(draft), compression=compression) as stream:
+            for line in _lines(table, kept):
+                stream.write(line)
+
+
+def _lines(table: Any, kept: Mask) -> Iterator[bytes]:
+    start = 0
+    for batch in table.to_batches(max_chunksize=1024):
+        chosen = batch.filter(pa.array(np.asarray(kept[start : start + batch.num_rows])))
+        start += batch.num_rows
+        for row in chosen.to_pylist():
+            digest = row.pop("digest")
+            yield json.dumps({"id": digest.hex(), **row}, ensure_ascii=False).encode() + b"\n"
