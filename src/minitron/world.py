@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Between two exchanges the first process may write a checkpoint of many gigabytes.
-_PATIENCE = datetime.timedelta(minutes=60)
-
 
 @dataclass(frozen=True)
 class World:
@@ -148,8 +145,13 @@ def launched() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def join(device: str) -> None:
+def join(device: str, patience_hours: float = 1) -> None:
     """Connect to the other processes of torchrun: over NCCL for tensors on GPUs, over gloo for those on CPUs.
+
+    Args:
+        device: as on the command line.
+        patience_hours: how long a process waits for the others, of which the first may work alone in between, for
+            instance write a checkpoint of many gigabytes.
 
     Raises:
         ValueError: a variable that torchrun sets is missing.
@@ -162,7 +164,22 @@ def join(device: str) -> None:
     cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=_PATIENCE)
+    timeout = datetime.timedelta(hours=patience_hours)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timeout)
+
+
+def fails_first() -> bool:
+    """Whether no other process has failed before this one, which is failing now; it then says why for all of them.
+
+    When one process fails, the others lose their connection to it and fail too, for no reason of their own.
+    """
+    if not dist.is_initialized():
+        return True
+    try:
+        # No documented function hands out the store that the processes met at.
+        return dist.distributed_c10d._get_default_store().add("minitron/failures", 1) == 1
+    except RuntimeError:
+        return False  # the process that holds the store is gone: it failed first
 
 
 def leave() -> None:

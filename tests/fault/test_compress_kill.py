@@ -48,7 +48,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_model(tmp_path: Path) ->
     if RECIPE:
         values = json.dumps(yaml.safe_load(Path(RECIPE).read_text(encoding="utf-8")))
     else:
-        values = json.dumps(small_recipe(tmp_path, calibration={"blocks": 4, "refit": True}))
+        values = json.dumps(small_recipe(tmp_path, calibration={"blocks": 4, "compensation": True}))
     begin = time.monotonic()
     whole = start(values, tmp_path / "whole")
     output = whole.communicate()[0]

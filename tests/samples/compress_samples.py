@@ -32,7 +32,7 @@ def small_recipe(folder: Path, **changes: Any) -> dict[str, Any]:
         "data": [str(folder / "text.jsonl")],
         "heldout_share": 0.2,
         "targets": [{"non_embedding_params": "9k", "name": "small"}],
-        "calibration": {"blocks": 4, "refit": False},
+        "calibration": {"blocks": 4, "compensation": False},
         "ranking": {
             "scored": 4, "most": 2, "tokens": 512, "rungs": [0.5], "score_blocks": 2,
             "grid": {"layers": [1, 2], "heads": [2, 4], "groups": [2], "hidden": [24, 32], "ffn": [32, 40, 48, 56, 64]},

@@ -19,6 +19,7 @@ from .common import (
     say,
     sentence_errors,
 )
+from .training import processes
 
 # Typer reads the annotations at run time, where it wants Optional.
 # ruff: noqa: UP045
@@ -41,32 +42,29 @@ def compress(
     ] = None,
     field: Annotated[Optional[str], typer.Option(help="Field or column that holds the text.")] = None,
     encoding: Annotated[Optional[str], typer.Option(help="Encoding of text without a byte-order mark.")] = None,
-    skip_bad: Annotated[
-        Optional[bool], typer.Option("--skip-bad", help="Leave out documents that cannot be read.")
-    ] = None,
-    params: Annotated[Optional[str], typer.Option(help="Budget: at most so many parameters, as in 4B.")] = None,
+    skip_bad: Annotated[Optional[bool], typer.Option("--skip-bad", help="Skip documents that cannot be read.")] = None,
+    params: Annotated[Optional[str], typer.Option(help="Budget: most parameters, as in 4B.")] = None,
     non_embedding_params: Annotated[
-        Optional[str], typer.Option(help="Budget: the same without embedding and LM head, as in 2.6B.")
+        Optional[str], typer.Option(help="Budget: most parameters without embedding and LM head, as in 2.6B.")
     ] = None,
-    memory: Annotated[
-        Optional[str], typer.Option(help="Budget: at most so much for weights and cache, as in 6GB.")
-    ] = None,
+    memory: Annotated[Optional[str], typer.Option(help="Budget: most memory of weights and cache, as in 6GB.")] = None,
     speed: Annotated[
-        Optional[str], typer.Option(help="Budget: decoding at least so fast on this machine, as in 20tok/s.")
+        Optional[str], typer.Option(help="Budget: least decoding speed on this machine, as in 20tok/s.")
     ] = None,
     keep: Annotated[Optional[str], typer.Option(help="The shape itself, as in heads=24,ffn=9216,hidden=3072.")] = None,
-    steps: Annotated[Optional[str], typer.Option(help="Several sizes in parameters, large to small: 8B,4B.")] = None,
+    sizes: Annotated[Optional[str], typer.Option(help="Several sizes in parameters, large to small: 8B,4B.")] = None,
+    steps: Annotated[Optional[str], typer.Option(hidden=True, help="Former name of --sizes.")] = None,
     tokens: Annotated[Optional[str], typer.Option(help="Length of each distillation in tokens, as in 20M.")] = None,
-    hours: Annotated[Optional[float], typer.Option(help="Or in hours.")] = None,
+    hours: Annotated[Optional[float], typer.Option(help="Length of each distillation in hours.")] = None,
     batch: Annotated[Optional[int], typer.Option(help="Sequences per optimizer step.")] = None,
     sequence: Annotated[Optional[int], typer.Option(help="Tokens per sequence.")] = None,
     lr: Annotated[Optional[float], typer.Option(help="Highest learning rate.")] = None,
     candidates: Annotated[
-        Optional[int], typer.Option(help="Shapes that are retrained for a while; 1 for none.")
+        Optional[int], typer.Option(help="Shapes that are retrained before one is chosen; 1 for no such ranking.")
     ] = None,
     rank_tokens: Annotated[Optional[str], typer.Option(help="Tokens of that retraining, as in 2M.")] = None,
     calibration_blocks: Annotated[Optional[int], typer.Option(help="Sequences that importance is measured on.")] = None,
-    seed: Annotated[Optional[int], typer.Option(help="Decides the order of the data.")] = None,
+    seed: Annotated[Optional[int], typer.Option(help="Seed of the order of the data.")] = None,
     cache: Annotated[
         Optional[Path], typer.Option(help="Folder for tokenized text; in the run folder by default.")
     ] = None,
@@ -77,7 +75,8 @@ def compress(
     """Prune a checkpoint to a budget, retrain it by the original, and write a report.
 
     Stages: (teacher correction,) importance, candidates, ranking by short distillation, pruning, distillation,
-    evaluation. The same command again continues an interrupted run; the run folder may be moved.
+    evaluation. The same command again continues an interrupted run; the run folder may be moved. Under torchrun the
+    processes share the work: what trains is sharded over them.
 
     Examples:
 
@@ -86,77 +85,96 @@ def compress(
       minitron compress --recipe laptop runs/laptop
 
       minitron compress --recipe my/recipe.yaml runs/mine --hours 2
+
+      torchrun --nproc-per-node 8 -m minitron compress --recipe my/recipe.yaml runs/mine --sizes 8B,4B
     """
     if recipe is not None and out is None and model is not None:
         model, out = None, Path(model)
-    if model is not None:
-        locate(model)
     if out is None:
         raise ValueError("the run folder is missing: minitron compress MODEL OUT, or --recipe FILE OUT")
+    options = locals()
+    with processes(device, tensor_parallel=1, patience_hours=24) as (world, _):
+        wanted = world.first_does(lambda: _recipe_of(options))
+        _start(wanted, out, cache, device, dry_run, as_json, world)
+
+
+_BUDGETS = ("params", "non_embedding_params", "memory", "speed", "keep")
+_FIELDS = ("model", "data", "heldout", "heldout_share", "field", "encoding", "skip_bad")
+
+
+def _recipe_of(options: dict[str, Any]) -> Any:
+    """The recipe that options ask for, by their names; those that were not given are None."""
     from ..compress.recipe import load_recipe, parse_count, recipe_from
 
-    budgets = {
-        "params": params, "non_embedding_params": non_embedding_params, "memory": memory, "speed": speed, "keep": keep
-    }  # fmt: skip
-    given = {name: value for name, value in budgets.items() if value is not None}
-    values: dict[str, Any] = {}
-    if given and steps:
-        raise ValueError("give a budget or --steps, not both")
-    if given:
-        values["targets"] = [given]
-    if steps:
-        values["targets"] = [{"params": size.strip(), "name": size.strip()} for size in steps.split(",")]
-    flat = {
-        "model": model, "data": data, "heldout": heldout, "heldout_share": heldout_share, "field": field,
-        "encoding": encoding, "skip_bad": skip_bad,
-    }  # fmt: skip
-    values |= {name: value for name, value in flat.items() if value is not None}
-    length = {"tokens": None if tokens is None else parse_count(tokens), "hours": hours}
+    model, recipe = options["model"], options["recipe"]
+    if model is not None:
+        locate(model)
+    values = {name: options[name] for name in _FIELDS if options[name] is not None}
+    targets = _targets(options)
+    if targets:
+        values["targets"] = targets
+    counts = {name: None if options[name] is None else parse_count(options[name]) for name in ("tokens", "rank_tokens")}
     nested = {
-        "train": {**length, "batch": batch, "sequence": sequence, "lr": lr, "seed": seed},
-        "ranking": {"most": candidates, "tokens": None if rank_tokens is None else parse_count(rank_tokens)},
-        "calibration": {"blocks": calibration_blocks},
+        "train": {"tokens": counts["tokens"], **{n: options[n] for n in ("hours", "batch", "sequence", "lr", "seed")}},
+        "ranking": {"most": options["candidates"], "tokens": counts["rank_tokens"]},
+        "calibration": {"blocks": options["calibration_blocks"]},
     }
     parts = {name: {k: v for k, v in part.items() if v is not None} for name, part in nested.items()}
     parts = {name: part for name, part in parts.items() if part}
-    wanted = (
-        load_recipe(recipe, values, parts) if recipe is not None else recipe_from({**_defaults(model), **values}, parts)
-    )
-    _start(wanted, out, cache, device, dry_run, as_json)
+    if recipe is not None:
+        return load_recipe(recipe, values, parts)
+    # The paper's settings where they do not depend on the size of the model.
+    defaults = {"model": "bundled", "train": {"lr": 2e-4, "schedule": "cosine", "warmup": 40}}
+    return recipe_from({**defaults, **values}, parts)
 
 
-def _defaults(model: str | None) -> dict[str, Any]:
-    """Of a run without a recipe: the paper's settings where they do not depend on the size of the model."""
-    return {"model": model or "bundled", "train": {"lr": 2e-4, "schedule": "cosine", "warmup": 40}}
+def _targets(options: dict[str, Any]) -> list[dict[str, Any]]:
+    """What options say about the sizes; empty if nothing."""
+    budget = {name: options[name] for name in _BUDGETS if options[name] is not None}
+    sizes, former = options["sizes"], options["steps"]
+    if former is not None:
+        say("note: --steps is deprecated, use --sizes: the steps of other commands are optimizer steps")
+        if sizes is not None:
+            raise ValueError("--sizes and --steps, its former name, are both given; give --sizes")
+        sizes = former
+    if budget and sizes is not None:
+        raise ValueError("give a budget or --sizes, not both")
+    if sizes is not None:
+        return [{"params": size.strip(), "name": size.strip()} for size in sizes.split(",")]
+    return [budget] if budget else []
 
 
-def _start(recipe: Any, out: Path, cache: Path | None, device: str, dry_run: bool, as_json: bool) -> None:
+def _start(recipe: Any, out: Path, cache: Path | None, device: str, dry_run: bool, as_json: bool, world: Any) -> None:
     quiet_libraries()
+    from ..compress.context import token_folder
     from ..compress.dry import estimate
-    from ..compress.run import token_folder
-    from ..train.machine import keep_freed_memory
 
-    keep_freed_memory()
     with token_folder(out, cache) as store:
-        rows = estimate(recipe, out, cache=store, device=device, say=say if dry_run else lambda _: None)
-        if not as_json or dry_run:
+        tell = say if dry_run else lambda _: None
+        rows = estimate(recipe, out, cache=store, device=device, say=tell, world=world)
+        if world.first and (dry_run or not as_json):
             _print_plan(rows, as_json)
-        if dry_run:
-            if cache is None:
-                store.discard()
-            return
-        _run(recipe, out, store, device, as_json)
+        if not dry_run:
+            _run(recipe, out, store, device, as_json, world)
+        elif cache is None:
+            store.discard()
 
 
-def _run(recipe: Any, out: Path, store: Any, device: str, as_json: bool) -> None:
+def _run(recipe: Any, out: Path, store: Any, device: str, as_json: bool, world: Any) -> None:
     from ..compress.run import compress as run_compression
     from ..compress.stages import StoppedError
 
     try:
-        made = run_compression(recipe, out, cache=store, device=device, quiet=as_json)
+        made = run_compression(recipe, out, cache=store, device=device, quiet=as_json, world=world)
     except StoppedError as stop:
-        typer.echo(f"stopped by {stop}; the same command continues the run", err=True)
+        if world.first:
+            say(f"stopped by {stop}; the same command continues the run")
         raise typer.Exit(130 if str(stop) == "SIGINT" else 143) from None
+    if world.first:
+        _print_result(made, as_json)
+
+
+def _print_result(made: Any, as_json: bool) -> None:
     if as_json:
         print_json({"models": {k: str(v) for k, v in made.models.items()}, "report": str(made.report)})
         return

@@ -25,24 +25,28 @@ def prune(
     keep: Optional[str] = typer.Option(
         None, help="The shape: heads=24,groups=8,ffn=9216,hidden=3072,layers=32; with a budget: axes that stay fixed."
     ),
-    plan: Annotated[Optional[Path], typer.Option(help="Carry out this plan.json.")] = None,
+    plan: Annotated[Optional[Path], typer.Option(help="Cut by this plan.json.")] = None,
     sort: bool = typer.Option(False, "--sorted", help="Keep everything, most important first; smaller is a prefix."),
-    grid: str = typer.Option("auto", help="Shapes to look at: auto, paper-4b or paper-8b."),
-    tolerance: float = typer.Option(0.05, help="How far below the budget (speed: above it) candidates are looked for."),
+    grid: str = typer.Option("auto", help="Shapes to consider: auto, paper-4b or paper-8b."),
+    tolerance: float = typer.Option(0.05, help="Search window: share below the budget (speed: above it)."),
     rank: str = typer.Option("loss", help="How candidates are ranked: loss or kl (to MODEL)."),
     candidates: Optional[int] = typer.Option(None, help="Most candidates to rank, spread evenly over their sizes."),
     depth: str = typer.Option("influence", help="How layers are scored: influence, loss, distance or greedy."),
     contiguous: bool = typer.Option(False, "--contiguous", help="Remove neighbouring layers only."),
-    merge_heads: bool = typer.Option(False, "--merge-heads", help="Add what goes of a group's queries to what stays."),
-    compensate: bool = typer.Option(False, "--compensate", help="Refit norms and output projections to MODEL."),
-    calibration: Optional[str] = typer.Option(None, help="Text for importance; short bundled passages if left out."),
-    heldout: Optional[str] = typer.Option(None, help="Text for ranking and losses; other parts of --calibration."),
+    merge_heads: bool = typer.Option(
+        False, "--merge-heads", help="Merge queries of heads that go into heads that stay."
+    ),
+    compensate: bool = typer.Option(False, "--compensate", help="After the cut, fit norms and projections to MODEL."),
+    calibration: Optional[str] = typer.Option(None, help="Text for importance; bundled passages by default."),
+    heldout: Optional[str] = typer.Option(None, help="Text for ranking and losses; else parts of --calibration."),
     scores: Annotated[Optional[Path], typer.Option(help="importance.safetensors of an earlier run on MODEL.")] = None,
     samples: int = typer.Option(128, help="Most blocks of calibration text."),
     sequence: int = typer.Option(512, help="Tokens of a block."),
-    seed: int = typer.Option(0, help="Decides which blocks are drawn."),
-    dtype: Optional[str] = typer.Option(None, help="Of --memory and --speed: bf16, fp32, int8, int4; MODEL's own."),
-    context: Optional[int] = typer.Option(None, help="Tokens in the cache for --memory (all) and --speed (0)."),
+    seed: int = typer.Option(0, help="Seed of the draw of blocks."),
+    dtype: Optional[str] = typer.Option(None, help="For --memory and --speed: bf16, fp32, int8 or int4; else MODEL's."),
+    context: Optional[int] = typer.Option(
+        None, help="Tokens in the cache for --memory (else all) and --speed (else 0)."
+    ),
     measure: bool = typer.Option(True, help="Compare loss and speed of MODEL and OUT."),
     overwrite: bool = typer.Option(
         False, "--overwrite", help="Replace OUT, if minitron wrote it and nothing in it was changed."
@@ -53,7 +57,7 @@ def prune(
 
     Everything streams: MODEL need not fit into memory. OUT is a standard checkpoint; in OUT/pruning are the plan, the
     importance scores and the candidates, in OUT/README.md what was done. The weights are not retrained. An interrupted
-    run goes on where it stopped when the same command is given again.
+    run continues when the same command is given again.
 
     Examples:
 
@@ -70,9 +74,9 @@ def prune(
     locate(model)
     quiet_libraries()
     from ..loading import checkpoint_folder
-    from ..prune.pipeline import Options, PruneJob
+    from ..prune.pipeline import PruneJob, PruneOptions
 
-    options = Options(
+    options = PruneOptions(
         plan=plan, keep=keep, params=params, non_embedding_params=non_embedding_params, memory=memory, speed=speed,
         grid=grid, sort=sort, tolerance=tolerance, dtype=dtype, context=context, rank=rank, candidates=candidates,
         depth=depth, contiguous=contiguous, merge_heads=merge_heads, compensate=compensate, calibration=calibration,
@@ -107,12 +111,12 @@ class _Bars:
         self._close()
 
     def say(self, text: str) -> None:
-        """A sentence of its own."""
+        """Print a sentence."""
         self._close()
         typer.echo(text, err=True)
 
     def show(self, stage: str, done: int, total: int) -> None:
-        """How far a stage is."""
+        """Show the progress of a stage."""
         from tqdm import tqdm
 
         if stage != self.stage:

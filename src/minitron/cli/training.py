@@ -83,22 +83,33 @@ def settings_from(options: dict[str, Any]) -> Any:
 
 
 @contextmanager
-def processes(device: str, tensor_parallel: int) -> Iterator[tuple[Any, Any]]:
+def processes(device: str, tensor_parallel: int, patience_hours: float = 1) -> Iterator[tuple[Any, Any]]:
     """(world, device) of this process, which torchrun may have started among others.
 
-    Processes other than the first say nothing but errors.
+    An error is reported by the process that fails first; the others end without a word, since they fail because of it.
+
+    Args:
+        device: as on the command line.
+        tensor_parallel: as of `make_world`.
+        patience_hours: how long a process waits for the others; the first one may work alone that long.
     """
     from ..loading import pick_device
     from ..train.machine import keep_freed_memory
     from ..train.parallel import make_world
-    from ..world import join, launched, leave
+    from ..world import fails_first, join, launched, leave
 
     keep_freed_memory()
     if launched():
-        join(device)
+        join(device, patience_hours)
     try:
         place = pick_device(device)
         yield make_world(tensor_parallel, place), place
+    except typer.Exit:
+        raise
+    except Exception:
+        if not fails_first():
+            raise typer.Exit(1) from None
+        raise
     finally:
         leave()
 

@@ -1,4 +1,4 @@
-"""What a compression will cost, before it begins: tokens, FLOPs, memory, disk and hours of each stage.
+"""What a compression costs, before it begins: tokens, FLOPs, memory, disk and hours of each stage.
 
 FLOPs count multiply-adds twice, LM head included; training is three forward passes (arXiv:2407.14679, footnote 5 counts
 likewise). Hours divide them by the speed of matrix products measured here, times `EFFICIENCY`.
@@ -30,7 +30,7 @@ class StageCost:
     memory_bytes: float
     """Weights and optimizer; activations come on top."""
     disk_bytes: float
-    """What the stage leaves, or needs for a while."""
+    """What the stage leaves behind, or needs while it runs."""
 
     def as_dict(self, flops_per_second: float) -> dict[str, Any]:
         """For JSON, with hours."""
@@ -44,8 +44,8 @@ def training_flops(student: NemotronConfig, teacher: NemotronConfig | None, toke
     return tokens * (own + (teacher.flops_per_token(context) if teacher is not None else 0))
 
 
-def refit_flops(source: NemotronConfig, student: NemotronConfig, tokens: float, sequence: int) -> float:
-    """Of `prune.compensation`: one pass of the source, and two of the student (to fit, and to go on)."""
+def compensation_flops(source: NemotronConfig, student: NemotronConfig, tokens: float, sequence: int) -> float:
+    """Of `prune.compensation`: one pass of the source, and two of the student (to fit a layer, then to pass it)."""
     return tokens * (source.flops_per_token(sequence // 2) + 2 * student.flops_per_token(sequence // 2))
 
 
@@ -113,8 +113,8 @@ def plan_costs(
             tried = min(recipe.ranking.most, len(found))
             if tried > 1:
                 costs.append(_ranking(recipe, name, list(found[:tried]), teacher))
-        if recipe.calibration.refit:
-            flops = refit_flops(source, student, calibrated, sequence)
+        if recipe.calibration.compensation:
+            flops = compensation_flops(source, student, calibrated, sequence)
             # In float64: Gram matrices of fitted and held-out blocks, the system and its factor.
             memory = one_layer + 4 * 8.0 * student.intermediate_size**2
             costs.append(StageCost(f"{name}/prune", calibrated, flops, memory, 2.0 * student.num_parameters()))
@@ -129,7 +129,7 @@ def plan_costs(
 def _ranking(recipe: Recipe, name: str, tried: list[NemotronConfig], teacher: NemotronConfig) -> StageCost:
     rungs, tokens = recipe.ranking.rungs, recipe.ranking.tokens
     together = candidate_tokens(len(tried), tokens, rungs)
-    # Which of them will be dropped is not known: each is taken to see its share.
+    # Which of them are dropped is not known: each is assumed to see its share.
     flops = ranking_flops(tried, teacher, [together / len(tried)] * len(tried), recipe.train.sequence)
     flops += teacher.flops_per_token(recipe.train.sequence // 2) * (tokens - together / len(tried))
     most = max(c.num_parameters() for c in tried)

@@ -1,4 +1,4 @@
-"""What a recipe would cost here, stage by stage, before anything is computed."""
+"""What a recipe costs here, stage by stage, before anything is computed."""
 
 from __future__ import annotations
 
@@ -10,11 +10,17 @@ from ..checkpoint.hf import read_config
 from ..config import NemotronConfig
 from ..data.token_cache import TokenFolder
 from ..files import require_unlocked
+from ..loading import pick_device
 from ..train.machine import measured_peak
+from ..train.parallel import make_world
+from ..world import World
+from .context import Context, open_context, token_folder
 from .costs import EFFICIENCY, plan_costs
 from .recipe import Recipe
-from .run import Context, open_context, token_folder
 from .select import spread, within_budget
+
+DIVIDED = ("correct", "importance", "rank", "distill")
+"""Stages that processes divide; the first process does the others."""
 
 
 def estimate(
@@ -24,20 +30,25 @@ def estimate(
     cache: Path | TokenFolder | None = None,
     device: str = "auto",
     say: Callable[[str], None] = lambda _: None,
+    world: World | None = None,
 ) -> list[dict[str, Any]]:
     """Rows of `costs.StageCost` with hours. Tokenizes the text, and checks all budgets.
 
-    Nothing is written to `out`. The tokens stay in `cache` if it is given.
+    Nothing is written to `out`. The tokens stay in `cache` if it is given. In a world
+    of many processes hours count what they divide among them; memory and disk are of all together.
 
-    A target's shape is not known before the search: the first of those that would be retrained stands for it, and the
-    next target is cut from that.
+    A target's shape is not known before the search: the first of the shapes that would be retrained stands in, and
+    the next target is cut from that.
 
     Raises:
         As `run.compress`.
     """
-    require_unlocked(out)
+    place = pick_device(device)
+    world = world or make_world(device=place)
+    world.first_does(lambda: require_unlocked(out))
     with token_folder(out, cache) as store:
-        rows = _rows(open_context(recipe, out, store, device, True, say))
+        context = open_context(recipe, out, store, place, world, True, say)
+        rows = world.first_does(lambda: _rows(context))
         if cache is None:
             store.discard()
     return rows
@@ -45,7 +56,7 @@ def estimate(
 
 def _rows(context: Context) -> list[dict[str, Any]]:
     recipe = context.recipe
-    teacher = read_config(context.teacher)
+    teacher = read_config(context.checkpoint)
     speed = EFFICIENCY * measured_peak(context.device, recipe.train.dtype)
     source = teacher
     shapes: dict[str, list[NemotronConfig]] = {}
@@ -63,4 +74,4 @@ def _rows(context: Context) -> list[dict[str, Any]]:
         else (recipe.train.hours or 0) * 3600 * speed / (teacher.flops_per_token() + 3 * source.flops_per_token())
     )
     rows = plan_costs(recipe, teacher, shapes, recipe.ranking.score_blocks * recipe.train.sequence, tokens)
-    return [row.as_dict(speed) for row in rows]
+    return [row.as_dict(speed * (context.world.size if row.name.endswith(DIVIDED) else 1)) for row in rows]

@@ -1,4 +1,4 @@
-"""What a compression came to: every model of the run measured alike, and the report."""
+"""The result of a compression: every model measured alike, and the report."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ import shlex
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import transformers
 
 from ..bench.speeds import measure_speeds
-from ..checkpoint.fingerprint import fingerprint
 from ..checkpoint.hf import read_config
 from ..config import NemotronConfig
 from ..data.documents import Source, read_texts
@@ -38,13 +37,11 @@ from ..report.page import write_report
 from ..text_stream import SamplingSettings, TextStream, encode_prompt
 from ..train.log import METRICS_FILE
 from ..version import __version__
+from .context import Context
 from .costs import training_flops
 
-if TYPE_CHECKING:
-    from .run import Context
-
 GROUPS = 20
-"""Documents are put into so many groups; the spread of the groups' losses gives the standard error."""
+"""Number of groups of documents whose losses give the standard error."""
 MOST_DOCUMENTS = 400
 SAMPLE_TOKENS = 90
 _SHAPE = (
@@ -53,13 +50,17 @@ _SHAPE = (
 )  # fmt: skip
 
 
-def evaluate_and_report(context: Context, models: Mapping[str, Path]) -> Path:
-    """Measure the teacher and every model, write `report.json` and `report.html`; the page."""
-    folders = {"teacher": context.teacher, **models}
-    marks = {name: fingerprint(folder) for name, folder in folders.items()}
+def evaluate_and_report(context: Context, teacher: Path, models: Mapping[str, Path]) -> Path:
+    """Measure the teacher and every model, and write `report.json` and `report.html`, in the first process.
+
+    Returns:
+        The page.
+    """
+    world, folders = context.world, {"teacher": teacher, **models}
+    marks = {name: context.fingerprint(folder) for name, folder in folders.items()}
     inputs = {"models": marks, "prompts": list(context.recipe.prompts)}
-    facts = context.stages.run("evaluate", inputs, lambda folder: _evaluate(context, folders))
-    return write_report(make_report(context, folders, marks, facts), context.folder)
+    facts = context.stages.run("evaluate", inputs, lambda _: world.first_does(lambda: _evaluate(context, folders)))
+    return world.first_does(lambda: write_report(make_report(context, folders, marks, facts), context.folder))
 
 
 # --- measuring ---------------------------------------------------------------------------------------------------
@@ -138,7 +139,7 @@ def _sample(model: Any, tokenizer: Any, prompt: str) -> str:
 
 
 def _speeds(models: Mapping[str, Any], prompt: Sequence[int]) -> list[dict[str, Any]]:
-    """Greedy decoding of each model in turn, round by round, and how free the machine was."""
+    """Greedy decoding of each model in turn, round by round, and the load of the machine."""
     shortest = min(model.config.max_position_embeddings for model in models.values())
     speeds, load = measure_speeds(models, [*prompt, *prompt][: max(2, min(len(prompt), shortest // 2))])
     rows = []
@@ -164,8 +165,14 @@ def _speeds(models: Mapping[str, Any], prompt: Sequence[int]) -> list[dict[str, 
 
 
 def make_report(context: Context, folders: Mapping[str, Path], marks: Mapping[str, str], facts: Any) -> Report:
-    """All that a run knows about itself."""
-    recipe = context.recipe
+    """All that a run knows about itself.
+
+    Args:
+        folders: checkpoints by name, that of the teacher first.
+        marks: their fingerprints.
+        facts: what the stage `evaluate` found.
+    """
+    recipe, teacher = context.recipe, read_config(folders["teacher"])
     models = [_model_facts(name, folder) for name, folder in folders.items()]
     quality = [QualityFacts(**row) for row in facts["quality"]]
     last = list(folders)[-1]
@@ -174,8 +181,8 @@ def make_report(context: Context, folders: Mapping[str, Path], marks: Mapping[st
         summary=_summary(models, quality, last),
         models=models,
         importance=_importance(context),
-        candidates=_candidates(context),
-        curves=_curves(context),
+        candidates=_candidates(context, teacher),
+        curves=_curves(context, teacher),
         quality=quality,
         speed=[SpeedFacts(**{**row, "quartiles": tuple(row["quartiles"])}) for row in facts["speed"]],
         samples=[SampleFacts(**row) for row in facts["samples"]],
@@ -186,9 +193,9 @@ def make_report(context: Context, folders: Mapping[str, Path], marks: Mapping[st
             "torch": torch.__version__,
             "transformers": transformers.__version__,
             "Python": platform.python_version(),
-            "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {context.device}",
+            "machine": _machine(context),
         },
-        hashes={**marks, **{f"text {key}": f"weight {weight:g}" for key, weight in _data(context).items()}},
+        hashes={**marks, **{f"text {key}": f"weight {weight:g}" for key, weight in context.data_key.items()}},
         notes=[
             *_stage_notes(context),
             "Samples: temperature 0.7, top-p 0.9, seed 1, not selected. Speed: greedy, one prompt, this machine.",
@@ -196,15 +203,14 @@ def make_report(context: Context, folders: Mapping[str, Path], marks: Mapping[st
     )
 
 
+def _machine(context: Context) -> str:
+    processes = f", {context.world.size} processes" if context.world.size > 1 else ""
+    return f"{platform.machine()}, {torch.get_num_threads()} threads, {context.device}{processes}"
+
+
 def _stage_notes(context: Context) -> list[str]:
-    """What stages had to say about their results."""
+    """Sentences of stages about their results."""
     return [note for facts in context.stages.facts.values() for note in facts.get("notes", [])]
-
-
-def _data(context: Context) -> dict[str, float]:
-    from .run import data_key
-
-    return data_key(context)
 
 
 def _model_facts(name: str, folder: Path) -> ModelFacts:
@@ -238,8 +244,8 @@ def _importance(context: Context) -> ImportanceFacts | None:
 
     def falling(values: torch.Tensor) -> list[float]:
         ordered = (values / values.max().clamp(min=1e-300)).sort(descending=True).values
-        places = torch.linspace(0, len(ordered) - 1, min(128, len(ordered))).round().long()
-        return [round(x, 4) for x in ordered[places].tolist()]
+        indices = torch.linspace(0, len(ordered) - 1, min(128, len(ordered))).round().long()
+        return [round(x, 4) for x in ordered[indices].tolist()]
 
     heads = [[round(x, 4) for x in (h / h.max().clamp(min=1e-300)).tolist()] for h in scores.heads]
     layers = (scores.layers - scores.layers.min().clamp(max=0)).clamp(min=0)
@@ -247,9 +253,8 @@ def _importance(context: Context) -> ImportanceFacts | None:
     return ImportanceFacts([falling(n) for n in scores.neurons], heads, falling(scores.channels), layers)
 
 
-def _candidates(context: Context) -> list[CandidateFacts]:
+def _candidates(context: Context, source: NemotronConfig) -> list[CandidateFacts]:
     rows: list[CandidateFacts] = []
-    source = read_config(context.teacher)
     for index in range(len(context.recipe.targets)):
         name = context.recipe.target_name(index)
         found = context.stages.facts
@@ -274,9 +279,8 @@ def _candidates(context: Context) -> list[CandidateFacts]:
     return rows
 
 
-def _curves(context: Context) -> list[Curve]:
+def _curves(context: Context, teacher: NemotronConfig) -> list[Curve]:
     found: list[Curve] = []
-    teacher = read_config(context.teacher)
     config = context.recipe.train
     runs = [("correct", "teacher", context.folder / "correct" / "run")]
     names = [context.recipe.target_name(i) for i in range(len(context.recipe.targets))]
@@ -325,4 +329,4 @@ def _stage_rows(context: Context) -> list[StageFacts]:
 
 
 def _commands(context: Context) -> list[str]:
-    return [f"minitron compress --recipe {shlex.quote('recipe.json')} OUT   # recipe.json lies beside this page"]
+    return [f"minitron compress --recipe {shlex.quote('recipe.json')} OUT   # recipe.json is next to this page"]

@@ -1,4 +1,4 @@
-"""Which candidate becomes best: all are retrained for a while by one teacher that runs once, and the worse are dropped.
+"""Which candidate becomes best: all are retrained for a while by one teacher that runs once, the worse are dropped.
 
 The paper retrains every candidate alike (arXiv:2407.14679, section 2.3) because ranks before retraining mislead, and
 finds that they settle after some three quarters of it (Figure 9). Here the teacher's last hidden states are computed
@@ -9,6 +9,7 @@ each from its own run folder: only one is in memory at a time, and an interrupti
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,11 +23,14 @@ from ..data.packing import Batch, BlockStream, PackedBlocks
 from ..distill.losses import DistillLoss, DistillOptions
 from ..distill.targets import DenseTargets, TeacherTargets
 from ..files import allocate, write_text
+from ..ops.packed_attention import packed_attention_in
 from ..train.loop import train
 from ..train.machine import autocast
-from ..train.objective import heldout_loss
+from ..train.objective import Objective, heldout_loss, next_token_loss
+from ..train.parallel import prepare
 from ..train.resume import list_steps
 from ..train.schedule import TrainConfig
+from ..world import World
 from .stages import StoppedError
 
 RUNGS_FILE = "rungs.json"
@@ -40,7 +44,7 @@ class Contender:
     """A candidate in a ranking."""
 
     name: str
-    """Of its run folder."""
+    """That of its run folder."""
     load: Callable[[], nn.Module]
     """Makes the pruned model in fp32, on its device."""
 
@@ -54,7 +58,7 @@ class Standing:
     losses: dict[str, dict[int, float]]
     """Name -> step -> held-out loss in nats per token; step 0 is before retraining."""
     teacher_blocks: int
-    """Blocks that the teacher read, what a killed process was at left out. Separate runs would have read
+    """Blocks that the teacher read, without those that a killed process had begun. Separate runs would have read
     `student_blocks`."""
     student_blocks: int
     """Blocks that the candidates were trained on, together."""
@@ -64,15 +68,19 @@ class SharedTargets:
     """A teacher whose answers are computed once for each block and kept in a file until the round is over.
 
     Args:
-        teacher: where answers come from when they are not there yet.
+        teacher: computes the answers that the file does not have yet.
         path: file of the round; anything in it is overwritten.
         blocks: most different blocks of the round.
+        world: processes that each have a share of every batch and a file of their own. The teacher is sharded over
+            them, so that it runs in all of them or in none.
     """
 
-    def __init__(self, teacher: TeacherTargets, path: Path, blocks: int) -> None:
-        self.teacher, self.path, self.blocks = teacher, path, blocks
+    def __init__(self, teacher: TeacherTargets, path: Path, blocks: int, world: World | None = None) -> None:
+        self.teacher, self.path, self.blocks, self.world = teacher, path, blocks, world or World()
+        if self.world.mesh is not None:
+            self.model = getattr(teacher, "model", None)  # `train` shards it
         self.vocab_size, self.hidden_size = teacher.vocab_size, teacher.hidden_size
-        self.num_layers = 0  # hidden states of layers between are not kept
+        self.num_layers = 0  # only the last hidden states are kept
         self.computed = 0
         self._rows: dict[int, int] = {}
         self._kept: np.memmap[Any, Any] | None = None
@@ -84,12 +92,13 @@ class SharedTargets:
             raise ValueError("shared targets are for the last hidden states of blocks of a stream")
         places = batch.places.tolist()
         missing = [row for row, place in enumerate(places) if place not in self._rows]
-        if missing or self._head is None:
+        if self.world.any(bool(missing) or self._head is None):
             found = self.teacher.targets_for(batch)
             assert isinstance(found, DenseTargets)
             self._head = found.head
             self._keep([places[row] for row in missing], found.hidden[missing].float().cpu().numpy())
         assert self._kept is not None
+        assert self._head is not None
         hidden = torch.from_numpy(self._kept[[self._rows[place] for place in places]])
         return DenseTargets(hidden.to(batch.input_ids.device), self._head)
 
@@ -125,6 +134,7 @@ def rank(
     options: DistillOptions | None = None,
     identity: Mapping[str, Any] | None = None,
     round_bytes: int = ROUND_BYTES,
+    world: World | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Standing:
     """Retrain candidates by one teacher, dropping the worse half at each rung.
@@ -135,12 +145,13 @@ def rank(
         stream, config: as for `train`; `config.total_steps` is the length for those that are never dropped.
         heldout: texts that decide; the mean of their losses in nats per token.
         rungs: shares of the length, rising.
-        folder: for the run folders; what is there is continued.
+        folder: for the run folders; an interrupted ranking in it is continued.
         hidden_size: the teacher's, from which the length of a round follows.
-        options: the loss; without hidden states of layers between.
-        identity: what tells the teacher, for the run folders.
-        round_bytes: most that the teacher's answers may take on disk.
-        say: is told where it stands.
+        options: the loss; only that of the logits.
+        identity: what identifies the teacher, for the run folders.
+        round_bytes: most that the teacher's answers may take on disk, of all processes together.
+        world: the processes, from `parallel.make_world`; all call this. Candidates and teacher are sharded over them.
+        say: called with the standing at each rung.
 
     Raises:
         ValueError: a run that goes by the clock, where candidates would differ by the load of the machine.
@@ -149,7 +160,7 @@ def rank(
     if total is None:
         raise ValueError("a ranking needs steps or tokens, not hours: candidates must see the same text")
     stops = [max(1, round(share * total)) for share in rungs] + [total]
-    race = _Race(contenders, teacher, stream, heldout, config, folder, options or DistillOptions(), identity)
+    race = _Race(contenders, teacher, stream, heldout, config, folder, options or DistillOptions(), identity, world)
     race.measure_start()
     alive = list(race.contenders)
     at = 0
@@ -178,18 +189,24 @@ class _Race:
         folder: Path,
         options: DistillOptions,
         identity: Mapping[str, Any] | None,
+        world: World | None,
     ) -> None:
+        self.world = world or World()
         self.contenders = {contender.name: contender for contender in contenders}
         self.make_teacher, self.stream, self.heldout, self.folder = teacher, stream, heldout, folder
         self.config = replace(config, eval_every=0, keep=1)
         self.options, self.identity = options, identity
         self._teacher: TeacherTargets | None = None
         self._begun: set[str] = set()
-        folder.mkdir(parents=True, exist_ok=True)
         self._file = folder / RUNGS_FILE
-        self._facts: dict[str, Any] = {"losses": {name: {} for name in self.contenders}, "teacher": {}, "students": {}}
+        self._facts: dict[str, Any] = self.world.first_does(self._open)
+
+    def _open(self) -> dict[str, Any]:
+        """What an interrupted ranking left, or the beginning of one."""
+        self.folder.mkdir(parents=True, exist_ok=True)
         if self._file.is_file():
-            self._facts = json.loads(self._file.read_text(encoding="utf-8"))
+            return json.loads(self._file.read_text(encoding="utf-8"))
+        return {"losses": {name: {} for name in self.contenders}, "teacher": {}, "students": {}}
 
     @property
     def losses(self) -> dict[str, dict[str, float]]:
@@ -200,44 +217,49 @@ class _Race:
         """Losses before retraining."""
         for name, contender in self.contenders.items():
             if "0" not in self.losses[name]:
-                self.losses[name]["0"] = self._loss(contender.load())
+                self.losses[name]["0"] = self._loss_of(contender.load())
                 self._save()
 
     def advance(self, names: Sequence[str], start: int, stop: int, *, measured: bool) -> None:
         """Train candidates from step `start` to `stop`, all by the same answers of the teacher."""
-        todo = [name for name in names if not self._is_past(name, stop, measured)]
+        todo = self.world.first_does(lambda: [name for name in names if not self._is_past(name, stop, measured)])
         if not todo:
             return
         self._teacher = self._teacher or self.make_teacher()
-        shared = SharedTargets(self._teacher, self.folder / "targets.bin", (stop - start) * self.config.batch)
+        blocks = (stop - start) * self.config.batch // self.world.data_size
+        file = "targets.bin" if self.world.size == 1 else f"targets-{self.world.rank}.bin"
+        shared = SharedTargets(self._teacher, self.folder / file, blocks, self.world)
         before = self._facts["teacher"].get(str(stop), 0)
         try:
             for name in todo:
-                model = self._train(name, stop, shared)
+                loss = self._train(name, stop, shared, measured)
                 self._facts["students"][f"{name} {stop}"] = (stop - start) * self.config.batch
                 if measured:
-                    self.losses[name][str(stop)] = self._loss(model)
+                    self.losses[name][str(stop)] = loss
+                self._note_teacher(stop, before + self.world.add_up(shared.computed))
+        except BaseException:
+            if self.world.size == 1:  # several processes may have failed at different points: nothing is exchanged
                 self._note_teacher(stop, before + shared.computed)
-        finally:
-            self._note_teacher(stop, before + shared.computed)
+            raise
         shared.close()
 
     def _is_past(self, name: str, stop: int, measured: bool) -> bool:
         steps = list_steps(self.folder / name)
         return str(stop) in self.losses[name] or (bool(steps) and steps[-1][0] >= stop and not measured)
 
-    def _train(self, name: str, stop: int, shared: SharedTargets) -> nn.Module:
+    def _train(self, name: str, stop: int, shared: SharedTargets, measured: bool) -> float:
+        """Train a candidate up to a step; its held-out loss there, NaN if it is not measured."""
         model = self.contenders[name].load()
         loss = DistillLoss(shared, self.options, model.config)  # type: ignore[arg-type]
         run = self.folder / name
         result = train(
-            model, self.stream, self.config, run, loss=loss, identity=self.identity, quiet=True, until=stop,
-            going_on=name in self._begun,
+            model, self.stream, self.config, run, heldout=self.heldout if measured else None, loss=loss,
+            identity=self.identity, quiet=True, world=self.world, until=stop, going_on=name in self._begun,
         )  # fmt: skip
         self._begun.add(name)
         if result.step < stop:
             raise StoppedError(result.stopped_by or "a signal")
-        return model
+        return _mean(result.heldout) if measured else math.nan
 
     def _note_teacher(self, stop: int, blocks: int) -> None:
         self._facts["teacher"][str(stop)] = blocks
@@ -257,19 +279,35 @@ class _Race:
         blocks = (sum(self._facts[kind].values()) for kind in ("teacher", "students"))
         return Standing(tuple(order), losses, *blocks)
 
-    def _loss(self, model: nn.Module) -> float:
-        device = next(model.parameters()).device
-        at_once = self.config.at_once()
-        found = [
-            heldout_loss(model, blocks, at_once, autocast(device, self.config.dtype))["nats_per_token"]
-            for blocks in self.heldout.values()
-        ]
-        return sum(found) / len(found)
+    def _loss_of(self, model: nn.Module) -> float:
+        """Held-out loss of a model that is not trained yet."""
+        objective, world = Objective(model, next_token_loss), self.world
+        if world.mesh is not None:
+            prepare(objective, self.config, world)
+        context = autocast(next(model.parameters()).device, self.config.dtype)
+        at_once = self.config.at_once(world.data_size)
+
+        def measure(batch: Batch) -> dict[str, float]:
+            return {"ce": objective(batch)[0].item()}
+
+        with packed_attention_in(*objective.trained_models()):  # as in `train`
+            return _mean(
+                {
+                    name: heldout_loss(model, blocks, at_once, context, measure=measure, world=world)
+                    for name, blocks in self.heldout.items()
+                }
+            )
 
     def _save(self) -> None:
-        write_text(self._file, json.dumps(self._facts, indent=1))
+        if self.world.first:
+            write_text(self._file, json.dumps(self._facts, indent=1))
+
+
+def _mean(heldout: Mapping[str, Mapping[str, float]]) -> float:
+    """Of the losses of all texts, in nats per token."""
+    return sum(found["nats_per_token"] for found in heldout.values()) / len(heldout)
 
 
 def _rounds(start: int, stop: int, length: int) -> list[tuple[int, int]]:
-    """(first step, last step + 1) of rounds of so many steps between two stops."""
+    """(first step, last step + 1) of rounds of `length` steps between two stops."""
     return [(at, min(at + length, stop)) for at in range(start, stop, length)]

@@ -1,6 +1,6 @@
-"""What a compression shall do, as data. A YAML file in `recipes/` is these dataclasses, field by field.
+"""What a compression does, as data. A YAML file in `recipes/` is these dataclasses, field by field.
 
-Names of files in a recipe belong to its folder. The recipes in `recipes/` come with the package and have names.
+Names of files in a recipe are relative to its folder. The recipes in `recipes/` come with the package and have names.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import glob
 import math
 import types
 import typing
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,21 +27,21 @@ BUDGETS = ("params", "non_embedding_params", "memory", "speed", "keep")
 
 
 class RecipeError(ValueError):
-    """A recipe that cannot be followed; the message names the field and what would be right."""
+    """A recipe with a mistake; the message names the field and what would be right."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """How large a model of the family may be: exactly one budget, which the model keeps within."""
+    """How large a model may be: exactly one budget, which no result exceeds."""
 
     params: str | None = None
-    """At most so many parameters in all, as in "4B"."""
+    """Most parameters in all, as in "4B"."""
     non_embedding_params: str | None = None
-    """At most so many parameters without embedding and LM head, as in "2.6B"."""
+    """Most parameters without embedding and LM head, as in "2.6B"."""
     memory: str | None = None
-    """At most so many bytes of weights and of the cache at a full context, as in "6GB"."""
+    """Most bytes of weights and of the cache at a full context, as in "6GB"."""
     speed: str | None = None
-    """Decoding on this machine at least so fast, as in "20tok/s"."""
+    """Least speed of decoding on this machine, as in "20tok/s"."""
     keep: str | None = None
     """The shape itself, as in "heads=24,ffn=9216,hidden=3072,layers=32"; nothing is searched."""
     name: str | None = None
@@ -64,9 +65,9 @@ class Calibration:
 
     blocks: int = 1024
     """Sequences; the paper's number (arXiv:2407.14679, section 2.2)."""
-    refit: bool = True
-    """Refit norms and output projections to the source on these sequences after a cut (`prune.compensation`). Not part
-    of the paper's recipe; better at every length measured here, by less the longer (docs/studies/compensation.md)."""
+    compensation: bool = True
+    """Fit norms and output projections to the source on these sequences after a cut (`prune.compensation`). Not part of
+    the paper's recipe; better at every length measured here, by less the longer (docs/studies/compensation.md)."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class Correction:
 
 @dataclass(frozen=True)
 class Ranking:
-    """Which of the shapes that meet a budget is taken."""
+    """How one of the shapes that meet a budget is chosen."""
 
     grid: Grid | None = None
     """Shapes to look at; those of `prune.search.Grid.around` if None."""
@@ -91,9 +92,9 @@ class Ranking:
     score_blocks: int = 64
     """Held-out sequences that this loss is measured on."""
     most: int = 8
-    """Of them, how many are retrained for a while, from every depth some. 1 takes the best without retraining."""
+    """How many of them are retrained for a while, some of every depth. 1 takes the best without retraining."""
     tokens: int = 1_800_000_000
-    """Tokens that those which are not dropped are retrained on (400 steps in the paper)."""
+    """Tokens of retraining for a shape that is never dropped (400 steps in the paper)."""
     rungs: tuple[float, ...] = (0.5, 0.75)
     """Shares of it after which the worse half is dropped; not before half, since ranks change until then."""
 
@@ -107,19 +108,19 @@ class Recipe:
     data: tuple[str, ...]
     """`PATH[:WEIGHT]` of text to train and calibrate on."""
     targets: tuple[Target, ...]
-    """From large to small; each is pruned from the one before and retrained by the teacher."""
+    """From large to small; each is pruned from the previous one and retrained by the teacher."""
     train: TrainConfig
     """Of each target's distillation: length, batch, learning rate."""
     heldout: tuple[str, ...] = ()
     """Text that is measured and never trained on."""
     heldout_share: float = 0.0
-    """Part of the documents of `data` that is held out besides."""
+    """Part of the documents of `data` that is held out too."""
     field: str = "text"
     """Which field or column holds the text, in files that have some."""
     encoding: str = "utf-8"
     """Of files of text without a byte-order mark."""
     skip_bad: bool = False
-    """Leave out documents that cannot be used instead of refusing the run."""
+    """Skip documents that cannot be used instead of refusing the run."""
     calibration: Calibration = dataclasses.field(default_factory=Calibration)
     correction: Correction = dataclasses.field(default_factory=Correction)
     ranking: Ranking = dataclasses.field(default_factory=Ranking)
@@ -150,7 +151,7 @@ class Recipe:
         return self.targets[index].name or f"step-{index + 1}"
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, as in YAML; what is None is left out."""
+        """Plain values, as in YAML; fields that are None are omitted."""
         return _plain(dataclasses.asdict(self))
 
 
@@ -161,7 +162,7 @@ def find_recipe(name: str | Path) -> Path:
     """The file of a recipe: a path, or the name of one that comes with the package.
 
     Raises:
-        RecipeError: there is none.
+        RecipeError: no such recipe.
     """
     path = Path(name).expanduser()
     if path.is_file():
@@ -174,7 +175,7 @@ def find_recipe(name: str | Path) -> Path:
 
 
 def load_recipe(path: str | Path, values: dict[str, Any] | None = None, parts: Parts | None = None) -> Recipe:
-    """Read a recipe from a YAML (or JSON) file. Relative names of files in it belong to its folder.
+    """Read a recipe from a YAML (or JSON) file. Relative names of files in it are relative to its folder.
 
     Args:
         path: the file, or the name of a recipe that comes with the package.
@@ -199,7 +200,7 @@ def load_recipe(path: str | Path, values: dict[str, Any] | None = None, parts: P
 
 
 def with_absolute_paths(values: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The values of a recipe with its names of files made absolute; relative ones belong to `folder`.
+    """The values of a recipe with its names of files made absolute; they are relative to `folder`.
 
     `model` may also be a name, `bundled` or a repository id, which stays.
     """
@@ -240,7 +241,7 @@ def recipe_from(values: dict[str, Any], parts: Parts | None = None) -> Recipe:
     Raises:
         RecipeError: see `load_recipe`.
     """
-    values = dict(values)
+    values = _renamed(dict(values))
     for name, fields in (parts or {}).items():
         before = values.get(name) or {}
         if not isinstance(before, dict):
@@ -254,6 +255,17 @@ def recipe_from(values: dict[str, Any], parts: Parts | None = None) -> Recipe:
         raise
     except ValueError as error:  # of TrainConfig and Grid
         raise RecipeError(str(error)) from None
+
+
+def _renamed(values: dict[str, Any]) -> dict[str, Any]:
+    """Values with the former names of fields replaced; see docs/deprecations.md."""
+    calibration = values.get("calibration")
+    if not isinstance(calibration, dict) or "refit" not in calibration:
+        return values
+    if "compensation" in calibration:
+        raise RecipeError("calibration: compensation and refit, its former name, are both given; keep compensation")
+    warnings.warn("calibration.refit is called calibration.compensation now", DeprecationWarning, stacklevel=2)
+    return {**values, "calibration": {{"refit": "compensation"}.get(k, k): v for k, v in calibration.items()}}
 
 
 def parse_count(text: str) -> int:

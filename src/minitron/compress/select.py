@@ -6,24 +6,28 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..checkpoint.fingerprint import fingerprint
+import torch
+
 from ..checkpoint.hf import read_config
 from ..config import NemotronConfig
 from ..distill.targets import OnlineTeacher
 from ..prune.architecture import Architecture
 from ..prune.choose import make_plan
-from ..prune.costs import machine_for, with_bandwidth
-from ..prune.rank import rank_candidates, zero_shot
+from ..prune.costs import machine_for
 from ..prune.scores import Scores
-from ..prune.search import Budget, Candidate, Machine, enumerate_architectures, thin_out, unused
-from .costs import refit_flops, training_flops
-from .cutting import cut_out
-from .ranking import Contender, rank
-
-if TYPE_CHECKING:
-    from .run import Context
+from ..prune.search import Budget, Candidate, Machine, thin_out
+from ..prune.steps import find_candidates, rank_zero_shot
+from ..train.inputs import saved_model
+from ..train.machine import uses_bfloat16
+from ..train.memory import require_memory
+from ..train.run_folder import TrainError
+from .context import Context
+from .costs import training_flops
+from .cutting import compensation_costs, cut_out
+from .ranking import Contender, Standing, rank
+from .recipe import RecipeError
 
 
 def short_name(shape: Architecture) -> str:
@@ -35,119 +39,131 @@ def selection_inputs(context: Context, index: int) -> dict[str, Any]:
     """What the choice of a shape depends on, for JSON."""
     target, ranking = context.recipe.targets[index], asdict(context.recipe.ranking)
     chosen_by = {"budget": list(target.budget), "ranking": ranking, "seed": context.recipe.train.seed}
-    return {**chosen_by, "refit": context.recipe.calibration.refit}
+    return {**chosen_by, "compensation": context.recipe.calibration.compensation}
 
 
-def within_budget(context: Context, index: int, config: NemotronConfig) -> tuple[list[Candidate], str | None]:
-    """Shapes that meet the budget of a target, thinned evenly to `ranking.scored`; a sentence if none is near it.
+def within_budget(
+    context: Context, index: int, config: NemotronConfig, *, try_engine: bool = False
+) -> tuple[list[Candidate], tuple[str, ...]]:
+    """Shapes that meet the budget of a target, thinned evenly to `ranking.scored`, and sentences about them.
+
+    Args:
+        try_engine: as of `find_candidates`.
 
     Raises:
-        SearchError: none does; says which are nearest.
+        SearchError: no shape meets it; says which are nearest.
     """
     kind, value = context.recipe.targets[index].budget
     if kind == "keep":
-        return [Candidate.of(Architecture.parse(value, config), config, Machine())], None
+        return [Candidate.of(Architecture.parse(value, config), config, Machine())], ()
     machine = machine_for(kind, config, context.out_dtype)
-    if kind == "speed":
-        machine = with_bandwidth(machine)
-    budget = Budget.parse(kind, value)
-    found = enumerate_architectures(config, budget, context.recipe.ranking.grid, machine)
-    return thin_out(found, context.recipe.ranking.scored), unused(budget, found)
+    grid = context.recipe.ranking.grid
+    found = find_candidates(config, Budget.parse(kind, value), machine, grid, try_engine=try_engine)
+    return thin_out(found.candidates, context.recipe.ranking.scored), found.notes
 
 
-def choose(context: Context, index: int, source: Path, scores: Scores) -> Architecture:
-    """The shape of a target."""
+def require_memory_for(context: Context, shape: NemotronConfig, teacher: NemotronConfig) -> None:
+    """Refuse a shape that cannot be distilled from a teacher in the memory that is free.
+
+    Raises:
+        RecipeError: says what is needed and which setting would fit.
+    """
+    try:
+        require_memory(shape, context.recipe.train, context.device, context.world, teacher)
+    except TrainError as error:
+        raise RecipeError(f"train: {error}; in a recipe these settings are fields of train") from None
+
+
+def choose(context: Context, index: int, source: Path, scores: Scores, teacher: Path) -> Architecture:
+    """The shape of a target that is cut from `source` and retrained by `teacher`."""
     name, config = context.recipe.target_name(index), read_config(source)
-    mark = fingerprint(source)
+    mark = context.fingerprint(source)
     inputs = {"source": mark, **selection_inputs(context, index)}
 
     def score(folder: Path) -> dict[str, Any]:
-        candidates, note = within_budget(context, index, config)
-        notes = [] if note is None else [f"{name}: {note}"]
+        candidates, found = within_budget(context, index, config, try_engine=True)
+        notes = [f"{name}: {note}" for note in found]
         for sentence in notes:
             context.say(sentence)
         if len(candidates) == 1:
             row = {"shape": candidates[0].architecture.as_dict(), "loss": None}
             return {"candidates": [row], "tokens": 0, "flops": 0.0, "notes": notes}
         blocks = context.scoring()
-        ranked = rank_candidates(
-            candidates,
-            lambda shape: make_plan(config, scores, shape, source=mark),
-            zero_shot(source, blocks, device=context.device),
-            folder / "candidates.jsonl",
-            lambda one, done: context.say(f"{name}: scored {done} of {len(candidates)} shapes"),
-        )
+        ranked = rank_zero_shot(
+            source, candidates, lambda shape: make_plan(config, scores, shape, source=mark), blocks,
+            folder / "candidates.jsonl", device=context.device,
+            progress=lambda _, done: context.say(f"{name}: scored {done} of {len(candidates)} shapes"),
+        )  # fmt: skip
         rows = [{"shape": r.candidate.architecture.as_dict(), "loss": r.score} for r in ranked if r.score == r.score]
         each = blocks.input_ids.numel()
         middle = candidates[len(candidates) // 2].architecture.config(config)
         flops = each * len(candidates) * float(middle.flops_per_token(context.recipe.train.sequence // 2))
         return {"candidates": rows, "tokens": each * len(candidates), "flops": flops, "notes": notes}
 
-    found = context.stages.run(f"{name}/score", inputs, score)["candidates"]
-    shapes = [Architecture.from_dict(row["shape"], f"{name}/score") for row in found]
+    world = context.world
+    facts = context.stages.run(f"{name}/score", inputs, lambda folder: world.first_does(lambda: score(folder)))
+    shapes = [Architecture.from_dict(row["shape"], f"{name}/score") for row in facts["candidates"]]
     tried = spread(shapes, context.recipe.ranking.most)
     if len(tried) == 1:
         return tried[0]
-    facts = _retrain(context, name, source, scores, tried, inputs)
-    return Architecture.from_dict(facts["chosen"], f"{name}/rank")
+    ranked = _retrain(context, name, source, scores, tried, inputs, teacher)
+    return Architecture.from_dict(ranked["chosen"], f"{name}/rank")
 
 
 def spread(shapes: Sequence[Architecture], most: int) -> list[Architecture]:
-    """The first `most` of shapes that are sorted by their score, in turn of every depth, so that none is left out
-    by scores that favour another depth before retraining."""
+    """The first `most` of shapes that are sorted by their score, taken from each depth in turn: scores before
+    retraining favour some depths, and none is dropped for that."""
     by_depth: dict[int, list[Architecture]] = {}
     for shape in shapes:
         by_depth.setdefault(shape.layers, []).append(shape)
     lists = list(by_depth.values())
     taken: list[Architecture] = []
-    for place in range(max(map(len, lists))):
-        taken += [row[place] for row in lists if place < len(row)]
+    for position in range(max(map(len, lists))):
+        taken += [row[position] for row in lists if position < len(row)]
     return taken[:most]
 
 
 def _retrain(
-    context: Context, name: str, source: Path, scores: Scores, tried: Sequence[Architecture], inputs: dict[str, Any]
+    context: Context,
+    name: str,
+    source: Path,
+    scores: Scores,
+    tried: Sequence[Architecture],
+    inputs: dict[str, Any],
+    teacher: Path,
 ) -> dict[str, Any]:
-    config, mark = read_config(source), fingerprint(source)
-    recipe = context.recipe
+    """The stage that ranks shapes by retraining them."""
+    config, mark, teacher_mark = read_config(source), context.fingerprint(source), context.fingerprint(teacher)
+    recipe, world = context.recipe, context.world
     settings = replace(recipe.train, steps=None, hours=None, tokens=recipe.ranking.tokens)
     shapes = {short_name(shape): shape for shape in tried}
-    teacher_mark = fingerprint(context.teacher)
 
     def contender(folder: Path, label: str) -> Contender:
         out = folder / "pruned" / label
 
         def load() -> Any:
-            if not out.is_dir():
+            if not world.first_does(out.is_dir):
                 cut_out(context, source, make_plan(config, scores, shapes[label], source=mark), out)
-            return context.load(out)
+            return saved_model(out, context.device, world)
 
         return Contender(label, load)
 
-    def work(folder: Path) -> dict[str, Any]:
-        def teacher() -> OnlineTeacher:
-            return OnlineTeacher(context.load(context.teacher).requires_grad_(False))
+    def load_teacher() -> OnlineTeacher:
+        dtype = torch.bfloat16 if uses_bfloat16(context.device, settings.dtype) else torch.float32
+        return OnlineTeacher(saved_model(teacher, context.device, world, dtype).requires_grad_(False))
 
+    def work(folder: Path) -> dict[str, Any]:
         standing = rank(
-            [contender(folder, label) for label in shapes], teacher, context.texts.stream, context.texts.heldout,
-            settings, recipe.ranking.rungs, folder, hidden_size=read_config(context.teacher).hidden_size,
-            identity={"teacher": teacher_mark},
+            [contender(folder, label) for label in shapes], load_teacher, context.texts.stream, context.texts.heldout,
+            settings, recipe.ranking.rungs, folder, hidden_size=read_config(teacher).hidden_size,
+            identity={"teacher": teacher_mark}, world=world,
             say=lambda text: context.say(f"{name}/rank: {text}"),
         )  # fmt: skip
-        for label in shapes:
-            shutil.rmtree(folder / label, ignore_errors=True)  # run folders: the losses are kept
-        shutil.rmtree(folder / "pruned", ignore_errors=True)
+        if world.first:
+            for finished in (*shapes, "pruned"):  # the losses are kept
+                shutil.rmtree(folder / finished, ignore_errors=True)
+        flops = _flops(context, source, read_config(teacher), shapes, standing)
         per_step = settings.tokens_per_step
-        teacher_config = read_config(context.teacher)
-        last = {label: max(losses) for label, losses in standing.losses.items()}
-        flops = sum(
-            training_flops(shapes[label].config(config), None, steps * per_step, settings.sequence)
-            for label, steps in last.items()
-        )
-        if recipe.calibration.refit:
-            tokens = recipe.calibration.blocks * settings.sequence
-            flops += sum(refit_flops(config, s.config(config), tokens, settings.sequence) for s in tried)
-        flops += standing.teacher_blocks * settings.sequence * teacher_config.flops_per_token(settings.sequence // 2)
         return {
             "chosen": shapes[standing.order[0]].as_dict(),
             "order": list(standing.order),
@@ -161,3 +177,16 @@ def _retrain(
 
     more = {"tried": list(shapes), "teacher": teacher_mark, "config": asdict(settings)}
     return context.stages.run(f"{name}/rank", {**inputs, **more}, work)
+
+
+def _flops(
+    context: Context, source: Path, teacher: NemotronConfig, shapes: dict[str, Architecture], standing: Standing
+) -> float:
+    """Of a ranking: the candidates' training and compensation, and the teacher's passes."""
+    config, settings = read_config(source), context.recipe.train
+    flops = standing.teacher_blocks * settings.sequence * float(teacher.flops_per_token(settings.sequence // 2))
+    for label, shape in shapes.items():
+        tokens = max(standing.losses[label]) * settings.tokens_per_step
+        flops += training_flops(shape.config(config), None, tokens, settings.sequence)
+        flops += compensation_costs(context, source, shape).get("flops", 0.0)
+    return flops

@@ -56,14 +56,14 @@ class Distillation:
 def open_distillation(
     student: str | Path,
     teacher: str | Path | None,
-    data: Sequence[str],
+    data: Sequence[str] | Texts,
     config: TrainConfig,
     device: torch.device,
     world: World,
     *,
     heldout: Sequence[str] = (),
     heldout_share: float = 0.0,
-    cache: Path | TokenFolder,
+    cache: Path | TokenFolder | None = None,
     field: str = "text",
     encoding: str = "utf-8",
     skip_bad: bool = False,
@@ -76,13 +76,14 @@ def open_distillation(
         student: any model that `locate.locate` knows; loaded in fp32.
         teacher: the same; loaded in the dtype of the matrix products, in fp32 if it is corrected. Beside a
             cache it is needed only for the KL of held-out text.
-        data: `PATH[:WEIGHT]` of text to train on.
+        data: `PATH[:WEIGHT]` of text to train on; or training and held-out text that `open_texts` opened with the
+            same tokenizer and settings.
         config: the settings.
         device: where both go.
         world: the processes.
         heldout: paths of text that is only measured.
         heldout_share: part of the documents of `data` that is held out besides.
-        cache: folder of token caches.
+        cache: folder of token caches; needed where `data` are paths.
         field, encoding, skip_bad: how text is read, as of `inputs.open_texts`.
         correct_teacher: whether the teacher is trained beside the student.
         teacher_cache: folder of the teacher's answers, which then does not run on the text to train on.
@@ -102,9 +103,14 @@ def open_distillation(
     tokenizer = shared_tokenizer(student, teacher)
     require_positions(ours, config)
     require_memory(ours, config, device, world, theirs, correct_teacher=correct_teacher)
-    texts = world.first_then_all(
-        lambda: open_texts(data, heldout, heldout_share, tokenizer, config, cache, field, encoding, skip_bad)
-    )
+    if isinstance(data, Texts):
+        texts = data
+    else:
+        assert cache is not None
+        folder = cache
+        texts = world.first_then_all(
+            lambda: open_texts(data, heldout, heldout_share, tokenizer, config, folder, field, encoding, skip_bad)
+        )
     identity = {"student": world.first_does(lambda: fingerprint(student))}
     guide: nn.Module | None = None
     if teacher is not None:

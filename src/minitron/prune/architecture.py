@@ -42,9 +42,9 @@ class Architecture:
 
     @classmethod
     def parse(cls, text: str, source: NemotronConfig) -> Architecture:
-        """`heads=24,ffn=9216,hidden=3072,layers=32`; what is left out stays as it is in the source.
+        """`heads=24,ffn=9216,hidden=3072,layers=32`; axes that are not named keep the value of the source.
 
-        Where every query head has a key/value head of its own, `groups` follows `heads`.
+        Where every query head has its own key/value head, `groups` follows `heads`.
 
         Raises:
             ArchitectureError: not of this form, an unknown axis, or a shape that cannot be cut out of `source`.
@@ -58,7 +58,7 @@ class Architecture:
         return found
 
     def config(self, source: NemotronConfig) -> NemotronConfig:
-        """The configuration of `source` in this shape. `head_dim` is written out: it no longer follows from the rest.
+        """The configuration of `source` in this shape. `head_dim` is explicit: it no longer follows from the rest.
 
         Raises:
             ArchitectureError: see `check_within`.

@@ -18,18 +18,18 @@ from .plan import PrunePlan
 from .search import Machine
 
 FOLDER = "pruning"
-"""Of the files beside the checkpoint: in a folder of their own, since readers that take every *.safetensors file for
-weights would take the importance scores for them too."""
+"""Folder of the further files of a checkpoint: some readers take every *.safetensors file beside `config.json` for
+weights."""
 CARD = "README.md"
 PLAN, SCORES, CANDIDATES = "plan.json", "importance.safetensors", "candidates.jsonl"
 BEFORE, AFTER = "source", "result"
-"""Names of the two sides."""
+"""Names of the two models that are compared."""
 _PARTS = ("embedding", "attention", "mlp", "norms", "lm_head")
 
 
 @dataclass(frozen=True)
 class Facts:
-    """One side of the table; None where something was not measured."""
+    """What is known about one model; None where something was not measured."""
 
     architecture: dict[str, int]
     parameters: dict[str, int]
@@ -41,9 +41,9 @@ class Facts:
     measured_tokens_per_second: float | None
     """After the first token."""
     first_token_seconds: float | None = None
-    """Reading a short prompt and writing one token, everything being compiled."""
+    """Prefill of a short prompt and one token, with everything compiled."""
     doubt: str = ""
-    """Why the measured speed should not be believed; empty if nothing speaks against it."""
+    """Why the measured speed is doubtful; empty if it is not."""
 
     @classmethod
     def of(
@@ -72,11 +72,11 @@ class Facts:
 def with_doubts(
     before: Facts, after: Facts, predicted: tuple[float | None, float | None], load: str
 ) -> tuple[Facts, Facts]:
-    """Both sides with what speaks against their measured speeds.
+    """Both models with the reasons to doubt their measured speeds.
 
     Args:
-        predicted: tokens per second of both sides in the dtype that was measured.
-        load: what else the machine did while they were measured, as a clause; empty if nothing that matters.
+        predicted: tokens per second of both models in the dtype that was measured.
+        load: what else the machine ran meanwhile, as a clause; empty if nothing that matters.
     """
     found = []
     for side, expected in zip((before, after), predicted, strict=True):
@@ -85,7 +85,7 @@ def with_doubts(
         if measured and expected:
             found[-1].append(below_prediction(measured, expected))
     one, two = before.measured_tokens_per_second, after.measured_tokens_per_second
-    if one and two and predicted[0] and predicted[1]:  # bytes per token are as the inverse of the predictions
+    if one and two and predicted[0] and predicted[1]:  # bytes per token are the inverse of predictions
         found[1].append(slower_though_smaller(two, one, 1 / predicted[1], 1 / predicted[0]))
     doubts = ["; ".join(filter(None, reasons)) for reasons in found]
     return replace(before, doubt=doubts[0]), replace(after, doubt=doubts[1])
@@ -129,7 +129,7 @@ def text_table(before: Facts, after: Facts) -> str:
 def model_card(
     source: Path, plan: PrunePlan, before: Facts, after: Facts, settings: dict[str, Any], notes: Sequence[str]
 ) -> str:
-    """README.md of the smaller checkpoint: what it is, how it compares, and all that is needed to make it again."""
+    """README.md of the smaller checkpoint: what it is, how it compares, and how to make it again."""
     lines = ["---", *_front_matter(source), "---", "", f"# {source.resolve().name}, pruned", ""]
     lines += [
         f"Cut out of `{source.resolve().name}` by `minitron prune` {__version__}. The weights were selected, not "
@@ -151,11 +151,10 @@ def model_card(
         f"- scores hash: `{plan.scores}`" if plan.scores else "- scores: none",
         "",
         *(f"{note}\n" for note in notes),
-        "## Again",
+        "## Reproduction",
         "",
-        "The plan is all that the cut depends on (compensation, if any, depends on the calibration text too); "
-        "`importance.safetensors` is what the plan was made from, so that "
-        "other sizes need no calibration:",
+        "The cut depends on the plan alone (compensation, if any, on the calibration text too). The plan was made from "
+        "`importance.safetensors`, which other sizes can use without calibration:",
         "",
         "```console",
         f"minitron prune SOURCE OUT --plan {FOLDER}/{PLAN}",
@@ -167,7 +166,7 @@ def model_card(
 
 
 def _front_matter(source: Path) -> list[str]:
-    """The source's licence, language and tags of use, which hold for a part of it too."""
+    """The source's licence, language and pipeline tags, which hold for its pruned form too."""
     card = source / CARD
     own = card.is_file() and leads_inside(card, source)
     text = card.read_text(encoding="utf-8", errors="replace") if own else ""

@@ -1,10 +1,10 @@
-"""Refit what stays, so that it does some of the work of what was cut. Opt-in; needs no gradients.
+"""Compensation: what stays is fitted to do some of the work of what was cut. Needs no gradients.
 
 The original and the pruned model walk through calibration text side by side, a layer at a time. Each norm of the pruned
 model gets the gain and offset that bring its output closest to the original's (channels that were cut change mean and
 variance), then `o_proj` and `down_proj` get the ridge least-squares change that brings the residual stream behind them
-closest to the original's, on the inputs that the pruned model really has by then. A refit that does not lower the error
-on held-out blocks is refused, part by part. Least squares after structured pruning: ZipLM (arXiv 2302.04089), SlimGPT
+closest to the original's, on the inputs that the pruned model really has by then. A fit that does not lower the error
+on held-out blocks is rejected, part by part. Least squares after structured pruning: ZipLM (arXiv 2302.04089), SlimGPT
 (arXiv 2412.18110).
 """
 
@@ -29,7 +29,7 @@ from ..files import check_target
 from ..model import NemotronDecoderLayer, NemotronLayerNorm1P
 from .architecture import Architecture
 from .plan import PlanError, PrunePlan
-from .regression import Fit, LinearRefit, NormRefit
+from .regression import Fit, LinearFit, NormFit
 from .streaming import TOKENS_AT_ONCE, Residuals, StreamedModel, StreamError, token_counts, workplace
 from .surgery import check_fingerprint
 
@@ -38,7 +38,7 @@ REPORT = "compensation.json"
 
 
 @dataclass(frozen=True)
-class Refit:
+class CompensatedPart:
     """One part of the pruned model."""
 
     name: str
@@ -59,8 +59,8 @@ def compensate(
     device: torch.device | str = "cpu",
     overwrite: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> list[Refit]:
-    """Write `out`, the checkpoint `pruned` with norms and output projections refitted to `source`.
+) -> list[CompensatedPart]:
+    """Write `out`, the checkpoint `pruned` with norms and output projections fitted to `source`.
 
     Memory: a layer of each model, and for the MLP four float64 matrices of neurons by neurons. Besides the checkpoint,
     `compensation.json` in `out` lists each part's error before and after.
@@ -72,7 +72,7 @@ def compensate(
         blocks: calibration blocks (B, T).
         out: folder to write.
         parts: "norms", "linear" or both.
-        heldout: share of the blocks on which refits are judged; at least one block.
+        heldout: share of the blocks on which fits are judged; at least one block.
         dtype, device: of the computation.
         overwrite: replace `out` if it is there.
         progress: called with (layers done, layers).
@@ -105,15 +105,15 @@ def compensate(
         run = _Run(large, small, plan, blocks, count - held, parts, Path(temporary), place)
         run.all_layers(progress)
         checkpoint = open_hf(pruned)
-        tensors = {**checkpoint.tensors, **run.refitted}
-        rows = [{"part": refit.name, "accepted": refit.fit.accepted, **asdict(refit.fit)} for refit in run.refits]
-        texts = {**checkpoint.texts, REPORT: json.dumps({"plan": plan.hash, "refits": rows}, indent=1) + "\n"}
+        tensors = {**checkpoint.tensors, **run.changed}
+        rows = [{"part": part.name, "accepted": part.fit.accepted, **asdict(part.fit)} for part in run.found]
+        texts = {**checkpoint.texts, REPORT: json.dumps({"plan": plan.hash, "parts": rows}, indent=1) + "\n"}
         write_hf(replace(checkpoint, tensors=tensors, texts=texts), out, overwrite=overwrite)
-    return run.refits
+    return run.found
 
 
 class _Run:
-    """Both models' residual streams, and what was refitted so far."""
+    """Both models' residual streams, and what was fitted so far."""
 
     def __init__(
         self,
@@ -130,8 +130,8 @@ class _Run:
         self.folder, self.place, self.fitted = folder, place, fitted
         self.channels = torch.tensor(plan.channels, device=large.device)
         self.counts = token_counts(blocks)
-        self.refits: list[Refit] = []
-        self.refitted: dict[str, LazyTensor] = {}
+        self.found: list[CompensatedPart] = []
+        self.changed: dict[str, LazyTensor] = {}
         at_once = max(1, TOKENS_AT_ONCE // blocks.input_ids.shape[1])
         # Groups of blocks do not mix fitted and held-out ones.
         spans = ((0, fitted), (fitted, len(blocks.input_ids)))
@@ -160,16 +160,16 @@ class _Run:
             self._mlp(before, layer, number, [self.large.layer(i) for i in range(index + 1, after)])
             progress(number + 1, len(kept))
         norm = self.small.norm()
-        self._refit_norm(self.large.norm(), norm, "norm.weight")
+        self._fit_norm(self.large.norm(), norm, "norm.weight")
 
     # --- a layer -----------------------------------------------------------------------------------------------------
 
     def _attention(self, before: NemotronDecoderLayer, layer: NemotronDecoderLayer, number: int) -> None:
-        self._refit_norm(before.input_layernorm, layer.input_layernorm, f"layers.{number}.input_layernorm.weight")
+        self._fit_norm(before.input_layernorm, layer.input_layernorm, f"layers.{number}.input_layernorm.weight")
         for rows in self.groups:
             h = self._get(self.original, rows)
             self.original.put(rows, h + self._attend(self.large, before, h, rows)[0])
-        self._refit_linear(
+        self._fit_linear(
             layer.self_attn.o_proj,
             lambda p, rows: self._attend(self.small, layer, p, rows)[1],
             f"layers.{number}.self_attn.o_proj.weight",
@@ -179,13 +179,13 @@ class _Run:
         self, before: NemotronDecoderLayer, layer: NemotronDecoderLayer, number: int, cut: list[NemotronDecoderLayer]
     ) -> None:
         norm = layer.post_attention_layernorm
-        self._refit_norm(before.post_attention_layernorm, norm, f"layers.{number}.post_attention_layernorm.weight")
+        self._fit_norm(before.post_attention_layernorm, norm, f"layers.{number}.post_attention_layernorm.weight")
         for rows in self.groups:
             h = self._get(self.original, rows)
             self.original.put(rows, h + before.mlp(before.post_attention_layernorm(h)))
         for gone in cut:
             self._pass_through(gone)
-        self._refit_linear(
+        self._fit_linear(
             layer.mlp.down_proj,
             lambda p, rows: layer.mlp.act_fn(layer.mlp.up_proj(norm(p))),
             f"layers.{number}.mlp.down_proj.weight",
@@ -211,7 +211,7 @@ class _Run:
             hook.remove()
         return out, seen[0]
 
-    # --- refits ------------------------------------------------------------------------------------------------------
+    # --- fits --------------------------------------------------------------------------------------------------------
 
     def _get(self, store: Residuals, rows: range) -> Tensor:
         return store.get(rows).to(self.large.device)
@@ -220,22 +220,22 @@ class _Run:
         """(B, T, n) to (tokens, n), without padding."""
         return torch.cat([values[i, : self.counts[block]] for i, block in enumerate(rows)])
 
-    def _refit_norm(self, before: NemotronLayerNorm1P, norm: NemotronLayerNorm1P, name: str) -> None:
+    def _fit_norm(self, before: NemotronLayerNorm1P, norm: NemotronLayerNorm1P, name: str) -> None:
         if "norms" not in self.parts:
             return
-        refit = NormRefit(len(self.channels))
+        sums = NormFit(len(self.channels))
         for rows in self.groups:
             wanted = before(self._get(self.original, rows))[..., self.channels]
             own = F.layer_norm(self._get(self.own, rows), norm.normalized_shape, eps=norm.eps)
-            refit.add(self._tokens(own, rows), self._tokens(wanted, rows), heldout=rows.start >= self.fitted)
-        gain, offset, fit = refit.solve((norm.weight + 1).cpu(), norm.bias.cpu())
+            sums.add(self._tokens(own, rows), self._tokens(wanted, rows), heldout=rows.start >= self.fitted)
+        gain, offset, fit = sums.solve((norm.weight + 1).cpu(), norm.bias.cpu())
         self._keep(name, fit, {name: (norm.weight, gain - 1), name.replace(".weight", ".bias"): (norm.bias, offset)})
 
-    def _refit_linear(self, linear: Any, inputs: Callable[[Tensor, range], Tensor], name: str) -> None:
-        """Refit `linear`, and take the pruned model's stream past it."""
+    def _fit_linear(self, linear: Any, inputs: Callable[[Tensor, range], Tensor], name: str) -> None:
+        """Fit `linear`, and take the pruned model's stream past it."""
         if "linear" in self.parts:
             biased = linear.bias is not None
-            refit = LinearRefit(linear.in_features + biased, linear.out_features)
+            sums = LinearFit(linear.in_features + biased, linear.out_features)
             for rows in self.groups:
                 p = self._get(self.own, rows)
                 x = self._tokens(inputs(p, rows), rows)
@@ -245,8 +245,8 @@ class _Run:
                     x = torch.cat([x, x.new_ones(len(x), 1)], dim=1)
                 if not torch.isfinite(missing).all():
                     raise StreamError(f"{name}: its output, or the original's, has NaN or infinity")
-                refit.add(x, missing, wanted, heldout=rows.start >= self.fitted)
-            change, fit = refit.solve()
+                sums.add(x, missing, wanted, heldout=rows.start >= self.fitted)
+            change, fit = sums.solve()
             new = {name: (linear.weight, linear.weight.cpu() + change[:, : linear.in_features])}
             if biased:
                 new[name.replace(".weight", ".bias")] = (linear.bias, linear.bias.cpu() + change[:, -1])
@@ -256,8 +256,8 @@ class _Run:
             self.own.put(rows, p + linear(inputs(p, rows)))
 
     def _keep(self, name: str, fit: Fit, new: dict[str, tuple[Tensor, Tensor]]) -> None:
-        """Note a refit; if it is accepted, put it into the model, rounded as it will be stored."""
-        self.refits.append(Refit(name, fit))
+        """Note a fit; if it is accepted, put it into the model, rounded as it will be stored."""
+        self.found.append(CompensatedPart(name, fit))
         if not fit.accepted:
             return
         stored = {}
@@ -266,6 +266,6 @@ class _Run:
             rounded = value.to(self.small.tensor(tensor).dtype)
             parameter.data.copy_(rounded)
             stored[full] = from_tensor(rounded.contiguous())
-        path = self.folder / f"{len(self.refits)}.safetensors"
+        path = self.folder / f"{len(self.found)}.safetensors"
         write_safetensors(path, stored)
-        self.refitted |= read_safetensors(path)
+        self.changed |= read_safetensors(path)

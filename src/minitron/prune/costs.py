@@ -1,4 +1,4 @@
-"""What a pruning run will take, and how fast models decode on this machine: predicted from memory, or measured."""
+"""What a pruning run costs, and how fast models decode on this machine: predicted from memory, or measured."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ ENGINE_COPIES = 2.5
 """Bytes of a model that the engine needs to load, pack and run it, over those of its weights."""
 _PROMPT, _NEW_TOKENS = 16, 24
 _FORWARD_SHARE = 0.5
-"""Of the speed of large matrix products, what a streamed forward pass reaches."""
+"""Share of the speed of large matrix products that a streamed forward pass reaches."""
 _READ_BYTES_PER_SECOND = 1e9
 _IMPORTS = 600e6
 """Bytes that the libraries take."""
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """What is ahead."""
+class CostEstimate:
+    """Time and memory of a step before it begins."""
 
     seconds: float
     memory: float
@@ -52,7 +52,7 @@ def matmul_flops() -> float:
     return 2 * n**3 / best
 
 
-def forward_estimate(checkpoint: Checkpoint, tokens: int, length: int, passes: float = 1.0) -> Estimate:
+def forward_estimate(checkpoint: Checkpoint, tokens: int, length: int, passes: float = 1.0) -> CostEstimate:
     """Of streamed forward passes in fp32: time by FLOPs and by reading; memory by the largest layer and the stream."""
     config = checkpoint.config
     flops = passes * tokens * config.flops_per_token(length // 2)
@@ -60,16 +60,16 @@ def forward_estimate(checkpoint: Checkpoint, tokens: int, length: int, passes: f
     counts = config.parameter_counts()
     layer = 4 * (counts["attention"] + counts["mlp"]) / max(1, config.num_hidden_layers)
     stream = min(2 * 4 * tokens * config.hidden_size, 1 << 31)
-    return Estimate(seconds, _IMPORTS + 2 * layer + stream)
+    return CostEstimate(seconds, _IMPORTS + 2 * layer + stream)
 
 
-def cut_estimate(bytes_read: int) -> Estimate:
+def cut_estimate(bytes_read: int) -> CostEstimate:
     """Of fingerprint and surgery."""
-    return Estimate(2 * bytes_read / _READ_BYTES_PER_SECOND, _IMPORTS + 100e6)
+    return CostEstimate(2 * bytes_read / _READ_BYTES_PER_SECOND, _IMPORTS + 100e6)
 
 
 def runs_in_memory(configs: Iterable[NemotronConfig], bytes_per_value: float) -> bool:
-    """Whether the engine can be tried on all these models at once without pushing other programs out."""
+    """Whether the engine can be tried on all these models at once without evicting other programs."""
     values = sum(config.num_parameters() for config in configs)
     free = available_memory()
     return free is None or ENGINE_COPIES * bytes_per_value * values < 0.8 * free
@@ -88,14 +88,14 @@ def machine_for(
         context: tokens in the cache; if None, all that the model can for a budget of memory, else none.
 
     Raises:
-        SearchError: a budget of memory or speed for weights in a dtype that nothing runs in.
+        SearchError: a budget of memory or speed for weights in a dtype without an engine.
     """
     if context is None:
         context = config.max_position_embeddings if kind == "memory" else 0
     held = dtype_name(weights)
     if dtype is None and held is None and kind in ("memory", "speed"):
         known = ", ".join(BYTES_PER_VALUE)
-        raise SearchError(f"the weights are in {weights}; --dtype must say what they will run in: {known}")
+        raise SearchError(f"the weights are in {weights}; --dtype must say what they run in: {known}")
     return Machine(dtype or held or "fp32", context)
 
 
@@ -107,8 +107,8 @@ def with_bandwidth(machine: Machine) -> Machine:
 def with_engine(machine: Machine, config: NemotronConfig) -> Machine:
     """The machine with the dense bytes per second that the engine achieves on random bf16 weights of this shape.
 
-    Half of the neurons of random weights are zero, and their rows are not read, so that this may be more than memory
-    gives; trained models of the family have more zeros. The bandwidth stays where the model does not fit.
+    Half of the neurons of random weights are zero and their rows are not read, so this may exceed the bandwidth;
+    trained models of the family have more zeros. The bandwidth stays where the model does not fit.
     """
     if machine.dtype != "bf16" or not runs_in_memory([config], 2):
         return machine
@@ -121,10 +121,10 @@ def with_engine(machine: Machine, config: NemotronConfig) -> Machine:
 def measured_speeds(
     folders: Mapping[str, Path], configs: Mapping[str, NemotronConfig], bytes_per_value: float
 ) -> tuple[dict[str, Speed], str]:
-    """Decoding of checkpoints, in turn where all fit the memory, and what else the machine did meanwhile (or nothing).
+    """Decoding of checkpoints, in turn where all fit the memory, and what else the machine ran meanwhile.
 
     Returns:
-        Speeds by name, without those that were not tried, and the load as a clause; see `bench.speeds`.
+        Speeds by name, without models that were skipped, and the load as a clause; see `bench.speeds`.
     """
     if not folders:
         return {}, ""

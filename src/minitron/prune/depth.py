@@ -1,6 +1,6 @@
 """Which layers matter: the model without them, measured.
 
-All variants of one round walk through the checkpoint together, so each layer's weights are read once a round. Block
+All variants of one round walk through the checkpoint together: each layer's weights are read once a round. Block
 Influence, which needs no variant, is part of the pass of `importance`.
 """
 
@@ -50,17 +50,17 @@ def score_layers(
     progress: Progress | None = None,
     world: World | None = None,
 ) -> LayerScores:
-    """Score layers by what the model loses with them. Costs about half a forward pass for each layer of the model.
+    """Score layers by the effect of removing them. Costs about half a forward pass for each layer of the model.
 
     Args:
         folder: checkpoint of a causal language model in the Hugging Face layout.
         blocks: calibration blocks (B, T).
         method: "loss": by how much the loss rises without the layer, in nats (perplexity is its exponential; P1,
             arXiv 2407.14679); "distance": normalized squared difference of the logits (arXiv 2511.16664); "greedy":
-            the layer whose loss changes the logits least goes, and so on from what is left (arXiv 2508.14444), so that
-            the score is the place in that order.
+            removes the layer whose loss changes the logits least, again and again (arXiv 2508.14444); the score is the
+            rank in that order.
         windows: numbers of contiguous layers to score too, by loss for "loss" and by distance otherwise.
-        remove: rounds of "greedy"; those that are left after them are ordered by the last round. All if None.
+        remove: rounds of "greedy"; layers that remain are ordered by the last round. All if None.
         work, dtype, device, progress, world: as of `importance.collect_statistics`.
 
     Raises:
@@ -94,7 +94,7 @@ def score_layers(
 def _greedy(
     judgements: _Judgements, first: dict[Removed, Judged], total: int, remove: int
 ) -> tuple[list[list[float]], Tensor]:
-    """[layer, distance once it is gone] in the order of removal, and each layer's place in it."""
+    """[layer, distance once it is gone] in the order of removal, and each layer's rank in it."""
     order: list[list[float]] = []
     gone: list[int] = []
     distance: dict[int, float] = {}
@@ -113,7 +113,7 @@ def _greedy(
 
 
 class _Judgements:
-    """Rounds of variants, each walked once; in a work folder a finished round is remembered."""
+    """Rounds of variants, each walked once; a work folder keeps finished rounds."""
 
     def __init__(
         self,
@@ -167,7 +167,7 @@ class _Judgements:
         return rows
 
     def forget(self) -> None:
-        """Delete what was remembered."""
+        """Delete the finished rounds."""
         if self.work is not None:
             for path in self.work.glob("round-*.json"):
                 path.unlink()

@@ -73,7 +73,7 @@ def judge(walk: Walk, variants: Sequence[Removed] = (), at_most: int | None = No
 
 
 def _chunks(walk: Walk, size: int, at_most: int | None) -> Iterator[tuple[range, Tensor, Tensor]]:
-    """(blocks, places within them, their targets), at most `size` places at a time."""
+    """(blocks, positions within them, their targets), at most `size` positions at a time."""
     targets = shift_labels(walk.blocks.labels)
     labelled = int((targets != IGNORE_INDEX).sum())
     stride = 1 if at_most is None else max(1, -(-labelled // at_most))

@@ -1,4 +1,4 @@
-"""What a forward pass leaves behind for scoring: statistics of every prunable unit, layer by layer.
+"""What a forward pass yields for scoring: statistics of every prunable unit, layer by layer.
 
 Where a unit's activation is taken follows P1 (arXiv 2407.14679, section 2.2): a query head by the L2 norm of its
 output before `o_proj`; a neuron by its row of `up_proj`, before the activation as P1 prints it and after it as NVIDIA's
@@ -73,7 +73,7 @@ class LayerStatistics:
 
 @dataclass
 class Statistics:
-    """Everything one pass over calibration blocks tells; scores by any pair of aggregations follow from it."""
+    """The result of one pass over calibration blocks, from which scores by any pair of aggregations follow."""
 
     layers: list[LayerStatistics]
     final_norm: LayerStatistics
@@ -124,7 +124,7 @@ class Statistics:
 
 @contextmanager
 def watching(step: Step, counts: Sequence[int], into: LayerStatistics) -> Iterator[None]:
-    """Count the activations of the whole model's stream in a layer while the block runs.
+    """Count the activations of the whole model's stream in a layer while the `with` block runs.
 
     Args:
         step: the layer.

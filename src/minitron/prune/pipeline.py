@@ -1,7 +1,7 @@
 """A pruning run from a checkpoint and a goal to a smaller checkpoint with its plan, scores and card.
 
-State lies in a hidden folder beside the target: scores and candidates that are finished are not computed again after
-an interruption. The target appears when it is complete.
+State is kept in a hidden folder next to the target, so that finished scores and candidates are not computed again
+after an interruption. The target appears when it is complete.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import Any
 import torch
 
 from ..bench.speeds import Speed
-from ..bench.trust import LoadMeter
 from ..checkpoint.fingerprint import fingerprint
 from ..checkpoint.hf import open_hf
 from ..config import NemotronConfig
+from ..data.packing import Batch
 from ..data.token_cache import TokenFolder
 from ..files import check_target, locked, new_folder, require_folder_name, writing
 from ..files.links import leads_inside
@@ -28,11 +28,10 @@ from . import costs
 from .architecture import Architecture, parse_axes
 from .card import AFTER, BEFORE, CANDIDATES, CARD, FOLDER, PLAN, SCORES, Facts, model_card, text_table, with_doubts
 from .choose import make_plan, scores_hash, sorted_plan
-from .compensation import compensate
+from .compensation import CompensatedPart
 from .head_loss import judge
-from .importance import compute_importance
 from .plan import PlanError, PrunePlan
-from .rank import Ranked, rank_candidates, walk_through, zero_shot
+from .rank import Ranked, walk_through
 from .scores import Scores
 from .search import (
     BUDGETS,
@@ -44,28 +43,27 @@ from .search import (
     Grid,
     Machine,
     SearchError,
-    enumerate_architectures,
     thin_out,
-    unused,
 )
+from .steps import cut, find_candidates, measure_importance, rank_zero_shot
 from .streaming import StreamedModel, batch_digest
-from .surgery import check_fingerprint, prune_checkpoint
-from .texts import Texts, open_text
+from .surgery import check_fingerprint
+from .texts import PruningTexts, open_text
 
 
 @dataclass(frozen=True)
-class Options:
-    """What to make, and how. Exactly one goal: a plan, a shape, a budget, a paper's grid, or everything sorted."""
+class PruneOptions:
+    """Options of `minitron prune`. One goal: a plan, a shape, a budget, a paper's grid, or everything sorted."""
 
     plan: Path | None = None
     keep: str | None = None
-    """The shape, as in "heads=24,ffn=9216"; beside a budget, the axes that the search shall not change."""
+    """The shape, as in "heads=24,ffn=9216"; beside a budget, the axes that the search keeps."""
     params: str | None = None
     non_embedding_params: str | None = None
     memory: str | None = None
     speed: str | None = None
     grid: str = "auto"
-    """"auto", "paper-4b" or "paper-8b"; the latter bring a budget along."""
+    """"auto", "paper-4b" or "paper-8b"; the latter two include a budget."""
     sort: bool = False
     tolerance: float = TOLERANCE
     dtype: str | None = None
@@ -78,7 +76,7 @@ class Options:
     contiguous: bool = False
     merge_heads: bool = False
     compensate: bool = False
-    """Refit norms and output projections to the source on the calibration text."""
+    """Fit norms and output projections to the source on the calibration text; see `compensation`."""
     calibration: str | None = None
     heldout: str | None = None
     scores: Path | None = None
@@ -142,13 +140,18 @@ class PruneJob:
     Args:
         source: checkpoint folder in the Hugging Face layout.
         out: folder to make.
-        options: see `Options`.
-        say: is told what is about to happen, in sentences.
-        progress: is told (stage, done, of how many).
+        options: see `PruneOptions`.
+        say: called with a sentence before each long part.
+        progress: called with (stage, done, total).
     """
 
     def __init__(
-        self, source: Path, out: Path, options: Options, say: Say = lambda _: None, progress: Progress = lambda *_: None
+        self,
+        source: Path,
+        out: Path,
+        options: PruneOptions,
+        say: Say = lambda _: None,
+        progress: Progress = lambda *_: None,
     ) -> None:
         read = (source, options.plan, options.scores, options.calibration, options.heldout)
         self.sources = [Path(path) for path in read if path is not None]
@@ -167,7 +170,7 @@ class PruneJob:
         """Make the plan, cut, measure, write the card.
 
         Raises:
-            ValueError: of any kind, one sentence that says what cannot be and what would.
+            ValueError: one sentence that says what is wrong and what would be right.
             WriteError: the disk is full or refuses.
         """
         with locked(self.work), writing(self.out):
@@ -209,7 +212,7 @@ class PruneJob:
         return costs.with_bandwidth(machine) if wanted else machine
 
     @cached_property
-    def texts(self) -> Texts:
+    def texts(self) -> PruningTexts:
         """Calibration, ranking and held-out blocks."""
         options = self.options
         length = min(options.sequence, self.config.max_position_embeddings)
@@ -223,7 +226,7 @@ class PruneJob:
         return texts
 
     def scores(self, depths: tuple[int, ...]) -> Scores:
-        """Importance: given, finished before an interruption, or measured now; for models of `depths` layers."""
+        """Importance for models of `depths` layers: given, kept from an interrupted run, or measured now."""
         windows = ()
         if self.options.contiguous:
             windows = tuple(sorted({n for n in (self.config.num_hidden_layers - d for d in depths) if n > 1}))
@@ -244,11 +247,10 @@ class PruneJob:
         passes = 1 if self.options.depth == "influence" else 1 + self.config.num_hidden_layers / 2
         ahead = costs.forward_estimate(self.checkpoint, blocks.input_ids.numel(), blocks.input_ids.shape[1], passes)
         self.say(f"importance: {ahead}")
-        scores = compute_importance(
-            self.source, blocks, depth=self.options.depth, windows=windows, work=self.work / "importance",
+        scores = measure_importance(
+            self.source, blocks, path, depth=self.options.depth, windows=windows, work=self.work / "importance",
             progress=lambda done, total: self.progress("importance", done, total),
         )  # fmt: skip
-        scores.save(path)
         self.notes += scores.about.get("notes", [])
         return scores
 
@@ -273,7 +275,7 @@ class PruneJob:
         )
 
     def search(self) -> tuple[PrunePlan, list[Ranked]]:
-        """The best of the shapes within the budget, and all that were looked at."""
+        """The best of the shapes within the budget, and all that were ranked."""
         found = self.candidates()
         chosen = found if self.options.candidates is None else thin_out(found, self.options.candidates)
         scores = self.scores(tuple(candidate.architecture.layers for candidate in chosen))
@@ -284,12 +286,14 @@ class PruneJob:
         )
         skipped = f", spread evenly over {len(found)}" if len(chosen) < len(found) else ""
         self.say(f"ranking {len(chosen)} candidates{skipped} by {self.options.rank}: {ahead}")
-        ranked = rank_candidates(
+        ranked = rank_zero_shot(
+            self.source,
             chosen,
             lambda shape: self.plan_of(shape, scores),
-            zero_shot(self.source, blocks, self.options.rank),  # type: ignore[arg-type]
+            blocks,
             self.work / CANDIDATES,
-            lambda _, done: self.progress("ranking", done, len(chosen)),
+            measure=self.options.rank,  # type: ignore[arg-type]
+            progress=lambda _, done: self.progress("ranking", done, len(chosen)),
         )
         self.notes.append(
             f"Best of {len(chosen)} candidates{skipped} by {self.options.rank} without retraining; ranks may change "
@@ -307,38 +311,17 @@ class PruneJob:
         assert budget is not None
         if options.keep is not None:
             grid = grid.fixed(**parse_axes(options.keep))
-        if budget.kind == "speed":
-            self.machine = self._calibrated(budget, grid)
-        found = enumerate_architectures(self.config, budget, grid, self.machine)
-        self.notes += filter(None, [unused(budget, found)])
-        return found
-
-    def _calibrated(self, budget: Budget, grid: Grid) -> Machine:
-        """The machine by a short run of the engine on random weights, of a shape that bandwidth alone would choose."""
-        try:
-            found = enumerate_architectures(self.config, budget, grid, self.machine)
-            config = found[len(found) // 2].architecture.config(self.config)
-        except SearchError:
-            config = self.config
-        with LoadMeter(torch.get_num_threads()) as load:
-            machine = costs.with_engine(self.machine, config)
-        if load.reason:
-            self._load = (
-                f"The shape was chosen by speeds that were predicted from a run on a busy machine ({load.reason}); "
-                f"on a free one the same budget gives a larger model."
-            )
-            self.notes.append(self._load)
-        if machine == self.machine:
-            self.notes.append("Speeds are predicted from the bandwidth of the memory.")
-        else:
-            self.notes.append("Speeds are predicted from a short run of the engine on random weights of such a shape.")
-        return machine
+        found = find_candidates(self.config, budget, self.machine, grid)
+        self.machine, self._load = found.machine, found.doubt
+        self.notes += found.notes
+        return found.candidates
 
     # --- cutting -----------------------------------------------------------------------------------------------------
 
     def cut(self, plan: PrunePlan, ranked: list[Ranked]) -> Result:
-        """Write the checkpoint, measure it, and put the card and the other files beside it."""
+        """Write the checkpoint, measure it, and add the card and the other files."""
         self.say(f"cut: {costs.cut_estimate(self.checkpoint.nbytes)}")
+        blocks = self._compensation_blocks()
         config = plan.target.config(self.config)
         values = sum(x.nbytes // x.dtype.itemsize for x in self.checkpoint.tensors.values())
         total = round(self.checkpoint.nbytes * config.num_parameters() / max(1, values))
@@ -351,12 +334,14 @@ class PruneJob:
 
         draft = self.work / "checkpoint"
         shutil.rmtree(draft, ignore_errors=True)  # of an interrupted run, with further files in it
-        report = prune_checkpoint(self.source, draft, plan, check_source=False, overwrite=True, progress=progress)
-        if self.options.compensate:
-            draft = self._compensated(draft, plan)
+        made = cut(
+            self.source, plan, draft, calibration=blocks, cutting=progress,
+            compensating=lambda done, total: self.progress("compensation", done, total),
+        )  # fmt: skip
+        self.notes += _about_compensation(made.compensated)
         speeds, load = self._speeds(draft, config)
-        before = self._facts(self.source, self.config, report.bytes_before, speeds.get(BEFORE))
-        after = self._facts(draft, config, report.bytes_after, speeds.get(AFTER))
+        before = self._facts(self.source, self.config, made.report.bytes_before, speeds.get(BEFORE))
+        after = self._facts(draft, config, made.report.bytes_after, speeds.get(AFTER))
         before, after = with_doubts(before, after, self._predictions(config), load)
         sides = ((BEFORE, before), (AFTER, after))
         doubts = [f"Speed of the {name}: {side.doubt}." for name, side in sides if side.doubt]
@@ -367,38 +352,29 @@ class PruneJob:
         with new_folder(self.out, overwrite=self.options.overwrite, sources=self.sources) as final:
             draft.replace(final)
         shutil.rmtree(self.work)
-        return Result(str(self.out), plan.hash, before, after, rows, report.seconds, self.notes)
+        return Result(str(self.out), plan.hash, before, after, rows, made.report.seconds, self.notes)
 
-    def _compensated(self, draft: Path, plan: PrunePlan) -> Path:
-        """The checkpoint with what stays refitted, where that helps."""
+    def _compensation_blocks(self) -> Batch | None:
+        """The text on which what stays is compensated, if that was asked for."""
+        if not self.options.compensate:
+            return None
         blocks = self.texts.calibration
         ahead = costs.forward_estimate(self.checkpoint, blocks.input_ids.numel(), blocks.input_ids.shape[1], 3)
         self.say(f"compensation: {ahead}, more where the MLP is wide")
-        out = self.work / "compensated"
-        shutil.rmtree(out, ignore_errors=True)
-        refits = compensate(
-            self.source, draft, plan, blocks, out, overwrite=True,
-            progress=lambda done, total: self.progress("compensation", done, total),
-        )  # fmt: skip
-        accepted = sum(refit.fit.accepted for refit in refits)
-        self.notes.append(
-            f"Compensation: {accepted} of {len(refits)} norms and output projections were refitted to the source on "
-            f"calibration text, the others would have been worse on blocks held out; `compensation.json` lists them."
-        )
-        return out
+        return blocks
 
     def _copy_terms(self, draft: Path) -> None:
-        """Files of the source that its licence may ask to pass on, and its card."""
+        """Copy the licence files of the source, and its card."""
         terms = [path for pattern in ("LICENSE*", "LICENCE*", "NOTICE*") for path in self.source.glob(pattern)]
         places = {path: draft / path.name for path in terms} | {self.source / CARD: draft / FOLDER / "source-card.md"}
         for path, place in places.items():
             if path.is_file() and leads_inside(path, self.source):
                 shutil.copyfile(path, place)
             elif path.is_symlink():
-                self.notes.append(f"`{path.name}` of the source is a link to elsewhere and was not copied.")
+                self.notes.append(f"`{path.name}` of the source links to another folder and was not copied.")
 
     def _speeds(self, draft: Path, config: NemotronConfig) -> tuple[dict[str, Speed], str]:
-        """Decoding of source and result, and what else the machine did meanwhile."""
+        """Decoding speeds of source and result, and what else the machine ran meanwhile."""
         if not self.options.measure:
             return {}, ""
         folders, configs = {BEFORE: self.source, AFTER: draft}, {BEFORE: self.config, AFTER: config}
@@ -439,6 +415,16 @@ class PruneJob:
             settings["calibration_hash"] = batch_digest(self.texts.calibration)
         card = model_card(self.source, plan, before, after, settings, self.notes)
         (draft / CARD).write_text(card, encoding="utf-8")
+
+
+def _about_compensation(parts: list[CompensatedPart]) -> list[str]:
+    if not parts:
+        return []
+    accepted = sum(part.fit.accepted for part in parts)
+    return [
+        f"Compensation: {accepted} of {len(parts)} norms and output projections were fitted to the source on "
+        f"calibration text, the others would have been worse on blocks held out; `compensation.json` lists them."
+    ]
 
 
 def _number(score: float) -> float | None:

@@ -1,8 +1,8 @@
 """The plan: which channels, layers, groups, heads and neurons of one checkpoint stay. A file that people can edit.
 
 `plan.json` has one line per list, and lists are written as ranges ("0-2,6-8"): it can be read, compared with `diff` and
-changed by hand; `PrunePlan.load` then checks that a model of this family is left. Indices are those of the source,
-their order is the order in the new model.
+edited; `PrunePlan.load` then checks that the result is a model of this family. Indices are those of the source, their
+order is the order in the new model.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .architecture import Architecture, ArchitectureError
 
 FORMAT = "minitron-plan-1"
 MOST_INDICES = 1 << 24
-"""Of one list; more than any axis of any model, and few enough for memory."""
+"""Limit of one list: more than any axis of any model has, and few enough for memory."""
 
 
 class PlanError(ValueError):
@@ -50,7 +50,7 @@ class PrunePlan:
     """What stays of a checkpoint. Checked on construction.
 
     Raises:
-        PlanError: indices that do not exist or stand twice; layers of unequal sizes; heads that are not the same
+        PlanError: indices that do not exist or are listed twice; layers of unequal sizes; heads that are not the same
             number for each group; a merge with a head that stays or of another group.
     """
 
@@ -62,9 +62,9 @@ class PrunePlan:
     """Of the residual stream."""
     layers: tuple[LayerPlan, ...]
     scores: str | None = None
-    """Hash of the importance scores that chose, None for a plan made otherwise."""
+    """Hash of the importance scores that it was made from; None for a plan made otherwise."""
     notes: tuple[str, ...] = field(default=(), compare=False)
-    """What to know about the choice; no part of the plan's hash."""
+    """Remarks on the choice; not part of the plan's hash."""
 
     def __post_init__(self) -> None:
         _check_indices("channels", self.channels, self.shape.hidden)
@@ -83,7 +83,7 @@ class PrunePlan:
 
     @property
     def target(self) -> Architecture:
-        """The shape of what is left."""
+        """The shape of the result."""
         first = self.layers[0]
         return Architecture(
             len(self.layers), len(self.channels), len(first.heads), len(first.groups), len(first.neurons)
@@ -155,11 +155,11 @@ class PrunePlan:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> PrunePlan:
-        """The inverse of `as_dict`; indices may also stand as JSON lists."""
+        """The inverse of `as_dict`; indices may also be JSON lists."""
         if values.get("format") != FORMAT:
             raise PlanError(f"format is {values.get('format')!r}, expected {FORMAT!r}")
         known = {"format", "source", "source_shape", "scores", "channels", "layers", "notes"}
-        _no_strangers(values, known, "the plan")
+        _check_fields(values, known, "the plan")
         source, scores, rows = values.get("source"), values.get("scores"), values.get("layers")
         if not isinstance(source, str) or not isinstance(scores, str | None):
             raise PlanError("source and scores must be texts (scores may be null)")
@@ -189,7 +189,7 @@ class PrunePlan:
         gone = sorted(set(range(source.layers)) - set(kept))
         lines = [f"from  {source}", f"to    {target}"]
         if gone:
-            lines.append(f"layers that go: {to_ranges(gone)}")
+            lines.append(f"removed layers: {to_ranges(gone)}")
         if kept != sorted(kept):
             lines.append(f"order of layers: {to_ranges(kept)}")
         merged = sum(len(layer.merge) for layer in self.layers)
@@ -292,7 +292,7 @@ def _layer_from(row: Any, number: int) -> LayerPlan:
     if not isinstance(row, dict) or type(row.get("layer")) is not int:
         raise PlanError(f"entry {number} of layers has no whole number 'layer'")
     where = f"layer {row['layer']}"
-    _no_strangers(row, {"layer", "groups", "heads", "neurons", "merge"}, where)
+    _check_fields(row, {"layer", "groups", "heads", "neurons", "merge"}, where)
     pairs = row.get("merge", [])
     good = isinstance(pairs, list) and all(
         isinstance(pair, list) and len(pair) == 2 and all(type(head) is int for head in pair) for pair in pairs
@@ -303,7 +303,7 @@ def _layer_from(row: Any, number: int) -> LayerPlan:
     return LayerPlan(row["layer"], *lists, merge=tuple((pair[0], pair[1]) for pair in pairs))
 
 
-def _no_strangers(values: dict[str, Any], known: set[str], where: str) -> None:
+def _check_fields(values: dict[str, Any], known: set[str], where: str) -> None:
     strange = sorted(set(values) - known)
     if strange:
         raise PlanError(f"{where} has the unknown field {strange[0]!r}; known are {', '.join(sorted(known))}")
@@ -321,7 +321,7 @@ def _check_indices(name: str, indices: Sequence[int], size: int) -> None:
     if len(set(indices)) != len(indices):
         seen: set[int] = set()
         twice = next(index for index in indices if index in seen or seen.add(index))  # type: ignore[func-returns-value]
-        raise PlanError(f"{name}: {twice} stands twice")
+        raise PlanError(f"{name}: {twice} is listed twice")
 
 
 def _check_layer(layer: LayerPlan, shape: Architecture) -> None:
@@ -339,7 +339,7 @@ def _check_layer(layer: LayerPlan, shape: Architecture) -> None:
         if head // per_group != group:
             raise PlanError(
                 f"{where}: head {head} is of group {head // per_group} where a head of group {group} is expected; "
-                f"heads stand group by group, {each} each, in the order of groups ({to_ranges(layer.groups)})"
+                f"heads are listed group by group, {each} each, in the order of groups ({to_ranges(layer.groups)})"
             )
     kept = set(layer.heads)
     _check_unique_merges(layer, where)

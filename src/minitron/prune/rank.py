@@ -1,8 +1,8 @@
-"""Which of the candidates is best: every one gets a score, and `candidates.jsonl` keeps it.
+"""Candidates ranked by a score, which `candidates.jsonl` keeps.
 
 Without retraining the score is the loss of the model that is cut, or its distance from the source, on text that was
 not used for importance. The paper (arXiv:2407.14679, Figure 9) finds that such ranks change during the first three
-hundred steps of retraining; a `Scorer` that retrains takes the same place here.
+hundred steps of retraining; a `Scorer` that retrains can be passed instead.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Scorer:
     """How a plan is judged."""
 
     name: str
-    """Method and data; scores of another name in `candidates.jsonl` are not mixed with these."""
+    """Method and data; scores of another name in `candidates.jsonl` are ignored."""
     score: Callable[[PrunePlan], float]
     higher_is_better: bool = False
 
@@ -79,7 +79,7 @@ def zero_shot(
         model = StreamedModel(pruned(checkpoint, plan), dtype, device)
         try:
             walk = walk_through(model, blocks)
-        except StreamError:  # activations that overflow: as bad as can be
+        except StreamError:  # activations that overflow
             return math.nan
         if measure == "loss":
             return judge(walk, [])[()].loss
@@ -101,22 +101,22 @@ def walk_through(model: StreamedModel, blocks: Batch) -> Walk:
 
 @torch.no_grad()
 def divergence(teacher: Walk, student: Walk) -> float:
-    """Mean KL(teacher || student) of the next token in nats, over places with a label; both heads in blocks of rows."""
+    """Mean KL(teacher || student) of the next token in nats, over labelled positions; the heads in blocks of rows."""
     labelled = (shift_labels(student.blocks.labels) != IGNORE_INDEX).flatten()
-    places = labelled.nonzero()[:, 0]
+    positions = labelled.nonzero()[:, 0]
     hidden = [walk.at[()].get(range(walk.count)).flatten(0, 1) for walk in (teacher, student)]
     norms = [walk.model.norm() for walk in (teacher, student)]
     heads = (teacher.model.head(), student.model.head())
     if heads[0].shape[0] != heads[1].shape[0]:
         raise StreamError(f"vocabularies differ: {heads[0].shape[0]} and {heads[1].shape[0]} tokens")
     total = 0.0
-    for part in places.split(_TOKENS_AT_ONCE):
+    for part in positions.split(_TOKENS_AT_ONCE):
         pair = [
             norm(states[part].to(walk.model.device))
             for norm, states, walk in zip(norms, hidden, (teacher, student), strict=True)
         ]
         total += float(_divergences(pair[0], pair[1], _head_blocks(*heads)).sum())
-    return total / len(places)
+    return total / len(positions)
 
 
 def _head_blocks(one: LazyTensor, two: LazyTensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -155,13 +155,13 @@ def rank_candidates(
     path: Path,
     progress: Callable[[Ranked, int], object] = lambda *_: None,
 ) -> list[Ranked]:
-    """Score every candidate and return them, best first; those that have no number come last.
+    """Score every candidate and return them, best first; those without a score come last.
 
     Args:
         candidates: what `enumerate_architectures` found.
         plan_of: the plan for a shape.
         scorer: how to judge a plan.
-        path: `candidates.jsonl`. Scores of the same plans by the same method that stand there are not computed again.
+        path: `candidates.jsonl`. Scores in it of the same plans by the same method are not computed again.
         progress: called with each result and how many are done.
 
     Raises:

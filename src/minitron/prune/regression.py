@@ -1,4 +1,4 @@
-"""Least squares from sums that are taken block by block: what a cut linear layer, or a norm, should have become."""
+"""Least squares from sums over blocks of tokens, for a linear layer or a norm after a cut."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
 @dataclass(frozen=True)
 class Fit:
-    """What a refit does on tokens that it was not fitted on."""
+    """What a fit does on tokens that it was not made from."""
 
     before: float
-    """Squared error as it is, over the squares of the target."""
+    """Squared error without it, over the squares of the target."""
     after: float
-    """With the best refit."""
+    """With the best fit."""
     ridge: float
 
     @property
     def accepted(self) -> bool:
-        """Whether the refit helps."""
+        """Whether the fit helps."""
         return self.after < self.before
 
 
-class LinearRefit:
+class LinearFit:
     """Sums for the change D of a weight matrix W that minimizes |X (W + D)^T - Y|^2 + ridge |D|^2.
 
     Only the Gram matrix of the inputs (n, n) and their product with the error of W (n, m) are kept, once for fitting
@@ -41,7 +41,7 @@ class LinearRefit:
         self.target = torch.zeros(2, dtype=torch.float64)
 
     def add(self, x: Tensor, error: Tensor, target: Tensor, *, heldout: bool) -> None:
-        """Count tokens: inputs (T, n), what is missing at the output (T, m), and what it should be (T, m)."""
+        """Count tokens: inputs (T, n), the error of the output (T, m), and its target (T, m)."""
         row = int(heldout)
         self.gram[row] += (x.T @ x).to("cpu", torch.float64)
         self.cross[row] += (x.T @ error).to("cpu", torch.float64)
@@ -67,7 +67,7 @@ class LinearRefit:
         return best.T, Fit(float(self.error[1]) / norm, least / norm, penalty)
 
 
-class NormRefit:
+class NormFit:
     """Sums for gain g and offset b of every channel that minimize |g z + b - y|^2, z being the normalized input."""
 
     def __init__(self, channels: int) -> None:

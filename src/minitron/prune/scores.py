@@ -1,7 +1,7 @@
-"""Importance scores as a file: what calibration measured, before anybody decides what to cut.
+"""Importance scores as a file: what calibration measured, independent of what is cut later.
 
-`importance.safetensors` holds one vector per layer and axis, and what they were made from as JSON in its header, so
-that pruning again to another size needs no forward pass. Higher means more important, on every axis.
+`importance.safetensors` holds one vector per layer and axis, and in its header as JSON what they were made from.
+Pruning to another size then needs no forward pass. Higher means more important, on every axis.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Which architectures fit a budget: enumeration of a grid (arXiv:2407.14679, section 2.3 and Table 9).
 
-A budget is a limit in one quantity that no candidate exceeds: a most of parameters, parameters without embeddings, or
-bytes of weights and cache; a least of tokens per second. Candidates come from a window on the allowed side of it.
-Everything in the window is returned, small and large; choosing among them is `rank`'s business.
+A budget is a limit in one quantity that no candidate exceeds: at most so many parameters, parameters without
+embeddings, or bytes of weights and cache; or at least so many tokens per second. Candidates come from a window on the
+allowed side of it. Everything in the window is returned, small and large; `rank` chooses among them.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _NUMBER = re.compile(r"([0-9]*\.?[0-9]+(?:[eE][0-9]+)?)\s*([KMGBT]?)(I?B|TOK/S|T
 
 
 class SearchError(ValueError):
-    """A budget that cannot be understood or met; the message says what can."""
+    """A budget that is malformed or cannot be met; the message says what would be right."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What decides memory and speed besides the shape."""
+    """What memory and speed depend on besides the shape."""
 
     dtype: str = "bf16"
     """Of the weights: one of `BYTES_PER_VALUE`."""
@@ -71,8 +71,8 @@ class Budget:
     low: float
     high: float
     limit: bool = False
-    """Whether the far end of the window is only a wish: where it is empty, the nearest shapes within the limit (`high`;
-    `low` for a speed) are taken."""
+    """Whether only one end of the window is binding (`high`; `low` for a speed): if no shape is in the window, the
+    nearest shapes on the allowed side are taken."""
 
     def __post_init__(self) -> None:
         if self.kind not in BUDGETS:
@@ -95,7 +95,7 @@ class Budget:
         return cls(kind, value * (1 - tolerance), value, limit=True)
 
     def allows(self, value: float) -> bool:
-        """Whether a quantity is within the limit, near it or not."""
+        """Whether a quantity is within the limit, however far from it."""
         return value >= self.low if self.kind == "speed" else value <= self.high
 
     def nearest(self, value: float) -> Budget:

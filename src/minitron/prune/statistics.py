@@ -1,4 +1,4 @@
-"""How strongly a unit acts, as one number: over the tokens of a sample first, then over the samples.
+"""The activation of a unit as one number: over the tokens of a sample first, then over the samples.
 
 P1 is "Compact Language Models via Pruning and Knowledge Distillation" (arXiv 2407.14679). Its section 2.2 takes each
 of the two steps from {mean of absolute values, L2 norm, variance}. One pass gives all nine pairs here: a sample
@@ -31,8 +31,8 @@ def over_tokens(values: Tensor) -> Tensor:
 class Moments:
     """Count, mean and sum of squared deviations of `over_tokens` over samples, per unit, in float64.
 
-    Two of them add up to what one would have been (Chan, Golub and LeVeque 1979), so batches and ranks may be summed in
-    any grouping; the results agree to float64 rounding.
+    The sum of two is the moments of all samples (Chan, Golub and LeVeque 1979), so batches and processes may be summed
+    in any grouping; the results agree to float64 rounding.
     """
 
     def __init__(self, units: int) -> None:

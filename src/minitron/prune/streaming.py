@@ -39,7 +39,7 @@ _NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
 
 
 class StreamError(ValueError):
-    """A model or calibration set that cannot be walked through; the message says what is wrong with it."""
+    """A model or calibration set that cannot be streamed; the message says why."""
 
 
 def batch_digest(blocks: Batch) -> str:
@@ -74,7 +74,7 @@ def own_blocks(blocks: Batch, world: World) -> Batch:
 
 
 class StreamedModel:
-    """The parts of a checkpoint, loaded when asked for and forgotten by the caller.
+    """The parts of a checkpoint, each loaded on request; the caller drops them.
 
     Args:
         source: a checkpoint in the Hugging Face layout, any of the five classes; or one that is open already, its
@@ -116,7 +116,7 @@ class StreamedModel:
 
     def embed(self, ids: Tensor) -> Tensor:
         """Embeddings of ids (B, T): (B, T, D). Only the rows of tokens that occur are read."""
-        unique, places = ids.unique(return_inverse=True)
+        unique, inverse = ids.unique(return_inverse=True)
         runs: list[tuple[int, int]] = []
         for token in unique.tolist():
             if runs and runs[-1][1] == token:
@@ -124,7 +124,7 @@ class StreamedModel:
             else:
                 runs.append((token, token + 1))
         rows = self._tensors[f"{self._prefix}embed_tokens.weight"].take_rows(runs).load()
-        return rows.to(self.dtype)[places]
+        return rows.to(self.dtype)[inverse]
 
     def layer(self, index: int) -> NemotronDecoderLayer:
         """Decoder layer `index` with its weights, on the device, in evaluation mode."""
@@ -155,13 +155,13 @@ class StreamedModel:
         return self._prefix + name
 
     def surroundings(self, hidden: Tensor, positions: Tensor) -> dict[str, Any]:
-        """What a layer is called with beside its input (B, T, D): causal mask of packed documents, rotary tables."""
+        """Further arguments of a layer for an input (B, T, D): causal mask of packed documents, rotary tables."""
         mask = framework_mask(self.config, hidden, None, None, positions)
         return {"attention_mask": mask, "position_embeddings": self._rotary(hidden, position_ids=positions)}
 
 
 class Residuals:
-    """The residual stream of all blocks at one place of the model: in memory, or one after another in a file."""
+    """The residual stream of all blocks before one layer of the model: in memory, or in a file block by block."""
 
     def __init__(self, blocks: int, tokens: int, width: int, dtype: torch.dtype, path: Path | None) -> None:
         self.shape = (tokens, width)
@@ -203,7 +203,8 @@ class Residuals:
 def workplace(model: StreamedModel, blocks: Batch, folder: Path | None, streams: int = 1) -> Iterator[Path | None]:
     """Where a walk keeps its streams: `folder`, a temporary folder if they are large, or None for memory.
 
-    When the block ends well the files are removed; if it does not, they stay in `folder` for going on.
+    When the `with` block succeeds the files are removed; if it fails, they stay in `folder` so that a later
+    call continues.
     """
     size = streams * blocks.input_ids.numel() * model.config.hidden_size * model.dtype.itemsize
     with tempfile.TemporaryDirectory(prefix="minitron-streams-") as temporary:
@@ -218,7 +219,7 @@ def workplace(model: StreamedModel, blocks: Batch, folder: Path | None, streams:
 
 
 Removed = tuple[int, ...]
-"""Layers left out, ascending."""
+"""Layers that a variant skips, ascending."""
 
 
 @dataclass
@@ -254,9 +255,9 @@ class Step:
 
 
 class Walk:
-    """Calibration blocks on their way through the layers; more than one way, where layers are left out.
+    """Calibration blocks on their way through the layers, in the whole model and in variants that skip some.
 
-    Variants of the model that leave out different layers share their way up to the first difference, so each layer's
+    Variants that skip different layers share their way up to the first difference, so each layer's
     weights are read once for all of them.
 
     Args:
@@ -264,9 +265,9 @@ class Walk:
         blocks: calibration blocks (B, T).
         removals: the variants, each the layers it lacks. The whole model always walks too.
         folder: where residual streams and the state of the walk are kept; in memory if None. A walk whose state is
-            found there goes on after the last layer that was finished.
-        identity: what must be the same for going on; JSON.
-        keep: earlier places of the whole model's stream to keep, for comparisons across layers.
+            found there continues after the last layer that was finished.
+        identity: what must be the same to continue; JSON.
+        keep: how many earlier states of the whole model's stream to keep, for comparisons across layers.
     """
 
     def __init__(
@@ -310,17 +311,17 @@ class Walk:
         past = [removed[: sum(i <= index for i in removed)] for removed in self.removals if index in removed]
         return {name: name[:-1] for name in sorted(set(past))}
 
-    def new(self, place: int, key: Removed) -> Residuals:
-        """An empty store for a stream before layer `place`."""
-        path = None if self.folder is None else self.folder / self._name(place, key)
+    def new(self, index: int, key: Removed) -> Residuals:
+        """An empty store for a stream before layer `index`."""
+        path = None if self.folder is None else self.folder / self._name(index, key)
         return Residuals(self.count, self.tokens, self.model.config.hidden_size, self.model.dtype, path)
 
     @staticmethod
-    def _name(place: int, key: Removed) -> str:
+    def _name(index: int, key: Removed) -> str:
         label = "-".join(map(str, key)) or "whole"
         if len(label) > 100:
             label = hashlib.sha256(label.encode()).hexdigest()
-        return f"stream-{place}-{label}.bin"
+        return f"stream-{index}-{label}.bin"
 
     def _enter(self) -> None:
         store = self.new(0, ())
@@ -346,8 +347,8 @@ class Walk:
         for store in forgotten:
             store.drop()
 
-    def _copy(self, source: Residuals, place: int, key: Removed) -> Residuals:
-        target = self.new(place, key)
+    def _copy(self, source: Residuals, index: int, key: Removed) -> Residuals:
+        target = self.new(index, key)
         for rows in self.groups:
             target.put(rows, source.get(rows))
         return target

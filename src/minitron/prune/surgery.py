@@ -49,7 +49,7 @@ _BUFFER = re.compile(r".*rotary_emb\.(?:original_)?inv_freq")
 _LAYER_NUMBER = re.compile(r"(?<=layers\.)\d+")
 
 GAP_BYTES = 1 << 16
-"""Rows that go are read along where fewer bytes than this lie between two that stay: cheaper than another read."""
+"""Two rows that stay are read together if fewer bytes than this lie between them: cheaper than another read."""
 
 
 @dataclass(frozen=True)
@@ -144,24 +144,24 @@ def pruned(checkpoint: Checkpoint, plan: PrunePlan) -> Checkpoint:
 
     Raises:
         PlanError: the plan is for another shape.
-        CheckpointError: a tensor of which the plan does not know what its dimensions mean.
+        CheckpointError: a tensor whose dimensions the plan does not know.
     """
     plan.check_config(checkpoint.config, "the checkpoint")
     config = plan.target.config(checkpoint.config)
     head_dim: int = config.head_dim  # type: ignore[assignment]
     channels = {"channels": np.array(plan.channels)}
     kept = {entry.layer: {**channels, **_indices(entry, head_dim)} for entry in plan.layers}
-    places = {entry.layer: number for number, entry in enumerate(plan.layers)}
+    numbers = {entry.layer: number for number, entry in enumerate(plan.layers)}
     tensors: dict[str, LazyTensor] = {}
     for name, source in checkpoint.tensors.items():  # in the order of the source's files, which are read from the start
         layer, axes = _read_name(name)
         if layer is None:
             tensors[name] = _cut(source, axes, channels)
-        elif layer in places:
+        elif layer in numbers:
             tensor = _cut(source, axes, kept[layer])
             if axes[0] == "queries":
-                tensor = _merged(tensor, source, kept[layer], plan.layers[places[layer]], head_dim)
-            tensors[_LAYER_NUMBER.sub(str(places[layer]), name, count=1)] = tensor
+                tensor = _merged(tensor, source, kept[layer], plan.layers[numbers[layer]], head_dim)
+            tensors[_LAYER_NUMBER.sub(str(numbers[layer]), name, count=1)] = tensor
     return replace(checkpoint, config=config, tensors=tensors, files=dict(checkpoint.files), texts={**checkpoint.texts})
 
 
@@ -221,7 +221,7 @@ def select(tensor: LazyTensor, rows: np.ndarray | None, columns: np.ndarray | No
 
 def _gather(tensor: LazyTensor, rows: np.ndarray) -> torch.Tensor:
     """Rows in any order, by few reads: neighbours together, each row once."""
-    ordered, places = np.unique(rows, return_inverse=True)
+    ordered, inverse = np.unique(rows, return_inverse=True)
     row_bytes = max(1, tensor.nbytes // max(1, tensor.shape[0]))
     far = np.flatnonzero(np.diff(ordered) > 1 + GAP_BYTES // row_bytes) + 1
     pieces = []
@@ -229,7 +229,7 @@ def _gather(tensor: LazyTensor, rows: np.ndarray) -> torch.Tensor:
         block = tensor.rows(int(run[0]), int(run[-1]) + 1)
         pieces.append(block if len(run) == len(block) else _take(block, run - run[0], axis=0))
     found = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
-    return found if np.array_equal(places, np.arange(len(rows))) else _take(found, places, axis=0)
+    return found if np.array_equal(inverse, np.arange(len(rows))) else _take(found, inverse, axis=0)
 
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -258,9 +258,9 @@ def _merged(
     def read(start: int, stop: int) -> torch.Tensor:
         block = kept.rows(start, stop).clone()
         first, last = np.searchsorted(at, (start, stop))
-        for place, row in zip(at[first:last], order[first:last], strict=True):
-            own, other = block[place - start].to(exact), gone.rows(int(row), int(row) + 1)[0].to(exact)
-            block[place - start] = (2 * own - other).to(kept.dtype)
+        for index, row in zip(at[first:last], order[first:last], strict=True):
+            own, other = block[index - start].to(exact), gone.rows(int(row), int(row) + 1)[0].to(exact)
+            block[index - start] = (2 * own - other).to(kept.dtype)
         return block
 
     return LazyTensor(kept.shape, kept.dtype, read)

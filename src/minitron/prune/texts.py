@@ -1,4 +1,4 @@
-"""The text of a pruning run in three parts: for importance, for ranking candidates, for the losses in the report."""
+"""The text of a pruning run: blocks for importance, for the ranking of candidates, and for the losses in the card."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ FEWEST_BLOCKS = 4
 
 
 @dataclass(frozen=True)
-class Texts:
-    """Blocks of tokens that have no token in common, and a sentence about where they come from."""
+class PruningTexts:
+    """Disjoint blocks of tokens for each purpose, and a sentence about where they come from."""
 
     calibration: Batch
     ranking: Batch
     heldout: Batch
     about: str
     notes: tuple[str, ...] = ()
-    """Sentences about what was left out of the text."""
+    """Sentences about text that was skipped."""
 
 
 def open_text(
@@ -42,7 +42,7 @@ def open_text(
     length: int,
     seed: int,
     cache: Path | TokenFolder,
-) -> Texts:
+) -> PruningTexts:
     """Tokenize, pack and divide text.
 
     Args:
@@ -85,4 +85,4 @@ def open_text(
     calibration = collate([own.pieces(i) for i in used], length)
     check_language(calibration, tokenizer)
     about = f"importance on {len(used)} blocks of {length} tokens of {name}; {rest.format(len(reported), ranked)}"
-    return Texts(calibration, collate(judged[:ranked], length), collate(reported, length), about, notes)
+    return PruningTexts(calibration, collate(judged[:ranked], length), collate(reported, length), about, notes)

@@ -1,4 +1,4 @@
-"""What a report says, as plain data: `report.json` is this, and the page shows nothing else."""
+"""A report as plain data: this is `report.json`, and the page shows nothing else."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class SpeedFacts:
     first_token_seconds: float | None = None
     """Reading the prompt and writing one token."""
     load: str | None = None
-    """What else the machine did meanwhile, as a clause; empty if nothing that matters, None if nobody looked."""
+    """What else the machine ran meanwhile, as a clause; empty if nothing that matters, None if unknown."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""`report.json` and `report.html` in a folder: one file without outside parts, light and dark, for phones too."""
+"""`report.json` and `report.html` in a folder: one self-contained file, light and dark, for phones too."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from jinja2 import Environment, PackageLoader
 from ..files import write_text
 from .facts import Report
 
-PLOTS_MISSING = "Plots are left out, since matplotlib is not installed: pip install 'minitron[plot]'"
+PLOTS_MISSING = "There are no plots, since matplotlib is not installed: pip install 'minitron[plot]'"
 
 
 def write_report(report: Report, folder: Path) -> Path:
     """Write both files, each under a temporary name first.
 
     Args:
-        report: what to say.
+        report: the facts.
         folder: made if it is not there.
 
     Returns:

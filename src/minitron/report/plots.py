@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Middle tones, told apart by people who do not see red and green, and legible on white and on near-black.
+# Middle tones, distinct to people who do not see red and green, and legible on white and on near-black.
 COLORS = ("#3f8fd6", "#d98324", "#2fa37c", "#c2578f", "#8f7bd1", "#9a8b3c")
 # Stands for "the colour of the page's text" until the SVG is text; no plot uses it otherwise.
 _INK = "#010203"
@@ -40,11 +40,11 @@ _STYLE: Any = {
 
 
 WIDE, NARROW = 7.5, 3.75
-"""Inches of a plot for a page and for a phone, where the letters are then as large as the text's."""
+"""Inches of a plot for a page and for a phone, where the labels are then as large as the text."""
 
 
 def draw(size: tuple[float, float], paint: Callable[[Figure], None]) -> str:
-    """What `paint` puts on a figure of `size` inches, as an SVG element.
+    """What `paint` draws on a figure of `size` inches, as an SVG element.
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
@@ -164,10 +164,10 @@ def curves(runs: Sequence[Curve], *, narrow: bool = False) -> str:
 
 
 def _short(name: str, most: int = 16) -> str:
-    """A name that leaves room for the plot; its end is what tells it from others."""
+    """A name short enough for the plot; its end, by which names differ, is kept."""
     return name if len(name) <= most else "…" + name[1 - most :]
 
 
 def _every(count: int, most: int = 8) -> list[int]:
-    """Places of at most `most` ticks on `count` items."""
+    """Positions of at most `most` ticks on `count` items."""
     return list(range(0, count, max(1, -(-count // most))))

@@ -129,7 +129,8 @@ def train(
         peak_flops: operations per second that the devices can do, and `flops_per_token`, those that a token needs:
             with both, their ratio (MFU) is told.
         flops_per_token: see `peak_flops`.
-        until: stop after this step with a checkpoint, as after a signal; a later call goes on from there.
+        until: stop after this step with a checkpoint, as after a signal, and with the measurements of an end; a later
+            call continues from there.
         extend: make the run in the folder longer, if it differs from this one in its length alone; see `extending`.
         accepted: is called when nothing stands against the run, before anything is written to its folder.
         going_on: this process trained the run before, so that it is no news from where it continues.
@@ -252,7 +253,7 @@ class _Loop:
         if saved is None:
             self.log.flush()
             saved = trainer.save()
-        if stopped is None:
+        if stopped is None or self._is_far_enough():
             self._measure()
         tokens = state.step * config.tokens_per_step
         return Result(state.step, tokens, numbers.get("loss"), self.scores, saved, None, stopped, state.skipped)

@@ -158,4 +158,5 @@ def _shard(objective: Objective, world: World) -> None:
         # The teacher is no part of the objective. Its layers gather themselves; embedding and head, which the loss
         # reads, stay whole in every process.
         for layer in _layers(guide):
-            fully_shard(layer, mesh=mesh, reshard_after_forward=True)
+            if not isinstance(next(layer.parameters()), DTensor):  # one teacher may guide several students in turn
+                fully_shard(layer, mesh=mesh, reshard_after_forward=True)

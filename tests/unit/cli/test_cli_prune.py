@@ -19,6 +19,7 @@ from minitron.bench.speeds import Speed
 from minitron.checkpoint.fingerprint import fingerprint
 from minitron.cli.prune import prune
 from minitron.prune import pipeline as job
+from minitron.prune import steps
 from minitron.prune.plan import PrunePlan
 from minitron.prune.scores import Scores
 
@@ -144,7 +145,7 @@ def test_sorted_and_then_a_prefix(source: Path, text: Path, tmp_path: Path) -> N
 def test_compensation_lowers_the_error_or_is_refused(source: Path, text: Path, tmp_path: Path) -> None:
     result = well(source, tmp_path / "small", *SHAPE, "--compensate", "--calibration", text, *QUICK)
     assert any(note.startswith("Compensation: ") for note in result["notes"])
-    rows = json.loads((tmp_path / "small" / "compensation.json").read_text())["refits"]
+    rows = json.loads((tmp_path / "small" / "compensation.json").read_text())["parts"]
     assert all(row["accepted"] == (row["after"] < row["before"]) for row in rows)
     plain = well(source, tmp_path / "plain", *SHAPE, "--calibration", text, *QUICK)
     assert plain["plan"] == result["plan"]
@@ -162,14 +163,14 @@ def test_an_interrupted_run_goes_on(source: Path, text: Path, tmp_path: Path, mo
         calls.append("cut")
         raise KeyboardInterrupt
 
-    real_measure, real_cut = job.compute_importance, job.prune_checkpoint
-    monkeypatch.setattr(job, "compute_importance", measure)
-    monkeypatch.setattr(job, "prune_checkpoint", cut)
+    real_measure, real_cut = steps.compute_importance, steps.prune_checkpoint
+    monkeypatch.setattr(steps, "compute_importance", measure)
+    monkeypatch.setattr(steps, "prune_checkpoint", cut)
     command = [source, tmp_path / "small", *SHAPE, "--calibration", text, *QUICK]
     code, _, errors = call(*command)
     assert code == 130, errors
     assert not (tmp_path / "small").exists()
-    monkeypatch.setattr(job, "prune_checkpoint", real_cut)
+    monkeypatch.setattr(steps, "prune_checkpoint", real_cut)
     well(*command)
     assert calls == ["importance", "cut"]
     assert [path.name for path in tmp_path.iterdir()] == ["small"]

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 import minitron
 from minitron.checkpoint.fingerprint import fingerprint
+from minitron.checkpoint.hf import read_config
 from minitron.cli import app
 from minitron.compress.recipe import recipe_from
 from minitron.compress.run import Compressed, compress
@@ -95,7 +96,7 @@ def test_several_sizes_are_pruned_from_one_another_with_a_corrected_teacher(base
     values = small_recipe(
         base,
         targets=[{"keep": "ffn=48", "name": "large"}, {"keep": "ffn=32,heads=2", "name": "small"}],
-        calibration={"blocks": 4, "refit": True},
+        calibration={"blocks": 4, "compensation": True},
         correction={"kind": "norms", "tokens": 256},
     )
     made = compress(recipe_from(values), tmp_path / "run", quiet=True, say=lambda _: None)
@@ -103,9 +104,9 @@ def test_several_sizes_are_pruned_from_one_another_with_a_corrected_teacher(base
     assert sizes == [48, 32]
     plan = json.loads((tmp_path / "run" / "small" / "prune" / "plan.json").read_text())
     assert plan["source"] == fingerprint(made.models["large"])
-    refits = json.loads((tmp_path / "run" / "small" / "prune" / "model" / "compensation.json").read_text())
-    assert refits["plan"] == PrunePlan.load(tmp_path / "run" / "small" / "prune" / "plan.json").hash
-    assert any(row["accepted"] for row in refits["refits"])
+    fits = json.loads((tmp_path / "run" / "small" / "prune" / "model" / "compensation.json").read_text())
+    assert fits["plan"] == PrunePlan.load(tmp_path / "run" / "small" / "prune" / "plan.json").hash
+    assert any(row["accepted"] for row in fits["parts"])
 
 
 # --- command line ------------------------------------------------------------------------------------------------
@@ -118,7 +119,7 @@ def invoke(*arguments: object) -> tuple[int, str]:
 
 def test_dry_run_prints_every_stage_and_computes_none(base: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.json"
-    recipe.write_text(json.dumps(small_recipe(base, calibration={"blocks": 4, "refit": True})))
+    recipe.write_text(json.dumps(small_recipe(base, calibration={"blocks": 4, "compensation": True})))
     code, text = invoke("--recipe", recipe, tmp_path / "run", "--dry-run", "--json")
     assert code == 0, text
     rows = {row["name"]: row for row in json.loads(text)["stages"]}
@@ -150,7 +151,7 @@ def test_bad_input_is_one_sentence(base: Path, tmp_path: Path, options: list[str
 
 def test_nothing_is_written_before_a_run_is_accepted(base: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.json"
-    recipe.write_text(json.dumps({**small_recipe(base), "calibration": {"blocks": 9999, "refit": False}}))
+    recipe.write_text(json.dumps({**small_recipe(base), "calibration": {"blocks": 9999, "compensation": False}}))
     run = tmp_path / "new" / "run"
     for options in (["--params", "7"], ["--params", "7", "--dry-run"], ["--device", "cuda:99"], ["--encoding", "hex"]):
         code, _ = invoke("--recipe", recipe, run, *options)
@@ -174,6 +175,30 @@ def test_nothing_is_written_before_a_run_is_accepted(base: Path, tmp_path: Path)
         assert code == 2
         assert says in text
     assert not (tmp_path / "other").exists()
+
+
+def test_sizes_are_targets_and_their_former_option_says_so(base: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.json"
+    recipe.write_text(json.dumps(small_recipe(base)))
+    whole = read_config(base / "teacher").num_parameters()
+    sizes = f"{round(0.95 * whole)},{round(0.8 * whole)}"
+    command = ["compress", "--recipe", str(recipe), str(tmp_path / "run"), "--dry-run", "--json"]
+    now, former = (CliRunner().invoke(app, [*command, option, sizes]) for option in ("--sizes", "--steps"))
+    assert (now.exit_code, former.exit_code) == (0, 0), now.output + former.output
+    named = [[row["name"] for row in json.loads(found.stdout)["stages"]] for found in (now, former)]
+    assert named[0] == named[1]
+    assert list(dict.fromkeys(name.split("/")[0] for name in named[0])) == sizes.split(",")
+    notes = [line for line in former.stderr.splitlines() if "deprecated" in line]
+    assert len(notes) == 1
+    assert notes[0].startswith("note: --steps is deprecated, use --sizes")
+    assert "deprecated" not in now.stderr
+    assert "--steps" not in CliRunner().invoke(app, ["compress", "--help"]).output
+    for options, says in (
+        (["--sizes", sizes, "--params", "1k"], "a budget or --sizes, not both"),
+        (["--sizes", "1k", "--steps", "1k"], "--sizes and --steps"),
+    ):
+        code, text = invoke("--recipe", recipe, tmp_path / "run", *options)
+        assert (code, says in text) == (2, True), text
 
 
 @pytest.mark.slow

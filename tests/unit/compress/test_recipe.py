@@ -70,6 +70,14 @@ def test_mistakes_are_named(change: dict[str, Any], says: str) -> None:
     assert says in str(error.value)
 
 
+def test_the_former_name_of_compensation_works_and_warns() -> None:
+    with pytest.warns(DeprecationWarning, match="compensation"):
+        recipe = recipe_from({**GOOD, "calibration": {"refit": False, "blocks": 3}})
+    assert (recipe.calibration.compensation, recipe.calibration.blocks) == (False, 3)
+    with pytest.raises(RecipeError, match="compensation and refit, its former name, are both given"):
+        recipe_from({**GOOD, "calibration": {"refit": False, "compensation": True}})
+
+
 def test_a_missing_field_is_named() -> None:
     with pytest.raises(RecipeError, match="data: is missing"):
         recipe_from({key: value for key, value in GOOD.items() if key != "data"})

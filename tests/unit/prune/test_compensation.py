@@ -20,7 +20,7 @@ from minitron.prune.baselines import random_scores
 from minitron.prune.choose import make_plan
 from minitron.prune.compensation import REPORT, compensate
 from minitron.prune.plan import PlanError, PrunePlan
-from minitron.prune.regression import LinearRefit, NormRefit
+from minitron.prune.regression import LinearFit, NormFit
 from minitron.prune.streaming import StreamError
 from minitron.prune.surgery import prune_checkpoint
 
@@ -29,15 +29,15 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def test_linear_refit_is_ridge_regression() -> None:
+def test_linear_fit_is_ridge_regression() -> None:
     x, y, w = normal(200, 5), normal(200, 3, seed=1), normal(3, 5, seed=2)
     held_x, held_y = normal(80, 5, seed=3), normal(80, 3, seed=4)
-    refit = LinearRefit(5, 3)
+    sums = LinearFit(5, 3)
     for part in range(0, 200, 50):  # in pieces, as calibration comes
         rows = slice(part, part + 50)
-        refit.add(x[rows], y[rows] - x[rows] @ w.T, y[rows], heldout=False)
-    refit.add(held_x, held_y - held_x @ w.T, held_y, heldout=True)
-    change, fit = refit.solve()
+        sums.add(x[rows], y[rows] - x[rows] @ w.T, y[rows], heldout=False)
+    sums.add(held_x, held_y - held_x @ w.T, held_y, heldout=True)
+    change, fit = sums.solve()
     # The same by the augmented system: a row sqrt(penalty) e_i for each input, whose target is W itself.
     penalty = fit.ridge * float((x * x).sum(0).mean())
     a = torch.cat([x, penalty**0.5 * torch.eye(5, dtype=torch.float64)])
@@ -50,13 +50,13 @@ def test_linear_refit_is_ridge_regression() -> None:
     assert fit.before == pytest.approx(float(before), rel=1e-9)
 
 
-def test_norm_refit_is_a_regression_for_each_channel() -> None:
+def test_norm_fit_is_a_regression_for_each_channel() -> None:
     z = normal(300, 4)
     y = z * torch.tensor([1.5, 0.2, -1.0, 0.0]) + torch.tensor([0.1, 0.0, 3.0, -2.0]) + 0.1 * normal(300, 4, seed=1)
-    refit = NormRefit(4)
-    refit.add(z[:200], y[:200], heldout=False)
-    refit.add(z[200:], y[200:], heldout=True)
-    gain, offset, fit = refit.solve(torch.ones(4), torch.zeros(4))
+    sums = NormFit(4)
+    sums.add(z[:200], y[:200], heldout=False)
+    sums.add(z[200:], y[200:], heldout=True)
+    gain, offset, fit = sums.solve(torch.ones(4), torch.zeros(4))
     for channel in range(4):
         slope, intercept = np.polyfit(z[:200, channel].numpy(), y[:200, channel].numpy(), 1)
         assert gain[channel].item() == pytest.approx(slope, abs=3e-3)  # shrunk a little towards 1
@@ -67,11 +67,11 @@ def test_norm_refit_is_a_regression_for_each_channel() -> None:
     assert fit.accepted
 
 
-def test_a_refit_that_learns_noise_is_refused() -> None:
-    x, refit = normal(12, 10), LinearRefit(10, 4)
-    refit.add(x, normal(12, 4, seed=1), normal(12, 4, seed=5), heldout=False)
-    refit.add(normal(500, 10, seed=2), 0.01 * normal(500, 4, seed=3), normal(500, 4, seed=4), heldout=True)
-    assert not refit.solve()[1].accepted
+def test_a_fit_that_learns_noise_is_refused() -> None:
+    x, sums = normal(12, 10), LinearFit(10, 4)
+    sums.add(x, normal(12, 4, seed=1), normal(12, 4, seed=5), heldout=False)
+    sums.add(normal(500, 10, seed=2), 0.01 * normal(500, 4, seed=3), normal(500, 4, seed=4), heldout=True)
+    assert not sums.solve()[1].accepted
 
 
 # --- on models ---------------------------------------------------------------------------------------------------
@@ -110,20 +110,20 @@ def many(seed: int = 0) -> Batch:
 )
 def test_the_pruned_model_comes_closer_to_the_original(tmp_path: Path, shape: str, overrides: Any) -> None:
     model, plan, source, small = pruned(tmp_path, shape, **overrides)
-    refits = compensate(source, small, plan, many(), tmp_path / "better")
+    found = compensate(source, small, plan, many(), tmp_path / "better")
     assert kl(model, tmp_path / "better", many(seed=7)) < 0.95 * kl(model, small, many(seed=7))
-    assert all(refit.fit.after < refit.fit.before for refit in refits if refit.fit.accepted)
+    assert all(part.fit.after < part.fit.before for part in found if part.fit.accepted)
     report = json.loads((tmp_path / "better" / REPORT).read_text())
     assert report["plan"] == plan.hash
     layers = plan.target.layers
-    assert len(report["refits"]) == len(refits) == 4 * layers + 1
-    untouched = {row["part"] for row in report["refits"] if not row["accepted"]}
+    assert len(report["parts"]) == len(found) == 4 * layers + 1
+    untouched = {row["part"] for row in report["parts"] if not row["accepted"]}
     before, after = load_file(small / "model.safetensors"), load_file(tmp_path / "better" / "model.safetensors")
     assert before.keys() == after.keys()
     for name, weight in before.items():
-        refitted = name.rsplit(".", 1)[0].endswith(("norm", "o_proj", "down_proj"))
+        fitted = name.rsplit(".", 1)[0].endswith(("norm", "o_proj", "down_proj"))
         base = name.removeprefix("model.").replace(".bias", ".weight")
-        assert torch.equal(weight, after[name]) == (not refitted or base in untouched), name
+        assert torch.equal(weight, after[name]) == (not fitted or base in untouched), name
 
 
 def test_a_model_that_lost_nothing_is_left_alone(tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def edited(**changes: Any) -> dict[str, Any]:
     ("changes", "sentence"),
     [
         ({"channels": "0-40"}, r"channels: 32 does not exist; the source has 0 to 31"),
-        ({"channels": "0-18,5"}, r"channels: 5 stands twice"),
+        ({"channels": "0-18,5"}, r"channels: 5 is listed twice"),
         ({"channels": []}, r"channels: nothing is kept"),
         ({"neurons": "0-30"}, r"keeps 31 neurons, layer \d keeps 40; all layers of this architecture are equal"),
         ({"neurons": "0-39,96"}, r"layer \d neurons: 96 does not exist"),
