@@ -39,7 +39,7 @@ from minitron.checkpoint.limits import CheckpointError
 from minitron.checkpoint.nemo.write import write_nemo
 from minitron.checkpoint.sources import open_checkpoint
 from minitron.checkpoint.tensors import Checkpoint, from_tensor
-from minitron.convert import Options, convert
+from minitron.convert import ConversionOptions, convert
 
 CONVERT_EVERY = 40
 MAX_SECONDS = 20
@@ -207,7 +207,7 @@ def one_case(source: Path, room: Path, rng: random.Random, *, also_convert: bool
     try:
         with deadline(MAX_SECONDS):
             if also_convert:
-                convert(source, target, Options(verify=rng.random() < 0.3))
+                convert(source, target, ConversionOptions(verify=rng.random() < 0.3))
                 check_checkpoint(target)
             else:
                 read_whole(source, scratch)

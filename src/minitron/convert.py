@@ -48,7 +48,7 @@ _WORKING_MEMORY = 128 << 20
 
 
 @dataclass(frozen=True)
-class Estimate:
+class ConversionEstimate:
     """What a conversion will take, known before it starts."""
 
     source_format: str
@@ -60,7 +60,7 @@ class Estimate:
 
 
 @dataclass
-class Report:
+class ConversionReport:
     """What a conversion did, as `minitron convert --json` prints it."""
 
     source: str
@@ -85,7 +85,7 @@ class Report:
 
 
 @dataclass(frozen=True)
-class Options:
+class ConversionOptions:
     """How to convert."""
 
     to: str | None = None
@@ -112,18 +112,18 @@ class Options:
 def convert(
     source: Path,
     target: Path,
-    options: Options | None = None,
+    options: ConversionOptions | None = None,
     *,
-    announce: Callable[[Estimate], object] = lambda _: None,
+    announce: Callable[[ConversionEstimate], object] = lambda _: None,
     progress: Callable[[int], object] = lambda _: None,
-) -> Report:
+) -> ConversionReport:
     """Convert `source` to `target` and verify the result.
 
     Args:
         source: a Hugging Face folder, `.nemo` file or folder, NeMo 2 or Megatron folder, or GGUF file.
         target: what to write; a folder for "hf" and "nemo2", a file for "nemo" and "gguf". All or nothing: it appears,
             and what it replaces goes, when it was verified.
-        options: see `Options`.
+        options: see `ConversionOptions`.
         announce: is given the estimate before anything is written.
         progress: is called with the number of bytes of each block that is converted.
 
@@ -133,9 +133,9 @@ def convert(
         TargetError: the target is there already, overlaps with the source, or holds files of others.
         WriteError: the disk is full or refuses.
     """
-    options = options or Options()
+    options = options or ConversionOptions()
     kind = target_format(target, options)
-    report = Report(str(source), str(target), detect(source), kind)
+    report = ConversionReport(str(source), str(target), detect(source), kind)
     new = new_folder if kind in _FOLDERS else new_file
     sources = [source, *([Path(options.config).expanduser()] if options.config else [])]
     with _one_thread(), new(target, overwrite=options.overwrite, sources=sources) as draft:
@@ -148,9 +148,9 @@ def _convert(
     source: Path,
     draft: Path,
     kind: str,
-    options: Options,
-    report: Report,
-    announce: Callable[[Estimate], object],
+    options: ConversionOptions,
+    report: ConversionReport,
+    announce: Callable[[ConversionEstimate], object],
     progress: Callable[[int], object],
 ) -> None:
     """Write and verify a draft; what it is read back from, and all that is temporary, lies beside it."""
@@ -172,7 +172,7 @@ def _convert(
             verify(checkpoint, observer, draft, kind, options, report, scratch)
 
 
-def target_format(target: Path, options: Options) -> str:
+def target_format(target: Path, options: ConversionOptions) -> str:
     """The format to write: as asked for, or by the target's name.
 
     Raises:
@@ -204,7 +204,7 @@ def target_format(target: Path, options: Options) -> str:
     return kind
 
 
-def prepare(checkpoint: Checkpoint, options: Options, kind: str) -> Checkpoint:
+def prepare(checkpoint: Checkpoint, options: ConversionOptions, kind: str) -> Checkpoint:
     """The checkpoint in the dtype that is asked for, with the chat template that its marks call for."""
     dtype = parse_dtype(options.dtype)
     if dtype is None and any("dequantized" in note for note in checkpoint.notes):
@@ -244,7 +244,7 @@ def _config(name: str | None) -> NemotronConfig | None:
     return read_config_file(path) if path.is_file() else read_config(path)
 
 
-def _write(checkpoint: Checkpoint, target: Path, kind: str, options: Options) -> list[str]:
+def _write(checkpoint: Checkpoint, target: Path, kind: str, options: ConversionOptions) -> list[str]:
     if kind == "hf":
         write_hf(checkpoint, target, max_shard_bytes=options.max_shard_bytes)
         return []
@@ -256,12 +256,12 @@ def _write(checkpoint: Checkpoint, target: Path, kind: str, options: Options) ->
     return []
 
 
-def _quantization(checkpoint: Checkpoint, options: Options) -> str:
+def _quantization(checkpoint: Checkpoint, options: ConversionOptions) -> str:
     names = {torch.bfloat16: "bf16", torch.float16: "f16", torch.float32: "f32"}
     return options.quantize or names.get(checkpoint.get("model.embed_tokens.weight").dtype, "f32")
 
 
-def _describe(report: Report, checkpoint: Checkpoint, target: Path, observer: Observer) -> None:
+def _describe(report: ConversionReport, checkpoint: Checkpoint, target: Path, observer: Observer) -> None:
     report.tensors = len(checkpoint.tensors)
     report.parameters = sum(t.nbytes // t.dtype.itemsize for t in checkpoint.tensors.values())
     report.bytes_written = written_bytes(target)
@@ -271,7 +271,9 @@ def _describe(report: Report, checkpoint: Checkpoint, target: Path, observer: Ob
 # --- before ------------------------------------------------------------------------------------------------------
 
 
-def estimate(source_format: str, checkpoint: Checkpoint, target: Path, kind: str, options: Options) -> Estimate:
+def estimate(
+    source_format: str, checkpoint: Checkpoint, target: Path, kind: str, options: ConversionOptions
+) -> ConversionEstimate:
     """Bytes, memory and time. The time follows from converting one block to a temporary file beside the target."""
     bytes_read = checkpoint.nbytes
     bytes_written = bytes_read
@@ -286,7 +288,7 @@ def estimate(source_format: str, checkpoint: Checkpoint, target: Path, kind: str
     memory = _peak_memory() + _WORKING_MEMORY
     if options.verify and _probe_bytes(checkpoint) <= _PROBE_BYTES:
         memory += _probe_bytes(checkpoint) + _PROBE_IMPORTS
-    return Estimate(source_format, kind, bytes_read, bytes_written, memory, seconds)
+    return ConversionEstimate(source_format, kind, bytes_read, bytes_written, memory, seconds)
 
 
 def _sample_rate(checkpoint: Checkpoint, folder: Path) -> float:
@@ -328,8 +330,8 @@ def verify(
     observer: Observer,
     target: Path,
     kind: str,
-    options: Options,
-    report: Report,
+    options: ConversionOptions,
+    report: ConversionReport,
     scratch: Path,
 ) -> None:
     """Read the target back and compare: names, shapes, a checksum per tensor; ids of texts; logits if the model fits.

@@ -13,7 +13,7 @@ from pathlib import Path
 from .checkpoint.detect import detect
 from .checkpoint.limits import CheckpointError
 from .checkpoint.sources import adapted_model
-from .convert import Options, convert
+from .convert import ConversionOptions, convert
 from .version import __version__
 
 
@@ -40,7 +40,7 @@ def converted_folder(source: Path, say: Callable[[str], object] = lambda sentenc
     name = "LoRA adapter and its base" if kind == "lora" else kind
     say(f"{source} ({name}) is converted to the Hugging Face layout once, into {target}")
     try:
-        convert(source, target, Options(to="hf"))
+        convert(source, target, ConversionOptions(to="hf"))
     except CheckpointError:
         if not (target / "config.json").is_file():  # another process may have been first
             raise

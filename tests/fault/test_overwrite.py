@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 import minitron.convert as conversion
 from minitron.cli import app
-from minitron.convert import Options, convert
+from minitron.convert import ConversionOptions, convert
 
 runner = CliRunner()
 
@@ -80,7 +80,7 @@ def test_a_file_that_is_another_name_of_the_source(model: Path, tmp_path: Path) 
 def test_files_that_no_conversion_wrote_are_kept(model: Path, tmp_path: Path, name: str) -> None:
     out = tmp_path / "out"
     convert(model, out)
-    convert(model, out, Options(overwrite=True))
+    convert(model, out, ConversionOptions(overwrite=True))
     (out / name).parent.mkdir(exist_ok=True)
     (out / name).write_text("mine")
     assert f"{name} was not written by minitron" in refused(tmp_path, "convert", model, out, "--overwrite")
@@ -124,7 +124,7 @@ def test_any_exception_leaves_what_was_there(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str, to: str, error: type[BaseException]
 ) -> None:
     out = tmp_path / "out"
-    convert(model, out, Options(to=to, verify=False))
+    convert(model, out, ConversionOptions(to=to, verify=False))
     before = content(tmp_path)
     done = getattr(conversion, moment)
 
@@ -135,7 +135,7 @@ def test_any_exception_leaves_what_was_there(
     monkeypatch.setattr(conversion, moment, stop)
     for target in (out, tmp_path / "new" / "out"):
         with pytest.raises(error):
-            convert(model, target, Options(to=to, overwrite=True))
+            convert(model, target, ConversionOptions(to=to, overwrite=True))
         assert content(tmp_path) == before
         assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "parent"]
 
@@ -143,10 +143,10 @@ def test_any_exception_leaves_what_was_there(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from minitron.convert import Options, convert
+from minitron.convert import ConversionOptions, convert
 def stop(done):
     os.kill(os.getpid(), signal.SIGKILL)
-convert(Path(sys.argv[1]), Path(sys.argv[2]), Options(overwrite=True), progress=stop)
+convert(Path(sys.argv[1]), Path(sys.argv[2]), ConversionOptions(overwrite=True), progress=stop)
 """
 
 
@@ -191,9 +191,9 @@ def test_names_that_mean_another_format(model: Path, tmp_path: Path, name: str) 
 
 def test_names_that_mean_a_folder(model: Path, tmp_path: Path) -> None:
     for name in ("b", "Minitron-4.19B", "v1.0", "b.2"):
-        convert(model, tmp_path / name, Options(verify=False))
+        convert(model, tmp_path / name, ConversionOptions(verify=False))
         assert (tmp_path / name / "config.json").is_file()
-    convert(model, tmp_path / "b.final", Options(to="hf", verify=False))
+    convert(model, tmp_path / "b.final", ConversionOptions(to="hf", verify=False))
     assert "and --to is hf" in refused(tmp_path, "convert", model, tmp_path / "b.gguf", "--to", "hf")
     assert "is a folder, and a file" in refused(tmp_path, "convert", model, tmp_path / "b", "--to", "gguf")
     assert "is the suffix of a file" in refused(tmp_path, "prune", model, tmp_path / "b.gguf", "--keep", "ffn=48")
@@ -209,6 +209,6 @@ def test_targets_that_are_links_stay_links(model: Path, tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     (tmp_path / "out").symlink_to("disk/out")
     for _ in range(2):
-        convert(model, tmp_path / "out", Options(overwrite=True))
+        convert(model, tmp_path / "out", ConversionOptions(overwrite=True))
     assert (tmp_path / "out").is_symlink()
     assert (tmp_path / "disk" / "out" / "config.json").is_file()

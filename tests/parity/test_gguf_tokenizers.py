@@ -22,7 +22,7 @@ from minitron.checkpoint.gguf.vocab import add_tokenizer, vocabulary_of
 from minitron.checkpoint.hf import open_hf, write_hf
 from minitron.checkpoint.limits import CheckpointError
 from minitron.checkpoint.spm import read_spm, tokenizer_config, tokenizer_json
-from minitron.convert import Options, convert
+from minitron.convert import ConversionOptions, convert
 
 gguf = pytest.importorskip("gguf")
 
@@ -49,7 +49,7 @@ FRAGMENTS = [
     *["\u00e9", "e\u0301", "\u6771\u4eac", "\ufb01", "\U0001f600", "\U0001f469\u200d\U0001f467", "\u2026"],
 ]
 SIZE = 448
-QUICK = Options(verify=False)
+QUICK = ConversionOptions(verify=False)
 
 
 def texts(count: int = 80) -> list[str]:
@@ -130,7 +130,7 @@ def assert_read_alike(source: Path, target: Path) -> None:
 @pytest.mark.parametrize("name", BYTE_LEVEL)
 def test_byte_level_tokenizers(tmp_path: Path, name: str) -> None:
     source = checkpoint_folder(tmp_path / "source", BYTE_LEVEL[name]().to_str(), {**NAMED})
-    report = convert(source, tmp_path / "model.gguf", Options())
+    report = convert(source, tmp_path / "model.gguf", ConversionOptions())
     assert report.texts_compared > 40
     assert read_gguf(tmp_path / "model.gguf").keys["tokenizer.ggml.pre"] == name
     assert_read_alike(source, tmp_path / "model.gguf")
@@ -143,7 +143,7 @@ def test_sentencepiece(tmp_path: Path, options: dict[str, Any], before: str, aft
     tokenizer = Tokenizer.from_file(str(source / "tokenizer.json"))
     surround(tokenizer, before, after)
     tokenizer.save(str(source / "tokenizer.json"))
-    convert(source, tmp_path / "model.gguf", Options())
+    convert(source, tmp_path / "model.gguf", ConversionOptions())
     keys = read_gguf(tmp_path / "model.gguf").keys
     assert keys["tokenizer.ggml.add_bos_token"] == bool(before)
     assert keys["tokenizer.ggml.add_eos_token"] == bool(after)
@@ -232,9 +232,9 @@ def test_what_llama_cpp_reads_otherwise_is_refused(tmp_path: Path, name: str) ->
     make, sentence = INEXACT[name]
     source = checkpoint_folder(tmp_path / "source", make().to_str(), {**NAMED})
     with pytest.raises(CheckpointError, match=rf"cannot be converted exactly: .*{sentence}.*--lossy"):
-        convert(source, tmp_path / "model.gguf", Options())
+        convert(source, tmp_path / "model.gguf", ConversionOptions())
     assert not (tmp_path / "model.gguf").exists()
-    report = convert(source, tmp_path / "model.gguf", Options(lossy=True, verify=False))
+    report = convert(source, tmp_path / "model.gguf", ConversionOptions(lossy=True, verify=False))
     assert any(sentence in note for note in report.notes)
 
 
@@ -255,7 +255,7 @@ def test_options_of_sentencepiece_that_llama_cpp_has_not(tmp_path: Path, name: s
     options, sentence = SPM_INEXACT[name]
     source = spm_folder(tmp_path / "source", **options)
     with pytest.raises(CheckpointError, match=rf"cannot be converted exactly: .*{sentence}.*--lossy"):
-        convert(source, tmp_path / "model.gguf", Options())
+        convert(source, tmp_path / "model.gguf", ConversionOptions())
 
 
 def wordpiece() -> Tokenizer:
@@ -283,7 +283,7 @@ def test_tokenizers_of_other_kinds(tmp_path: Path, make: Any, sentence: str) -> 
     source = checkpoint_folder(tmp_path / "source", make().to_str(), {})
     for lossy in (False, True):
         with pytest.raises(CheckpointError, match=sentence):
-            convert(source, tmp_path / "model.gguf", Options(lossy=lossy))
+            convert(source, tmp_path / "model.gguf", ConversionOptions(lossy=lossy))
 
 
 def test_a_sentencepiece_model_that_is_not_the_tokenizer(tmp_path: Path) -> None:
@@ -291,11 +291,11 @@ def test_a_sentencepiece_model_that_is_not_the_tokenizer(tmp_path: Path) -> None
     (tmp_path / "other").mkdir()
     source = spm_folder(tmp_path / "source", add_dummy_prefix=False)
     shutil.copy(sentencepiece_model(tmp_path / "other", vocab_size=380), source / "tokenizer.model")
-    report = convert(source, tmp_path / "model.gguf", Options())
+    report = convert(source, tmp_path / "model.gguf", ConversionOptions())
     assert any("tokenizer.model is not the tokenizer of tokenizer.json" in note for note in report.notes)
     assert_read_alike(source, tmp_path / "model.gguf")
     with pytest.raises(CheckpointError, match=r"cannot be converted exactly: the text .*SentencePiece"):
-        convert(source, tmp_path / "model.nemo", Options())
+        convert(source, tmp_path / "model.nemo", ConversionOptions())
 
 
 # --- tokens that end a text, and templates --------------------------------------------------------------------------
@@ -305,13 +305,13 @@ def test_a_sentencepiece_model_that_is_not_the_tokenizer(tmp_path: Path) -> None
 def test_several_tokens_that_end_a_text(tmp_path: Path, ends: list[int]) -> None:
     source = spm_folder(tmp_path / "source", add_dummy_prefix=False)
     (source / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
-    report = convert(source, tmp_path / "model.gguf", Options())
+    report = convert(source, tmp_path / "model.gguf", ConversionOptions())
     keys = read_gguf(tmp_path / "model.gguf").keys
     names = [f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom")]
     assert {keys[name] for name in names if name in keys} == set(ends[:3])
     assert keys[names[0]] == 3  # that of the tokenizer
     assert any("[10]" in note for note in report.notes) == (len(ends) > 3)
-    convert(tmp_path / "model.gguf", tmp_path / "back", Options())
+    convert(tmp_path / "model.gguf", tmp_path / "back", ConversionOptions())
     found = json.loads((tmp_path / "back" / "generation_config.json").read_text())["eos_token_id"]
     assert set(found if isinstance(found, list) else [found]) == set(ends)
 
@@ -332,20 +332,20 @@ def test_chat_templates_of_several_names(tmp_path: Path, way: str, kept_in: str)
             place = "chat_template.jinja" if name == "default" else f"additional_chat_templates/{name}.jinja"
             (source / place).write_text(text, encoding="utf-8")
     middle = tmp_path / ("m.gguf" if way == "gguf" else "m.nemo" if way == "nemo" else "m")
-    convert(source, middle, Options(to=way))
+    convert(source, middle, ConversionOptions(to=way))
     if way == "gguf":
         keys = read_gguf(middle).keys
         assert sorted(keys["tokenizer.chat_templates"]) == ["rag-2", "tool_use"]
         assert keys["tokenizer.chat_template.tool_use"] == "{{ tools }}"
         with llama_cpp(middle):
             pass
-    convert(middle, tmp_path / "back", Options())
+    convert(middle, tmp_path / "back", ConversionOptions())
     assert AutoTokenizer.from_pretrained(tmp_path / "back").chat_template == named
 
 
 def test_a_name_of_a_template_makes_no_path(tmp_path: Path) -> None:
     source = spm_folder(tmp_path / "source", add_dummy_prefix=False)
-    convert(source, tmp_path / "model.gguf", Options())
+    convert(source, tmp_path / "model.gguf", ConversionOptions())
     data = (tmp_path / "model.gguf").read_bytes()
     assert b"tokenizer.ggml.pre" in data
     keys = read_gguf(tmp_path / "model.gguf").keys | {"tokenizer.chat_template.../../../x": "evil"}
@@ -382,7 +382,7 @@ def test_a_damaged_tokenizer_is_found(
     monkeypatch.setattr(module, "vocabulary_of", damaged)
     source = spm_folder(tmp_path / "source", add_dummy_prefix=False)
     with pytest.raises(CheckpointError, match=f"verification of the tokenizer failed: {sentence}"):
-        convert(source, tmp_path / "model.gguf", Options())
+        convert(source, tmp_path / "model.gguf", ConversionOptions())
     assert not (tmp_path / "model.gguf").exists()
 
 
@@ -409,7 +409,7 @@ def test_impossible_keys(tmp_path: Path, key: str, value: Any, sentence: str) ->
 def test_a_kept_tokenizer_json_that_contradicts_the_keys(tmp_path: Path) -> None:
     """llama.cpp obeys the keys; so does the tokenizer that is read, and it is said."""
     source = checkpoint_folder(tmp_path / "source", BYTE_LEVEL["gpt-2"]().to_str(), {**NAMED})
-    convert(source, tmp_path / "model.gguf", Options())
+    convert(source, tmp_path / "model.gguf", ConversionOptions())
     keys = read_gguf(tmp_path / "model.gguf").keys | {"tokenizer.ggml.add_bos_token": True}
     checkpoint = open_gguf(tmp_path / "model.gguf")
     add_tokenizer(checkpoint, keys)
@@ -424,5 +424,5 @@ def test_padding_does_not_collide_with_tokens(tmp_path: Path) -> None:
     tokenizer.add_tokens([f"[PAD{size + 1}]"])
     source = checkpoint_folder(tmp_path / "source", tokenizer.to_str(), {**NAMED})
     assert len(vocabulary_of(open_hf(source)).tokens) == SIZE  # type: ignore[union-attr]
-    convert(source, tmp_path / "model.gguf", Options())
+    convert(source, tmp_path / "model.gguf", ConversionOptions())
     assert_read_alike(source, tmp_path / "model.gguf")

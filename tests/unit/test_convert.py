@@ -19,7 +19,7 @@ from minitron.checkpoint.sources import all_finite
 from minitron.checkpoint.spm import read_spm, tokenizer_config, tokenizer_json
 from minitron.cli import app
 from minitron.cli.convert import parse_size
-from minitron.convert import Options, convert
+from minitron.convert import ConversionOptions, convert
 
 runner = CliRunner()
 
@@ -42,8 +42,8 @@ def state_of(folder: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("way", ["nemo", "nemo2", "gguf"])
 def test_there_and_back(tmp_path: Path, source: Path, way: str) -> None:
     middle = tmp_path / {"nemo": "m.nemo", "nemo2": "m", "gguf": "m.gguf"}[way]
-    there = convert(source, middle, Options(to=way))
-    back = convert(middle, tmp_path / "back", Options(max_shard_bytes=20_000))
+    there = convert(source, middle, ConversionOptions(to=way))
+    back = convert(middle, tmp_path / "back", ConversionOptions(max_shard_bytes=20_000))
     for report in (there, back):
         assert report.verified
         assert report.probe is not None
@@ -60,7 +60,7 @@ def test_there_and_back(tmp_path: Path, source: Path, way: str) -> None:
 
 @pytest.mark.parametrize("kind", ["q8_0", "q4_0", "f16", "f32"])
 def test_quantize(tmp_path: Path, source: Path, kind: str) -> None:
-    report = convert(source, tmp_path / "m.gguf", Options(quantize=kind.upper()))  # as llama.cpp spells it
+    report = convert(source, tmp_path / "m.gguf", ConversionOptions(quantize=kind.upper()))  # as llama.cpp spells it
     assert report.verified
     assert detect(tmp_path / "m.gguf") == "gguf"
     again = convert(tmp_path / "m.gguf", tmp_path / "hf")
@@ -71,7 +71,7 @@ def test_quantize(tmp_path: Path, source: Path, kind: str) -> None:
 
 
 def test_dtype(tmp_path: Path, source: Path) -> None:
-    convert(source, tmp_path / "out", Options(dtype="fp32"))
+    convert(source, tmp_path / "out", ConversionOptions(dtype="fp32"))
     expected, found = state_of(source), state_of(tmp_path / "out")
     assert all(found[name].dtype == torch.float32 for name in expected)
     assert all(torch.equal(found[name], expected[name].float()) for name in expected)
@@ -133,7 +133,7 @@ def test_a_corrupted_draft_is_found_and_what_was_there_stays(
     before = state_of(tmp_path / "out")
     monkeypatch.setattr(module, "_write", damage)
     with pytest.raises(CheckpointError, match=says):
-        convert(source, tmp_path / "out", Options(overwrite=True))
+        convert(source, tmp_path / "out", ConversionOptions(overwrite=True))
     after = state_of(tmp_path / "out")
     assert all(torch.equal(before[name], after[name]) for name in before)
 
@@ -205,6 +205,6 @@ def test_bare_megatron_folder_with_a_config(tmp_path: Path) -> None:
     bare = folder / "nemo" / "tp1_fp32" / "torch_dist"
     with pytest.raises(CheckpointError, match="--config"):
         convert(bare, tmp_path / "second")
-    convert(bare, tmp_path / "second", Options(config=str(tmp_path / "first")))
+    convert(bare, tmp_path / "second", ConversionOptions(config=str(tmp_path / "first")))
     first, second = state_of(tmp_path / "first"), state_of(tmp_path / "second")
     assert all(torch.equal(first[name], second[name]) for name in first)

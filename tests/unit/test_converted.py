@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 import minitron
 from minitron.cli import app
-from minitron.convert import Options, convert
+from minitron.convert import ConversionOptions, convert
 from minitron.loading import checkpoint_folder
 
 PROMPT = "the cat sat on"
@@ -33,13 +33,13 @@ def logits(model: object) -> torch.Tensor:
 @pytest.mark.parametrize("name", ["m.gguf", "m.nemo", "m-nemo2"])
 def test_other_formats_load_as_the_checkpoint_that_they_were_made_from(name: str, checkpoint: Path) -> None:
     target = checkpoint.parent / name
-    convert(checkpoint, target, Options(to="nemo2" if name == "m-nemo2" else None))
+    convert(checkpoint, target, ConversionOptions(to="nemo2" if name == "m-nemo2" else None))
     torch.testing.assert_close(logits(target), logits(checkpoint))
 
 
 def test_a_checkpoint_is_converted_once_and_again_when_it_has_changed(checkpoint: Path) -> None:
     file = checkpoint.parent / "m.gguf"
-    convert(checkpoint, file, Options())
+    convert(checkpoint, file, ConversionOptions())
     said: list[str] = []
     first = checkpoint_folder(file, said.append)
     assert checkpoint_folder(file, said.append) == first
@@ -48,7 +48,7 @@ def test_a_checkpoint_is_converted_once_and_again_when_it_has_changed(checkpoint
     other = minitron.NemotronForCausalLM.from_pretrained(checkpoint)
     torch.nn.init.normal_(other.lm_head.weight)
     other.save_pretrained(checkpoint)
-    convert(checkpoint, file, Options(overwrite=True))
+    convert(checkpoint, file, ConversionOptions(overwrite=True))
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert file.stat().st_size == before.st_size
     assert checkpoint_folder(file, said.append) != first
@@ -57,7 +57,7 @@ def test_a_checkpoint_is_converted_once_and_again_when_it_has_changed(checkpoint
 
 def test_verbs_take_a_gguf_file(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = checkpoint.parent / "m.gguf"
-    convert(checkpoint, file, Options())
+    convert(checkpoint, file, ConversionOptions())
     words = ["generate", "-p", PROMPT, "--temperature", "0", "-n", "5"]
     texts = []
     for model in (checkpoint, file):

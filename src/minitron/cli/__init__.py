@@ -1,4 +1,4 @@
-"""The command `minitron`: one file per verb. Heavy imports stand inside the functions, so that help is instant."""
+"""The command `minitron`: one file per verb. Heavy imports are inside the functions, so that --help is instant."""
 
 from __future__ import annotations
 

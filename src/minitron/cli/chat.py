@@ -20,16 +20,16 @@ def chat(
     system: str = typer.Option("", "--system", help="System message: what the assistant is told first."),
     max_new_tokens: int = typer.Option(256, "--max-new-tokens", "--max-tokens", "-n", help="Longest reply, in tokens."),
     temperature: Optional[float] = typer.Option(  # noqa: UP045
-        None, help="0 is greedy; higher is more varied; if left out the checkpoint's own, or 0.7."
+        None, help="0 is greedy; higher is more varied. The checkpoint's own by default, or 0.7."
     ),
     top_p: Optional[float] = typer.Option(  # noqa: UP045
-        None, help="Keep the most probable tokens of this total probability; if left out the checkpoint's own, or 0.95."
+        None, help="Keep the most probable tokens of this total probability. The checkpoint's own by default, or 0.95."
     ),
     seed: Optional[int] = typer.Option(None, help="Same seed, same machine, same replies."),  # noqa: UP045
     dtype: str = DtypeOption,
     device: str = DeviceOption,
 ) -> None:
-    """Talk with a model; /help lists the commands, /quit or Ctrl-D ends.
+    """Chat with a model; /help lists the commands, /quit or Ctrl-D quits.
 
     Examples:
 
@@ -57,9 +57,11 @@ def chat(
     for note in settings.notes(config):
         typer.echo(f"note: {note}", err=True)
     if model is None:
-        typer.echo("The bundled model is small and was only taught to go on with a story; expect no answers.", err=True)
+        typer.echo(
+            "The bundled model is small and was only trained to continue stories; do not expect answers.", err=True
+        )
     if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="surrogateescape")  # bytes that are no text cost a line, not what follows
+        sys.stdin.reconfigure(errors="surrogateescape")  # bytes that are not text cost one line, not the lines after it
     start: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
     messages = list(start)
     while True:
@@ -68,8 +70,8 @@ def chat(
             require_characters(said, "the message")
         except EOFError:
             return
-        except ValueError as error:  # the conversation goes on without this line
-            typer.echo(f"{error}; it was left out", err=True)
+        except ValueError as error:  # the conversation continues without this line
+            typer.echo(f"{error}; the message was dropped", err=True)
             continue
         command = _command(said)
         if command in ("/quit", "/exit"):
@@ -79,17 +81,20 @@ def chat(
         elif command == "/help":
             typer.echo(_HELP)
         elif command is not None:
-            typer.echo(f"{command}: no such command; /help lists them (// at the beginning sends a /)", err=True)
+            typer.echo(
+                f"{command}: no such command; /help lists them (write // to send a message that begins with /)",
+                err=True,
+            )
         elif said:
             said = said[1:] if said.startswith("//") else said
             messages = _answered(loaded, [*messages, {"role": "user", "content": said}], settings)
 
 
 _HELP = """\
-/help   this list
-/reset  begin a new conversation
-/quit   end (also /exit, Ctrl-D)
-Ctrl-C ends a reply. A message that begins with / is written with two of them: //etc/hosts."""
+/help   show this list
+/reset  start a new conversation
+/quit   quit (also /exit, Ctrl-D)
+Ctrl-C stops a reply. To send a message that begins with /, write two of them: //etc/hosts."""
 
 
 def _command(said: str) -> str | None:
@@ -143,7 +148,7 @@ def _reply(loaded: Any, messages: list[dict[str, Any]], settings: Any) -> dict[s
             for piece in stream:
                 typer.echo(piece, nl=False)
                 sys.stdout.flush()
-        except KeyboardInterrupt:  # ends this reply, not the conversation
+        except KeyboardInterrupt:  # stops this reply, not the conversation
             pass
     typer.echo()
     return parse_reply(stream.text)

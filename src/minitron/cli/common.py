@@ -1,4 +1,4 @@
-"""What the verbs share: errors as sentences, quiet libraries, and text that arrives piece by piece."""
+"""What the verbs share: errors as one line, quiet libraries, checks of output files, and numbers in words."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 MODEL_HELP = "Checkpoint (Hugging Face, GGUF, NeMo, LoRA), repository id, `bundled` or `bundled-half`."
-ModelArgument = typer.Argument(None, help=f"{MODEL_HELP} If left out, `bundled`.")
+ModelArgument = typer.Argument(None, help=f"{MODEL_HELP} Default: `bundled`.")
 DtypeOption = typer.Option("auto", "--dtype", help="auto, bf16, fp16 or fp32.")
 DeviceOption = typer.Option("auto", "--device", help="auto, cpu, cuda, cuda:1, ...")
 JsonOption = typer.Option(False, "--json", help="Print one JSON object on stdout, progress on stderr.")
 
 
 def sentence_errors(verb: F) -> F:
-    """Turn errors of `verb` into one line on stderr: exit code 2 for bad input, 1 for a disk that
-    refuses and for anything unforeseen.
+    """Turn errors of `verb` into one line on stderr: exit code 2 for bad input, 1 for a failure of the disk and for anything
+    unexpected.
 
     MINITRON_DEBUG=1 shows the traceback instead.
     """
@@ -49,7 +49,7 @@ def sentence_errors(verb: F) -> F:
         except KeyboardInterrupt:
             typer.echo("\ninterrupted", err=True)
             raise typer.Exit(130) from None
-        except BrokenPipeError:  # the reader of our output went away; nothing is wrong
+        except BrokenPipeError:  # the reader of our output closed the pipe; that is no error
             sys.stderr.close()
             raise typer.Exit(0) from None
         except WriteError as error:
@@ -71,7 +71,7 @@ def sentence_errors(verb: F) -> F:
 
 
 def _require_text(arguments: dict[str, Any]) -> None:
-    """Refuse arguments that are no UTF-8, unless they are names of files, which may be any bytes."""
+    """Refuse arguments that are not UTF-8, unless they are names of files, which may be any bytes."""
     for name, value in arguments.items():
         for text in value if isinstance(value, list | tuple) else [value]:
             if isinstance(text, str) and first_surrogate(text) is not None and not os.path.exists(text):
@@ -82,15 +82,15 @@ PICTURES = (".png", ".svg", ".pdf")
 
 
 def check_output(file: Path | None, suffixes: Sequence[str] = (), sources: Iterable[str] = ()) -> None:
-    """Refuse, before any work is done, a file that could not be written after it, or that is a part of what is read.
+    """Refuse an output file that could not be written, or that is part of the input, before any work is done.
 
     Args:
-        file: to be written, if one is.
-        suffixes: what its name must end with, if that matters.
-        sources: paths of what is read.
+        file: the output file, if there is one.
+        suffixes: the endings that its name may have; all if empty.
+        sources: paths of the input.
 
     Raises:
-        ValueError: no folder to put it in; a folder in its place; another suffix; a part of a source.
+        ValueError: its folder does not exist; it is a folder; it has another suffix; it is part of a source.
     """
     if file is None:
         return
@@ -119,7 +119,7 @@ def quiet_libraries() -> None:
 
 
 def show_notes() -> None:
-    """Print notes about a checkpoint as a line, not as a warning of Python with its file and line number."""
+    """Print notes about a checkpoint as plain lines, not as Python warnings with a file and line number."""
     others = warnings.showwarning
 
     def show(message: Any, category: type[Warning], *args: Any, **kwargs: Any) -> None:
@@ -142,7 +142,7 @@ def print_json(value: Any) -> None:
 
 
 def speed_of(summary: Summary) -> str:
-    """What a generation took, in words: the first token, whose time is that of the prompt, apart from the others."""
+    """The speed of a generation in words: the first token, whose time is that of the prompt, and the tokens after it."""
     text = f"{summary.new_tokens} tokens, the first after {summary.first_token_seconds:.2f} s"
     if summary.decode_tokens_per_second:
         text += f", then {summary.decode_tokens_per_second:,.0f} tokens/s"

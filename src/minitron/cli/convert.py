@@ -19,19 +19,21 @@ _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 def convert(
     source: str = _Source,
     target: Path = _Target,
-    to: Optional[str] = typer.Option(None, help="hf, nemo, nemo2 or gguf; by TARGET's name if left out."),  # noqa: UP045
+    to: Optional[str] = typer.Option(None, help="hf, nemo, nemo2 or gguf; by default from TARGET's name."),  # noqa: UP045
     dtype: str = typer.Option("auto", help="bf16, fp16 or fp32; auto keeps the source's."),
     quantize: Optional[str] = typer.Option(None, help="GGUF: f32, f16, bf16, q8_0 or q4_0."),  # noqa: UP045
-    max_shard_size: str = typer.Option("5GB", help="Hugging Face: largest file."),
+    max_shard_size: str = typer.Option("5GB", help="Hugging Face: largest size of a file."),
     config: Optional[str] = typer.Option(  # noqa: UP045
         None, help="For a bare Megatron folder: a preset such as minitron-4b, or a config.json."
     ),
     overwrite: bool = typer.Option(
-        False, "--overwrite", help="Replace TARGET, if minitron wrote it and nothing in it was changed."
+        False, "--overwrite", help="Replace TARGET, if minitron wrote it and nobody changed it."
     ),
     verify: bool = typer.Option(True, help="Read TARGET back and compare every tensor."),
     lossy: bool = typer.Option(
-        False, "--lossy", help="Convert even if some texts get other token ids; the differences are listed."
+        False,
+        "--lossy",
+        help="Convert even if the target tokenizes some texts differently; the differences are listed.",
     ),
     as_json: bool = JsonOption,
 ) -> None:
@@ -55,13 +57,13 @@ def convert(
     quiet_libraries()
     from tqdm import tqdm
 
-    from ..convert import Estimate, Options
+    from ..convert import ConversionEstimate, ConversionOptions
     from ..convert import convert as run
 
-    options = Options(to, dtype, quantize, parse_size(max_shard_size), config, overwrite, verify, lossy)
+    options = ConversionOptions(to, dtype, quantize, parse_size(max_shard_size), config, overwrite, verify, lossy)
     bar = tqdm(unit="B", unit_scale=True, desc="converting", leave=False, disable=None)
 
-    def announce(estimate: Estimate) -> None:
+    def announce(estimate: ConversionEstimate) -> None:
         bar.total = estimate.bytes_read
         bar.refresh()
         typer.echo(

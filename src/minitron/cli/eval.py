@@ -20,9 +20,11 @@ def eval_(
         list[str] | None,
         typer.Argument(help="Checkpoints in any format, repository ids, `bundled`; the bundled model if none."),
     ] = None,
-    suite: str = typer.Option("page", help="page, paper (other numbers of examples in the prompt) or quick."),
-    tasks: Annotated[str | None, typer.Option(help="Of the suite, separated by commas; all by default.")] = None,
-    limit: int | None = typer.Option(None, help="Documents per task; all by default."),
+    suite: str = typer.Option(
+        "page", help="page, paper (other numbers of examples in the prompt) or quick (perplexity of text)."
+    ),
+    tasks: Annotated[str | None, typer.Option(help="Tasks of the suite, separated by commas; all by default.")] = None,
+    limit: int | None = typer.Option(None, help="Documents per task, the first ones; all by default."),
     data: Annotated[
         list[str] | None,
         typer.Option(
@@ -31,13 +33,13 @@ def eval_(
         ),
     ] = None,
     shots: int | None = typer.Option(None, help="Examples in the prompt, instead of the suite's."),
-    samples: int = typer.Option(1, help="Programs per problem of HumanEval; above 1 they are sampled."),
+    samples: int = typer.Option(1, help="Programs per HumanEval problem; more than 1 are sampled."),
     allow_code_execution: bool = typer.Option(
         False, "--allow-code-execution", help="Run the programs that a model writes for HumanEval, in a sandbox."
     ),
     stride: int | None = typer.Option(None, help="quick: tokens scored per window; the whole context by default."),
-    cache: Annotated[Path | None, typer.Option(help="Folder of answers given before.")] = None,
-    no_cache: bool = typer.Option(False, "--no-cache", help="Neither use nor keep answers."),
+    cache: Annotated[Path | None, typer.Option(help="Folder of the cache of answers.")] = None,
+    no_cache: bool = typer.Option(False, "--no-cache", help="Do not use or write the cache of answers."),
     plot: Annotated[Path | None, typer.Option(help="Write a plot: .png, .svg or .pdf.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write the result as JSON.")] = None,
     dtype: str = DtypeOption,
@@ -46,8 +48,8 @@ def eval_(
 ) -> None:
     """Evaluate models on MMLU, HellaSwag, Winogrande, GSM8K, ARC-C, XLSum and HumanEval, side by side.
 
-    Answers are kept as they come; the same command goes on after an interruption. How long it takes is said while it
-    runs. Full suites take hours on a CPU: --limit takes the first documents of each task.
+    Answers are cached as they come; the same command continues after an interruption. The remaining time is shown while
+    it runs. Full suites take hours on a CPU: --limit takes the first documents of each task.
 
     Examples:
 
@@ -74,7 +76,7 @@ def eval_(
     if cache is not None and no_cache:
         raise ValueError("--cache and --no-cache were both given; leave one out")
     if cache is not None and cache.exists() and not cache.is_dir():
-        raise ValueError(f"{cache}: --cache is a folder; this is a file")
+        raise ValueError(f"{cache}: --cache must be a folder; this is a file")
     os.environ.setdefault("TQDM_DISABLE", "1")
     quiet_libraries()
     _check_names(dtype, device)
@@ -102,10 +104,10 @@ def eval_(
 
 
 def _check_outputs(plot: Path | None, out: Path | None, sources: list[str]) -> None:
-    """Refuse now what could not be written after hours.
+    """Refuse output files that could not be written, before hours of work.
 
     Raises:
-        ValueError: no such folder, a folder in the place of the file, a part of what is read, another kind of file.
+        ValueError: the folder does not exist, the file is a folder or part of the input, or has another suffix.
     """
     check_output(plot, sources=sources)
     check_output(out, (".json",), sources)
@@ -118,7 +120,7 @@ def _check_outputs(plot: Path | None, out: Path | None, sources: list[str]) -> N
 
 
 def _refuse_with(suite: str, options: dict[str, Any]) -> None:
-    """Refuse options that mean nothing for a suite.
+    """Refuse options that do not apply to a suite.
 
     Args:
         options: by name; one that was not given is None.
@@ -179,7 +181,7 @@ def _quick(
     from ..loading import load
 
     names = [path or "bundled" for path in paths]
-    # Before any weights are loaded: the tokenizers, and how far the context reaches.
+    # Before any weights are loaded: check the tokenizers and the length of the context.
     found = [describe(path) for path in paths]
     for name, (config, _) in zip(names, found, strict=True):
         check_stride(stride, config.max_position_embeddings, name)

@@ -1,4 +1,4 @@
-"""`minitron inspect`: what a checkpoint is, from its config.json alone."""
+"""`minitron inspect`: architecture, parameters and memory of a checkpoint, from its config.json alone."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _FORMATS = {"bf16": 2.0, "int8": 1.0 + 2 / 32, "int4": 0.5 + 2 / 32}
 @sentence_errors
 def inspect(
     model: Optional[str] = ModelArgument,  # noqa: UP045 (typer reads this annotation at run time)
-    context: int = typer.Option(0, help="Tokens to size the cache for; the model's context if 0."),
+    context: int = typer.Option(0, help="Tokens to size the cache for; 0 is the model's context."),
     as_json: bool = JsonOption,
 ) -> None:
     """Show architecture, parameters per part, memory by format, and cache size.
 
-    MODEL may also be a config.json, or a preset such as minitron-4b. Only the config is needed (of a repository only
-    that is fetched); where weights lie beside it, their headers are checked against it.
+    MODEL may also be a config.json, or a preset such as minitron-4b. Only the config is needed (from a repository nothing
+    else is fetched). If there are weights, their headers are checked against it.
 
     Examples:
 
@@ -55,7 +55,7 @@ def _find(model: str | None) -> Path | str:
 
 
 def _read(found: Path | str) -> tuple[Any, str, str]:
-    """Config, what it came from, and the state of the weights beside it."""
+    """The config, where it came from, and whether there are weights."""
     from ..checkpoint.detect import detect
     from ..checkpoint.hf import check_checkpoint, read_config, read_config_file
     from ..checkpoint.sources import open_checkpoint
@@ -134,7 +134,7 @@ def _print(facts: dict[str, Any]) -> None:
     typer.echo("memory of the weights")
     for name, size in facts["weight_bytes"].items():
         typer.echo(f"  {name:<14}{human_bytes(size):>9}")
-    typer.echo("cache of keys and values, bf16")
+    typer.echo("KV cache, bf16")
     typer.echo(f"  {'per token':<14}{human_bytes(cache['bytes_per_token_bf16']):>9}")
     typer.echo(f"  {'full':<14}{human_bytes(cache['bytes_at_context_bf16']):>9}  at {cache['context']} tokens")
     typer.echo("one token")

@@ -1,4 +1,4 @@
-"""How the person at the terminal calls this program, for hints that can be copied."""
+"""How the user calls this program, so that hints can be copied into the shell."""
 
 from __future__ import annotations
 

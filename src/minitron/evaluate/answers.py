@@ -1,6 +1,6 @@
-"""Answers that were given before: a file beside nothing else, so that an interrupted evaluation goes on.
+"""A cache of answers on disk, so that an interrupted evaluation continues where it stopped.
 
-The key of an answer is a hash of everything that it follows from: the model's fingerprint and dtype, the task, its
+The key of an answer is a hash of everything that it depends on: the model's fingerprint and dtype, the task, its
 version, the settings, and the request itself.
 """
 
@@ -18,27 +18,27 @@ from typing import Any
 from ..files import writing
 
 _EDITION = 2
-"""Part of each key. It grows when a request is answered differently than before, so that old answers are not used."""
+"""Part of each key. Increase it when requests are answered differently than before, so that old answers are not used."""
 _SECONDS_BETWEEN_COMMITS = 2.0
 
 
 def default_cache() -> Path:
-    """Where answers are kept: `$XDG_CACHE_HOME/minitron/eval`, by default in `~/.cache`."""
+    """The default folder of the cache: `$XDG_CACHE_HOME/minitron/eval`, or `~/.cache/minitron/eval`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minitron" / "eval"
 
 
 class Answers:
-    """Answers of one model by key; written every two seconds, and when it is closed.
+    """Answers of one model by key, written every two seconds and when it is closed.
 
     Raises:
-        ValueError: the file is no cache of answers.
+        ValueError: the file is not a cache of answers.
     """
 
     def __init__(self, folder: Path | None, model: str) -> None:
         self.model = model
         """What identifies the model: fingerprint and dtype."""
         self.reused = 0
-        """Answers that were found here."""
+        """Number of answers that were found in the cache."""
         self.given = 0
         """Answers that were added."""
         path: Path | str = ":memory:"

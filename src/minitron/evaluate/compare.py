@@ -1,4 +1,4 @@
-"""Scores of documents to means, standard errors, differences and paired tests."""
+"""Means, standard errors, differences and paired tests from the scores of documents."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ def mean_of(scores: Sequence[float]) -> Mean:
 
 
 class Difference(NamedTuple):
-    """Of two models on the same documents."""
+    """The difference of two models on the same documents."""
 
     value: float
     """Mean of first minus second."""
     stderr: float
-    """Of that mean; smaller than the two models' errors suggest, because the documents are the same."""
+    """Standard error of that mean; smaller than the two models' errors suggest, because the documents are the same."""
     p_value: float
-    """How probable a difference at least this large is if the models are equally good; two-sided."""
+    """Probability of a difference at least this large if the models are equally good; two-sided."""
     test: str
 
 
 def difference_of(first: Sequence[float], second: Sequence[float]) -> Difference:
-    """Compare two models document by document.
+    """Compare two models document by document, with a paired test.
 
     Scores of 0 and 1 are compared by McNemar's test in its exact form, others by 10,000 random sign flips.
 

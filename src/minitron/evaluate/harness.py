@@ -1,6 +1,6 @@
 """The adapter for lm-evaluation-harness: its requests, answered by `loglikelihoods` and by the engine's `generate`.
 
-What is asked of the model is exactly what the harness's own Hugging Face backend asks: the same tokens of context and
+The model gets exactly what the harness's own Hugging Face backend would give it: the same tokens of context and
 continuation, the same truncation from the left, the same windows, stop strings and end token.
 """
 
@@ -28,17 +28,17 @@ from .quick import prefix_token
 _TEXTS_PER_CALL = 4096
 
 Progress = Callable[[int, int], None]
-"""Called with how many of how many requests are answered."""
+"""Called with (answered, all): the number of answered requests and of all requests."""
 
 
 class MinitronLM(TemplateLM):
-    """A model of this package as lm-evaluation-harness sees one.
+    """A model of this package behind lm-evaluation-harness's interface.
 
     Args:
         model, tokenizer: as from `minitron.load`.
-        answers: where answers are looked up and kept; in memory if None.
+        answers: the cache of answers; in memory if None.
         versions: version and settings of each task, part of an answer's key.
-        progress: told about answered requests.
+        progress: called as requests are answered.
     """
 
     def __init__(
@@ -57,9 +57,9 @@ class MinitronLM(TemplateLM):
         self.versions = versions or {}
         self.progress: Progress = progress or (lambda done, total: None)
         self.truncated: Counter[str] = Counter()
-        """Requests, by task, whose context was cut from the left."""
+        """Number of requests, by task, whose context was truncated from the left."""
         self.shortened: Counter[str] = Counter()
-        """Generations, by task, for which the model's context has less room than the task grants."""
+        """Number of generations, by task, for which the model's context has less room than the task allows."""
 
     @property
     def eot_token_id(self) -> int:
@@ -69,7 +69,7 @@ class MinitronLM(TemplateLM):
 
     @property
     def prefix_token_id(self) -> int:
-        """What an empty context is replaced by."""
+        """The token that replaces an empty context."""
         return prefix_token(self.tokenizer)
 
     @property
@@ -94,7 +94,7 @@ class MinitronLM(TemplateLM):
     # --- tokens --------------------------------------------------------------------------------------------------
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """Ids of a text; special tokens as the tokenizer puts them, unless the text begins with one."""
+        """Token ids of a text, with the tokenizer's special tokens unless the text begins with one."""
         return self._encode([string], add_special_tokens)[0]
 
     def _encode(self, texts: Sequence[str], add_special_tokens: bool | None = None) -> list[list[int]]:
@@ -114,11 +114,11 @@ class MinitronLM(TemplateLM):
         return [found[text] for text in texts]
 
     def _pairs(self, requests: Iterable[tuple[str, str]]) -> Iterator[Request]:
-        """Contexts and continuations as tokens, as `TemplateLM.loglikelihood` cuts them.
+        """Contexts and continuations as tokens, split as `TemplateLM.loglikelihood` does.
 
-        White space at the end of a context goes over to the continuation, also where nothing else is left of the
-        context: its tokens are then those of an empty text, bos in most tokenizers. Where these are none the prefix
-        token stands for them, as for an empty context.
+        White space at the end of a context moves to the continuation, even if nothing else is left of the context: its
+        tokens are then those of an empty text, bos in most tokenizers. If there are none, the prefix token takes their
+        place, as for an empty context.
         """
         moved = []
         for context, continuation in requests:
@@ -149,7 +149,7 @@ class MinitronLM(TemplateLM):
         return [(log_prob, bool(greedy)) for log_prob, greedy in self._answer(keys, tokens)]
 
     def _loglikelihood_tokens(self, requests: list[Any], **_: Any) -> list[tuple[float, bool]]:
-        """Of requests that are tokens already; the harness's interface to subclasses of `TemplateLM`."""
+        """The same for requests that are tokens already; the harness's interface to subclasses of `TemplateLM`."""
         tokens = [Request(list(context), list(continuation)) for _, context, continuation in requests]
         keys = [self.answers.key("tokens", *pair) for pair in tokens]
         return [(log_prob, bool(greedy)) for log_prob, greedy in self._answer(keys, tokens)]
@@ -221,7 +221,7 @@ class MinitronLM(TemplateLM):
         return written  # type: ignore[return-value]
 
     def _room(self, wanted: int) -> int:
-        """Tokens that may be generated. A task that grants more than the model's context gets half of it."""
+        """Tokens that may be generated. A task that allows more than the model's context gets half of it."""
         return wanted if wanted < self.max_length else self.max_length // 2
 
     def _generate(self, prompt: list[int], settings: dict[str, Any], key: str) -> str:
@@ -242,7 +242,7 @@ class MinitronLM(TemplateLM):
             pad_token_id=self.eot_token_id if pad is None else pad,
             stop_strings=until,
             tokenizer=self.tokenizer,
-            **{**NEUTRAL, **settings},  # the task's settings, and nothing that the checkpoint recommends
+            **{**NEUTRAL, **settings},  # the task's settings only, not those that the checkpoint recommends
         )
         text = self.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
         return postprocess_generated_text(text, until, None)  # type: ignore[arg-type]

@@ -1,9 +1,9 @@
 """Log-probabilities of continuations, each shared prefix computed once.
 
-Requests are sorted by their tokens, and neighbours that have a beginning in common are laid out as a tree in one row: a
-shared token stands in it once, and each token attends to its ancestors alone. What the next row shares with this one
-(the examples of a few-shot prompt, a long context) stays in the key/value cache. Rows that share nothing are sorted by
-length and run side by side. The last layer runs at scored positions only, and only they meet the LM head.
+Requests are sorted by their tokens, and neighbours with a common prefix are laid out as a tree in one row: a shared
+token is in it once, and each token attends to its ancestors only. What the next row shares with this one (the examples
+of a few-shot prompt, a long context) stays in the KV cache. Rows that share nothing are sorted by length and batched.
+The last layer and the LM head run at scored positions only.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from ..model import NemotronForCausalLM
 from .scoring import pair_scores
 
 ROW_TOKENS = {"cpu": 512, "cuda": 8192}
-"""New tokens of a row, about. More waste attention on tokens of other requests, fewer waste matrix products."""
+"""Approximate number of new tokens in a row. More waste attention on tokens of other requests, fewer waste matrix products."""
 LEAST_REUSE = 16
-"""A shorter shared prefix is computed again rather than kept."""
+"""A shorter shared prefix is recomputed instead of kept."""
 
 
 class Request(NamedTuple):
-    """Token ids: how probable is `continuation` after `context`? Neither is empty."""
+    """Token ids: the log-probability of `continuation` after `context` is wanted. Neither is empty."""
 
     context: list[int]
     continuation: list[int]
 
 
 class Answer(NamedTuple):
-    """What is found for a request."""
+    """The answer to a request."""
 
     log_prob: float
-    """Of the whole continuation, nats."""
+    """Log-probability of the whole continuation, nats."""
     greedy: bool
     """Whether greedy decoding would write the continuation."""
 
@@ -47,7 +47,7 @@ class Answer(NamedTuple):
 @dataclass(frozen=True)
 class _Window:
     index: int  # of the request
-    ids: np.ndarray  # what the model reads: context and continuation but its last token, cut from the left
+    ids: np.ndarray  # the model's input: context and continuation without its last token, truncated from the left
     targets: list[int]  # the last positions of `ids` predict these
 
     @property
@@ -58,9 +58,9 @@ class _Window:
 @dataclass(frozen=True)
 class _Row:
     windows: list[_Window]
-    shared: list[int]  # per window: tokens that it has in common with the one before (the first: with the cache)
-    reuse: int  # tokens at the front that the cache of the row before holds
-    stem: int  # tokens at the front that all windows share
+    shared: list[int]  # per window: length of the prefix shared with the one before (the first: with the cache)
+    reuse: int  # length of the prefix that the previous row's cache holds
+    stem: int  # length of the prefix that all windows share
 
     @property
     def size(self) -> int:
@@ -69,7 +69,7 @@ class _Row:
 
 
 def was_truncated(request: Request, context: int) -> bool:
-    """Whether tokens had to be cut from the left to fit into `context` positions."""
+    """Whether the request has to be truncated from the left to fit into `context` positions."""
     return len(request.context) + len(request.continuation) > context + 1
 
 
@@ -93,7 +93,7 @@ def _common(a: np.ndarray, b: np.ndarray) -> int:
 
 
 def _rows(windows: list[_Window], budget: int) -> Iterator[_Row]:
-    """Consecutive windows of the sorted list, as many as bring `budget` new tokens."""
+    """Consecutive windows of the sorted list, up to `budget` new tokens."""
     common = [0] + [_common(a.ids, b.ids) for a, b in itertools.pairwise(windows)]
     start, stem_before = 0, 0
     while start < len(windows):
@@ -101,10 +101,10 @@ def _rows(windows: list[_Window], budget: int) -> Iterator[_Row]:
         reuse = min(stem_before, common[start])
         while end < len(windows):
             fresh = len(windows[end].ids) - (reuse if end == start else common[end])
-            # What is scored has to be in the row: a kept prefix has no hidden states.
+            # Scored positions must be in the row: a kept prefix has no hidden states.
             kept = min(reuse, windows[end].first_scored, stem if end == start else common[end])
             worth = kept >= LEAST_REUSE or reuse < LEAST_REUSE
-            # A row that one long window fills takes that window's other endings in.
+            # A row that one long window fills takes other endings of that window, too.
             room = max(budget, first_fresh * 5 // 4) - new
             apart = end > start and common[end] < LEAST_REUSE  # nothing to share: a row of its own
             if end > start and (fresh > max(room, 0) or not worth or apart):
@@ -125,7 +125,7 @@ _END = _Row([], [], 0, 0)
 class _Layout(NamedTuple):
     ids: np.ndarray  # (T,)
     depth: np.ndarray  # (T,) position of each token in its sequence
-    paths: list[np.ndarray]  # per window: places in the row of its tokens behind the reused prefix
+    paths: list[np.ndarray]  # per window: indices in the row of its tokens after the reused prefix
     sees: np.ndarray | None  # (T, reuse + T) bool; None where the row is a plain sequence
 
 
@@ -156,7 +156,7 @@ def _lay_out(row: _Row) -> _Layout:
 
 
 def _batches(rows: list[_Row], budget: int) -> Iterator[list[_Row]]:
-    """Rows of like lengths side by side, as many as hold `budget` tokens with their padding."""
+    """Batches of rows of similar lengths, up to `budget` tokens with their padding."""
     rows = sorted(rows, key=lambda row: -row.size)
     while rows:
         count = max(1, budget // rows[0].size)
@@ -165,7 +165,7 @@ def _batches(rows: list[_Row], budget: int) -> Iterator[list[_Row]]:
 
 
 def _padded(parts: list[np.ndarray], device: torch.device) -> Tensor:
-    """(B, T) int64, zeros behind."""
+    """(B, T) int64, padded with zeros at the end."""
     out = np.zeros((len(parts), max(map(len, parts))), dtype=np.int64)
     for row, part in enumerate(parts):
         out[row, : len(part)] = part
@@ -184,16 +184,16 @@ def _mask(layouts: list[_Layout], like: Tensor) -> Tensor | None:
     return mask.masked_fill_(~torch.from_numpy(allowed).to(like.device), torch.finfo(like.dtype).min)[:, None]
 
 
-def _places(row: _Row, layout: _Layout) -> np.ndarray:
-    """(M,) where in the row each target of each window is predicted."""
+def _positions(row: _Row, layout: _Layout) -> np.ndarray:
+    """(M,) index in the row at which each target of each window is predicted."""
     return np.concatenate([p[len(p) - len(w.targets) :] for p, w in zip(layout.paths, row.windows, strict=True)])
 
 
 def _forward(model: NemotronForCausalLM, rows: list[_Row], cache: NemotronCache | None) -> list[tuple[int, Answer]]:
-    """Answer rows side by side; a cache, which is lengthened, only with a single one."""
+    """Answer a batch of rows. A cache, which is extended, is allowed with a single row only."""
     layouts = [_lay_out(row) for row in rows]
-    places = [_places(row, layout) for row, layout in zip(rows, layouts, strict=True)]
-    wanted = np.unique(np.concatenate(places))
+    positions = [_positions(row, layout) for row, layout in zip(rows, layouts, strict=True)]
+    wanted = np.unique(np.concatenate(positions))
     device = model.device
     more: dict[str, Any] = {CACHE_NAME: cache, "use_cache": cache is not None}
     mask = _mask(layouts, model.lm_head.weight)
@@ -201,8 +201,8 @@ def _forward(model: NemotronForCausalLM, rows: list[_Row], cache: NemotronCache 
         more |= {"attention_mask": mask, "position_ids": _padded([layout.depth for layout in layouts], device)}
     ids = _padded([layout.ids for layout in layouts], device)
     hidden = model.model(ids, wanted=torch.from_numpy(wanted).to(device), **more).last_hidden_state
-    # Of each row the places where it has targets, one after the other; several targets may share one.
-    unique = [np.unique(row_places, return_inverse=True) for row_places in places]
+    # The indices in each row that predict targets, row by row; several targets may share one.
+    unique = [np.unique(row_positions, return_inverse=True) for row_positions in positions]
     rows_of = np.repeat(np.arange(len(rows)), [len(found) for found, _ in unique])
     columns = np.searchsorted(wanted, np.concatenate([found for found, _ in unique]))
     starts = np.cumsum([0, *(len(found) for found, _ in unique)])
@@ -214,7 +214,7 @@ def _forward(model: NemotronForCausalLM, rows: list[_Row], cache: NemotronCache 
 def _answers(
     model: NemotronForCausalLM, hidden: Tensor, windows: list[_Window], position: np.ndarray
 ) -> list[tuple[int, Answer]]:
-    """Answers from hidden states (N, D); `position` (M,) says at which of them each target is predicted."""
+    """Answers from hidden states (N, D); `position` (M,) is the index of the one that predicts each target."""
     tokens = np.concatenate([w.targets for w in windows])
     owner = np.repeat(np.arange(len(windows)), [len(w.targets) for w in windows])
     order = np.argsort(position, kind="stable")
@@ -243,15 +243,15 @@ def loglikelihoods(
     context: int | None = None,
     row_tokens: int | None = None,
 ) -> Iterator[list[tuple[int, Answer]]]:
-    """Answer requests, in an order of their own.
+    """Answer requests, in any order.
 
     Args:
-        context: positions of the model that may be used; `max_position_embeddings` if None. Longer requests lose
-            tokens from the left, as in lm-evaluation-harness.
-        row_tokens: as `ROW_TOKENS`, by the device if None.
+        context: positions of the model that may be used; `max_position_embeddings` if None. Longer requests are
+            truncated from the left, as in lm-evaluation-harness.
+        row_tokens: see `ROW_TOKENS`; by the device if None.
 
     Yields:
-        After each forward pass, the indices of the requests that it answered, with their answers.
+        After each forward pass: (index, answer) of the requests that it answered.
 
     Raises:
         ValueError: a request without tokens, or with a continuation longer than the context.
@@ -261,7 +261,7 @@ def loglikelihoods(
     windows = [_window(index, request, context) for index, request in enumerate(requests)]
     windows.sort(key=lambda w: w.ids.tolist())
     rows = list(_rows(windows, row_tokens))
-    follows = [row.reuse > 0 for row in [*rows[1:], _END]]  # the next row goes on from this one's cache
+    follows = [row.reuse > 0 for row in [*rows[1:], _END]]  # the next row continues from this one's cache
     cache: NemotronCache | None = None
     for row, kept in zip(rows, follows, strict=False):
         if not row.reuse and not kept:

@@ -1,7 +1,7 @@
 """Everything that writes, replaces or deletes goes through here.
 
 `writing` explains failures of the disk, `new_file` and `new_folder` write all or nothing, `check_target` protects what
-is there already, and `locked` keeps two processes out of one folder. The standard library is all that this needs.
+exists already, and `locked` lets one process at a time into a folder. This room needs nothing but the standard library.
 """
 
 from .drafts import new_file, new_folder, scratch_folder, write_bytes, write_text

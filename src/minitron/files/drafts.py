@@ -1,8 +1,8 @@
-"""All or nothing: what is written becomes visible when it is complete, and what was there before stays until then.
+"""All or nothing: a file or folder appears under its name when it is complete, and the old one stays until then.
 
-A draft lies in a hidden folder beside its target, `.NAME.RANDOM.partial`, which holds a lock as long as its process
-lives. Whatever ends the work, the folder goes: at once, or, after a `kill -9`, when the next draft is made in the same
-place. The folder of a process that lives is never touched.
+A draft is written in a hidden folder next to its target, `.NAME.RANDOM.partial`, which holds a lock as long as its
+process lives. The folder is removed however the work ends: at once, or, after a `kill -9`, when the next draft is made
+in the same folder. The folder of a living process is never touched.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from .ownership import write_record
 from .targets import check_target
 
 _PREVIOUS = "previous"
-_LONGEST_NAME = 100  # of the part of a draft folder's name that is the target's
+_LONGEST_NAME = 100  # bytes of the target's name in the name of a draft folder
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a small file. A reader sees the old or the new content, never a part.
+    """Write a small file atomically: a reader sees the old or the new content, never a part.
 
     Raises:
-        WriteError: it cannot be written; the old content stays.
+        WriteError: the file cannot be written; the old content stays.
     """
     write_bytes(path, text.encode())
 
@@ -42,18 +42,18 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 @contextmanager
 def new_file(target: Path, *, overwrite: bool = False, sources: Iterable[Path] = ()) -> Iterator[Path]:
-    """The path of a draft that becomes the file `target` when the block ends well, and vanishes otherwise.
+    """The path of a draft that becomes the file `target` when the block succeeds, and is removed otherwise.
 
-    The draft has the target's name, in a folder of its own that may be used for further temporary files.
+    The draft has the target's name, in a folder of its own that may hold other temporary files.
 
     Args:
         target: the file. A link is followed; missing folders above it are made.
-        overwrite: replace what is there; it stays until the draft is complete.
-        sources: what must not be hit, see `check_target`.
+        overwrite: replace an existing file; it stays until the draft is complete.
+        sources: paths that must not be overwritten, see `check_target`.
 
     Raises:
         TargetError: see `check_target`.
-        WriteError: the disk refuses.
+        WriteError: the disk cannot write it.
     """
     with _draft(target, False, overwrite, tuple(sources), False) as draft:
         yield draft
@@ -67,7 +67,7 @@ def new_folder(
 
     Args:
         target, overwrite, sources: see `new_file`.
-        record: write down which files were written, without which the folder is never replaced; see `ownership`.
+        record: record which files were written; without a record the folder is never replaced, see `ownership`.
     """
     with _draft(target, True, overwrite, tuple(sources), record) as draft:
         draft.mkdir()
@@ -76,10 +76,10 @@ def new_folder(
 
 @contextmanager
 def scratch_folder(folder: Path) -> Iterator[Path]:
-    """A hidden folder in `folder` for temporary files; it goes when the block ends, as the folder of a draft does.
+    """A hidden folder in `folder` for temporary files; it is removed when the block ends, like the folder of a draft.
 
     Raises:
-        WriteError: the disk refuses.
+        WriteError: the disk cannot write it.
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -117,7 +117,7 @@ def _draft(target: Path, folder: bool, overwrite: bool, sources: tuple[Path, ...
 
 
 def _make_folders(folder: Path, made: list[Path]) -> None:
-    """Make `folder` and those above it; each that was not there goes into `made`."""
+    """Make `folder` and its parents; those that did not exist are added to `made`."""
     missing = [place for place in (folder, *folder.parents) if not place.exists()]
     for place in reversed(missing):
         place.mkdir(exist_ok=True)
@@ -125,14 +125,14 @@ def _make_folders(folder: Path, made: list[Path]) -> None:
 
 
 def _begin(final: Path) -> tuple[Path, Lock]:
-    """A new folder beside `final`, and the lock in it."""
+    """A new folder next to `final`, and the lock in it."""
     short = final.name.encode("utf-8", "ignore")[:_LONGEST_NAME].decode("utf-8", "ignore")
     while True:
         place = final.with_name(f".{short}.{secrets.token_hex(4)}{DRAFT_SUFFIX}")
         place.mkdir()
         try:
             lock = try_lock(place / DRAFT_OWNER, target=final.name)
-        except FileNotFoundError:  # taken for a leftover before the lock was in it
+        except FileNotFoundError:  # another process removed it as a leftover before the lock was in it
             continue
         except BaseException:
             shutil.rmtree(place, ignore_errors=True)
@@ -143,7 +143,7 @@ def _begin(final: Path) -> tuple[Path, Lock]:
 
 @contextmanager
 def _calling(draft: Path, target: Path) -> Iterator[None]:
-    """Errors of the block speak of the target where they mean the draft."""
+    """Make errors of the block name the target instead of the draft."""
     try:
         yield
     except Exception as error:
@@ -157,14 +157,14 @@ def _calling(draft: Path, target: Path) -> Iterator[None]:
 
 
 def _swap(draft: Path, final: Path, previous: Path) -> None:
-    """Put the draft in its place. If that fails after the old one was moved away, `_clear` moves it back."""
+    """Move the draft to its target. If that fails after the old one was moved away, `_clear` moves it back."""
     if final.is_dir():
         final.rename(previous)
     draft.replace(final)
 
 
 def _clear(place: Path, lock: Lock, final: Path | None) -> None:
-    """Delete a draft folder, the lock last: a half deleted one without a lock would be nobody's."""
+    """Delete a draft folder, the lock last: a half-deleted one without a lock would never be cleaned up."""
     previous = place / _PREVIOUS
     if final is not None and previous.exists() and not os.path.lexists(final):
         previous.rename(final)
@@ -185,11 +185,11 @@ def _remove_if_empty(folder: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete the draft folders in `folder` whose processes are dead; what one was about to replace is put back."""
+    """Delete the draft folders in `folder` whose processes are dead, and restore what one of them was about to replace."""
     with suppress(OSError):
         for place in folder.glob(f".*{DRAFT_SUFFIX}"):
             if place.is_dir() and not place.is_symlink():
-                with suppress(OSError):  # of another user, for instance
+                with suppress(OSError):  # it belongs to another user, for instance
                     _remove_leftover(place)
 
 

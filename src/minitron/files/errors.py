@@ -1,6 +1,6 @@
-"""Failures of the disk as sentences: which file, what is wrong, how many bytes.
+"""Clear messages for failures of the disk: which file, what is wrong, how many bytes.
 
-The operating system names no file when a write fails, and libraries wrap its errors in kinds of their own.
+The operating system names no file when a write fails, and libraries wrap its errors in their own types.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _FORBIDDEN = {
     errno.ENAMETOOLONG: "the name is too long",
     errno.ELOOP: "its symbolic links lead in a circle",
 }
-# How libraries that do not raise OSError put it: safetensors (Rust), SQLite, PyTorch's writers.
+# What libraries that do not raise OSError say: safetensors (Rust), SQLite, PyTorch's writers.
 _PHRASES = {
     "no space left on device": errno.ENOSPC,
     "database or disk is full": errno.ENOSPC,
@@ -39,11 +39,11 @@ _PHRASES = {
 
 
 DRAFT_SUFFIX = ".partial"
-"""Of the hidden folders in which drafts lie; see `drafts`."""
+"""Ends the names of the hidden folders that hold drafts; see `drafts`."""
 
 
 class WriteError(OSError):
-    """A file that cannot be written. The message is a sentence with the path, the reason and, if it is full, bytes."""
+    """A file that cannot be written. The message names the path, the reason and, if the disk is full, the free bytes."""
 
     def __init__(self, code: int, sentence: str) -> None:
         super().__init__(code, sentence)
@@ -54,10 +54,10 @@ class WriteError(OSError):
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn errors of the disk in the block, of whatever library, into a sentence about `path`.
+    """Turn errors of the disk in the block, from any library, into a message about `path`.
 
     Raises:
-        WriteError: in place of such an error; all others pass.
+        WriteError: instead of such an error; all others pass through.
     """
     try:
         yield
@@ -88,7 +88,7 @@ def _code(error: BaseException, path: Path) -> int | None:
         return next((code for phrase, code in _PHRASES.items() if phrase in text), None)
     if error.errno is None:  # NumPy's tofile says "4096 requested and 0 written"
         return errno.ENOSPC if str(error).endswith(" written") else None
-    if error.errno in _FORBIDDEN:  # perhaps of another file, which could not be read
+    if error.errno in _FORBIDDEN:  # perhaps about another file that could not be read
         return error.errno if error.filename is None or _is_near(error.filename, path) else None
     return error.errno if error.errno in _NO_ROOM else None
 
@@ -100,7 +100,7 @@ def _is_near(name: str | bytes, path: Path) -> bool:
 
 
 def free_bytes(path: Path) -> int:
-    """Bytes that are free for this user on the disk of `path`, which need not exist."""
+    """Free bytes for this user on the disk of `path`, which need not exist."""
     place = path.absolute()
     while not place.exists() and place != place.parent:
         place = place.parent
@@ -113,10 +113,10 @@ def written_bytes(path: Path) -> int:
 
 
 def require_space(path: Path, needed: int) -> None:
-    """Refuse to begin to write what cannot fit.
+    """Refuse to write what cannot fit, before the first byte.
 
     Raises:
-        WriteError: fewer than `needed` bytes are free where `path` is to be.
+        WriteError: fewer than `needed` bytes are free on the disk of `path`.
     """
     free = free_bytes(path)
     if free < needed:
@@ -124,12 +124,12 @@ def require_space(path: Path, needed: int) -> None:
 
 
 def allocate(path: Path, size: int) -> None:
-    """Make a file of `size` bytes whose blocks are reserved, to be mapped into memory.
+    """Make a file of `size` bytes with all its blocks reserved, for mapping into memory.
 
-    Writing to a mapped file with holes ends the process (SIGBUS) when the disk is full; a reserved one has its room.
+    Writing to a mapped sparse file kills the process (SIGBUS) when the disk is full; a file with reserved blocks does not.
 
     Raises:
-        WriteError: the disk has no room for it. Nothing is left then.
+        WriteError: the disk has no room for it; nothing is left behind.
     """
     with writing(path), path.open("wb") as file:
         try:

@@ -1,4 +1,4 @@
-"""Links in a checkpoint of a stranger: a file that is copied or read as text must belong to the checkpoint."""
+"""Links in untrusted checkpoints: a file that is copied or read as text must belong to the checkpoint."""
 
 from __future__ import annotations
 
@@ -9,33 +9,33 @@ _WEIGHTS = frozenset({".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".distcp",
 
 
 class LinkedFileError(ValueError):
-    """A file of a checkpoint that is a link to somewhere else; the message names both."""
+    """A file of a checkpoint that links outside of it; the message names the file and where it leads."""
 
 
 def leads_inside(path: Path, folder: Path) -> bool:
-    """Whether `path`, all links followed, lies in `folder`, or in the blobs of the Hugging Face cache it is part of."""
+    """Whether `path`, with all links resolved, is in `folder`, or in the blobs of the Hugging Face cache it is part of."""
     home, found = folder.resolve(), path.resolve()
     blobs = home.parent.parent / "blobs"
     return found.is_relative_to(home) or (home.parent.name == "snapshots" and found.is_relative_to(blobs))
 
 
 def require_inside(path: Path, folder: Path) -> None:
-    """Refuse a file of `folder` that is a link to elsewhere.
+    """Refuse a file of `folder` that links outside of it.
 
     Raises:
-        LinkedFileError: it is.
+        LinkedFileError: the file does.
     """
     if not leads_inside(path, folder):
         raise LinkedFileError(
-            f"{path}: a link to {path.resolve()}, outside of the checkpoint; put the file itself there if it is meant"
+            f"{path}: a link to {path.resolve()}, outside of the checkpoint; if that is intended, copy the file into the checkpoint"
         )
 
 
 def require_own_files(folder: Path, below: Iterable[str] = ()) -> None:
-    """Refuse links to elsewhere among the small files in a folder (not those of weights), and in folders `below` it.
+    """Refuse links that lead outside, among the small files of a folder (not the weights) and of the folders `below` it.
 
     Raises:
-        LinkedFileError: there is one.
+        LinkedFileError: there is such a link.
     """
     for place in (folder, *(folder / name for name in below)):
         if place.is_dir():

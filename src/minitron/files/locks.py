@@ -1,9 +1,9 @@
 """One process in a folder at a time.
 
-The lock is `flock` on a file, which the kernel gives back when the process ends in whatever way, so that none outlives
-a `kill -9`. On NFS, Linux does the same with the server's locks. Where a file system has no locks (some mounts of
-NFS and Lustre), the note in the file decides: a process of this machine is looked up by its number and start time; one
-of another machine cannot be looked up, and counts as alive.
+The lock is `flock` on a file. The kernel releases it however the process ends, so no lock outlives a `kill -9`. On NFS,
+Linux does the same with the server's locks. Where a file system has no locks (some mounts of NFS and Lustre), the note
+in the file decides: a process of this machine is looked up by its number and start time; one of another machine cannot
+be looked up, and counts as alive.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _UNKNOWN_HERE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 class LockedError(ValueError):
-    """A folder in which another process is at work; the message says which."""
+    """A folder that another process is using; the message names the process."""
 
 
 class Lock:
@@ -38,13 +38,13 @@ class Lock:
         self.path, self._descriptor = path, descriptor
 
     def release(self) -> None:
-        """Give it back. The file is deleted first, while nobody else can hold it."""
+        """Release the lock. The file is deleted first, while no other process can hold it."""
         self.path.unlink(missing_ok=True)
         os.close(self._descriptor)
 
 
 def try_lock(path: Path, **note: Any) -> Lock | None:
-    """Hold `path`, which is made if it is not there; None if another process holds it.
+    """Lock `path`, which is made if it does not exist; None if another process holds it.
 
     Args:
         path: the lock file.
@@ -66,7 +66,7 @@ def try_lock(path: Path, **note: Any) -> Lock | None:
         except BaseException:
             os.close(descriptor)
             raise
-        os.close(descriptor)  # its owner deleted it in between: once more
+        os.close(descriptor)  # its owner deleted it in between: try again
 
 
 def _take(descriptor: int, path: Path) -> bool:
@@ -89,7 +89,7 @@ def _is_at(path: Path, descriptor: int) -> bool:
 
 
 def read_note(path: Path) -> dict[str, Any]:
-    """What the holder wrote into a lock file; empty if nothing can be read."""
+    """The holder's note in a lock file; empty if nothing can be read."""
     try:
         note = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -103,7 +103,7 @@ def _me() -> dict[str, Any]:
 
 
 def is_alive(note: dict[str, Any]) -> bool:
-    """Whether the process of a note still runs, as far as this machine can tell; an empty note is of nobody."""
+    """Whether the process of a note still runs, as far as this machine can tell; an empty note belongs to no process."""
     pid = note.get("pid")
     if not isinstance(pid, int):
         return False
@@ -115,7 +115,7 @@ def is_alive(note: dict[str, Any]) -> bool:
         return False
     except PermissionError:
         pass
-    return note.get("started") == _start_time(pid)  # else another process has got the number since
+    return note.get("started") == _start_time(pid)  # otherwise another process has the number by now
 
 
 def _start_time(pid: int) -> int | None:
@@ -129,11 +129,11 @@ def _start_time(pid: int) -> int | None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes out of `folder` while the block runs. If it is not there it is made, and goes if it is empty
-    in the end.
+    """Keep other processes out of `folder` while the block runs. A missing folder is made, and removed if it is empty at the
+    end.
 
     Raises:
-        LockedError: one is in there.
+        LockedError: another process is using it.
         WriteError: the lock file cannot be made.
     """
     path = folder / LOCK
@@ -153,10 +153,10 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def require_unlocked(folder: Path) -> None:
-    """Say early that a folder is taken; the work itself still needs `locked`. Leaves nothing behind.
+    """Fail early if a folder is in use; the work itself still needs `locked`. Leaves nothing behind.
 
     Raises:
-        LockedError: another process is in there.
+        LockedError: another process is using it.
     """
     path = folder / LOCK
     if not path.exists():

@@ -1,8 +1,8 @@
-"""Which files of a folder this package wrote: a record beside them, so that `--overwrite` deletes nothing else.
+"""A record in a folder of the files that this package wrote there, so that `--overwrite` deletes nothing else.
 
-The record holds the size and a digest of every file, so that a file which was edited, or trained further, is told from
-the one that was written. Of a large file it holds digests of samples and the time of its last change: an edit between
-the samples shows by its time. A copy of a large file counts as changed unless its time was kept (`cp -p`).
+The record holds the size and a digest of every file, so that a file that was edited or trained further is recognized as
+changed. For a large file it holds digests of samples and the time of its last change: an edit between the samples shows
+by its time. A copy of a large file counts as changed unless its time was kept (`cp -p`).
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ _SAMPLES = 5
 
 
 def write_record(folder: Path) -> None:
-    """Write down what lies in `folder` now."""
+    """Record the files that are in `folder` now."""
     files = {path.relative_to(folder).as_posix(): _facts(path) for path in _entries(folder)}
     text = json.dumps({"version": _VERSION, "files": files}, indent=1) + "\n"
     (folder / RECORD).write_text(text, encoding="utf-8")
 
 
 def foreign_files(folder: Path) -> tuple[list[str], list[str]]:
-    """(files that the record does not know, files that were changed since), as paths within `folder`.
+    """(files that are not in the record, files that were changed since), as paths within `folder`.
 
     Without a record every file is unknown.
     """
@@ -51,7 +51,7 @@ def _read(folder: Path) -> dict[str, list[object]]:
 
 
 def _entries(folder: Path) -> Iterator[Path]:
-    """All that is not a plain folder, links to folders included; not the record itself."""
+    """Everything but plain folders and the record itself; links to folders are included."""
     for place, folders, files in os.walk(folder):
         for name in sorted((*files, *(n for n in folders if (Path(place) / n).is_symlink()))):
             path = Path(place) / name
@@ -60,7 +60,7 @@ def _entries(folder: Path) -> Iterator[Path]:
 
 
 def _facts(path: Path) -> list[object]:
-    """[size, digest]; of a large file [size, digest of samples spread over it, time]; of a pipe or a device nothing."""
+    """[size, digest]; for a large file [size, digest of samples spread over it, time]; for a pipe or a device nothing."""
     if not path.is_file():
         return []
     found = path.stat()

@@ -1,7 +1,7 @@
 """What may be written where: targets are kept apart from sources, and only our own files are replaced.
 
-Paths are compared by what they lead to (device and inode), so links, `..`, other spellings of a name and file systems
-that ignore case make no difference.
+Paths are compared by the file they lead to (device and inode), so links, `..`, other spellings of a name and file
+systems that ignore case make no difference.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from .errors import DRAFT_SUFFIX
 from .locks import DRAFT_OWNER, LOCK
 from .ownership import foreign_files
 
-# Names that mean a file to everybody; a folder of such a name is a slip.
+# Suffixes that everybody expects on a file; a folder with such a name is a mistake.
 _FILE_SUFFIX = re.compile(
     r"\.(arrow|bin|ckpt|csv|distcp|gguf|ggml|gz|h5|html|json|jsonl|log|md|model|msgpack|nemo|npy|npz|onnx|parquet|pdf|pickle"
     r"|pkl|png|pt|pth|py|safetensors|svg|tar|tgz|tsv|txt|xz|yaml|yml|zip|zst)",
@@ -25,7 +25,7 @@ _Identity = tuple[int, int]
 
 
 class TargetError(ValueError):
-    """Something that must not be written where it was asked for; the message says why and what would be right."""
+    """A target that must not be written; the message says why and what would be right."""
 
 
 def check_target(target: Path, *, folder: bool, overwrite: bool = False, sources: Iterable[Path] = ()) -> None:
@@ -34,13 +34,13 @@ def check_target(target: Path, *, folder: bool, overwrite: bool = False, sources
     Args:
         target: the file or folder to make. A link is followed.
         folder: whether it is a folder.
-        overwrite: replace what is there. Of a folder, only files that this package wrote and nobody changed since.
-        sources: what is read meanwhile.
+        overwrite: replace an existing target; in a folder, only files that this package wrote and nobody changed since.
+        sources: paths that are read meanwhile.
 
     Raises:
-        TargetError: something is there and `overwrite` is false; a file is in the place of a folder or the other way
-            round; the target overlaps with a source; it holds files of others; it is the current or the home folder, or
-            above one of them.
+        TargetError: the target exists and `overwrite` is false; it is a file where a folder is expected or the other way
+            round; it overlaps with a source; it holds files of others; it is the current or the home folder, or contains
+            one of them.
     """
     _check_kind(target, folder)
     taken = target.exists() and not (target.is_dir() and is_empty(target))
@@ -53,12 +53,12 @@ def check_target(target: Path, *, folder: bool, overwrite: bool = False, sources
 
 
 def is_empty(folder: Path, but: Collection[str] = ()) -> bool:
-    """Whether nothing lies in a folder, a lock, drafts and files named in `but` left aside."""
+    """Whether a folder is empty, not counting a lock, drafts and files named in `but`."""
     return all(path.name == LOCK or path.name in but or _is_draft(path) for path in folder.iterdir())
 
 
 def _is_draft(path: Path) -> bool:
-    """Whether a folder is one in which a draft is made, or was made by a process that was killed."""
+    """Whether a folder holds a draft that is being made, or was left by a process that was killed."""
     return path.name.startswith(".") and path.name.endswith(DRAFT_SUFFIX) and (path / DRAFT_OWNER).is_file()
 
 
@@ -122,7 +122,7 @@ def require_apart(target: Path, sources: Iterable[Path]) -> None:
 
 
 def _linked(source: Path) -> Iterator[Path]:
-    """Links in a source, and files in it that have further names (hard links)."""
+    """Links in a source, and files in it that have other names (hard links)."""
     if not source.is_dir():
         return
     for place, folders, files in os.walk(source):
@@ -133,7 +133,7 @@ def _linked(source: Path) -> Iterator[Path]:
 
 
 def _ancestors(path: Path) -> set[_Identity]:
-    """What `path` and every folder above it are, both where it stands and where it leads to."""
+    """The identities of `path` and of every folder above it, both of the path itself and of where it leads."""
     ways = [Path(os.path.realpath(path))]
     if path.name != "..":
         ways.append(Path(os.path.realpath(path.absolute().parent)) / path.name)
@@ -152,7 +152,7 @@ def _identity(path: Path) -> _Identity | None:
 
 
 def require_folder_name(target: Path) -> None:
-    """Refuse the name of a file for a folder that is not there yet.
+    """Refuse a name with the suffix of a file for a folder that does not exist yet.
 
     Raises:
         TargetError: the suffix is that of a kind of file.

@@ -11,7 +11,7 @@ import torch
 from checkpoint_samples import random_state, save_reference, tiny_config
 from safetensors.torch import load_file, save_file
 
-from minitron.checkpoint.fingerprint import fingerprint
+from minitron.checkpoint.fingerprint import _identity, fingerprint
 from minitron.checkpoint.hf import open_hf, write_hf
 from minitron.checkpoint.limits import CheckpointError
 
@@ -83,6 +83,49 @@ def test_every_bit_name_dtype_and_shape_matters(tmp_path: Path, hf_folder: Path)
         save_file(variant, folder / "model.safetensors")
         found.add(fingerprint(folder))
     assert len(found) == len(variants) + 1
+
+
+def test_every_block_of_a_tensor_counts(hf_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = fingerprint(hf_folder)
+    monkeypatch.setattr("minitron.checkpoint.fingerprint._BLOCK_BYTES", 256)
+    assert fingerprint(hf_folder) == whole
+    state = load_file(hf_folder / "model.safetensors")
+    name = "model.embed_tokens.weight"
+    found = {whole}
+    for row in (0, len(state[name]) // 2, -1):
+        changed = state[name].clone()
+        changed.view(torch.uint8)[row, -1] ^= 1
+        folder = copy_of(hf_folder, tmp_path / str(row))
+        save_file({**state, name: changed}, folder / "model.safetensors")
+        found.add(fingerprint(folder))
+    assert len(found) == 4
+
+
+def test_every_key_that_the_model_computes_with_counts() -> None:
+    """Also those whose change shows in the tensors of most checkpoints, such as biases."""
+    plain = tiny_config()
+    changes: dict[str, Any] = {
+        "vocab_size": 999,
+        "hidden_size": 999,
+        "intermediate_size": 999,
+        "num_hidden_layers": 9,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 9,
+        "head_dim": 9,
+        "hidden_act": "gelu",
+        "max_position_embeddings": 9,
+        "norm_eps": 0.5,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 5.0, "partial_rotary_factor": 0.5},
+        "attention_bias": not plain.attention_bias,
+        "mlp_bias": not plain.mlp_bias,
+        "tie_word_embeddings": not plain.tie_word_embeddings,
+        "pruned_heads": {0: [1]},
+        "quantization_config": {"bits": 4},
+    }
+    for key, value in changes.items():
+        other = tiny_config()
+        object.__setattr__(other, key, value)
+        assert _identity(other) != _identity(plain), key
 
 
 def test_tied_embeddings_stored_once_or_twice(tmp_path: Path) -> None:
