@@ -61,7 +61,7 @@ def chat(
             "The bundled model is small and was only trained to continue stories; do not expect answers.", err=True
         )
     if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="surrogateescape")  # bytes that are not text cost one line, not the lines after it
+        sys.stdin.reconfigure(errors="surrogateescape")  # bytes that are not text cost one line only
     start: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
     messages = list(start)
     while True:
@@ -82,7 +82,7 @@ def chat(
             typer.echo(_HELP)
         elif command is not None:
             typer.echo(
-                f"{command}: no such command; /help lists them (write // to send a message that begins with /)",
+                f"{command}: no such command; /help lists them (// sends a message that begins with /)",
                 err=True,
             )
         elif said:

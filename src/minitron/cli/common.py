@@ -30,8 +30,8 @@ JsonOption = typer.Option(False, "--json", help="Print one JSON object on stdout
 
 
 def sentence_errors(verb: F) -> F:
-    """Turn errors of `verb` into one line on stderr: exit code 2 for bad input, 1 for a failure of the disk and for anything
-    unexpected.
+    """Turn errors of `verb` into one line on stderr: exit code 2 for bad input, 1 for a failure of the disk and for
+    anything unexpected.
 
     MINITRON_DEBUG=1 shows the traceback instead.
     """
@@ -142,7 +142,8 @@ def print_json(value: Any) -> None:
 
 
 def speed_of(summary: Summary) -> str:
-    """The speed of a generation in words: the first token, whose time is that of the prompt, and the tokens after it."""
+    """The speed of a generation in words: the first token, whose time is that of the prompt, and the tokens after
+    it."""
     text = f"{summary.new_tokens} tokens, the first after {summary.first_token_seconds:.2f} s"
     if summary.decode_tokens_per_second:
         text += f", then {summary.decode_tokens_per_second:,.0f} tokens/s"

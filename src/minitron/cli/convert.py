@@ -33,7 +33,7 @@ def convert(
     lossy: bool = typer.Option(
         False,
         "--lossy",
-        help="Convert even if the target tokenizes some texts differently; the differences are listed.",
+        help="Convert even if TARGET tokenizes some texts differently, and list the differences.",
     ),
     as_json: bool = JsonOption,
 ) -> None:

@@ -24,8 +24,8 @@ def inspect(
 ) -> None:
     """Show architecture, parameters per part, memory by format, and cache size.
 
-    MODEL may also be a config.json, or a preset such as minitron-4b. Only the config is needed (from a repository nothing
-    else is fetched). If there are weights, their headers are checked against it.
+    MODEL may also be a config.json, or a preset such as minitron-4b. Only the config is needed (from a repository
+    nothing else is fetched). If there are weights, their headers are checked against it.
 
     Examples:
 

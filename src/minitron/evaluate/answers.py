@@ -18,7 +18,8 @@ from typing import Any
 from ..files import writing
 
 _EDITION = 2
-"""Part of each key. Increase it when requests are answered differently than before, so that old answers are not used."""
+"""Part of each key. Increase it when requests are answered differently than before, so that old answers are not
+used."""
 _SECONDS_BETWEEN_COMMITS = 2.0
 
 

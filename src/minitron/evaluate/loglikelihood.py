@@ -23,7 +23,8 @@ from ..model import NemotronForCausalLM
 from .scoring import pair_scores
 
 ROW_TOKENS = {"cpu": 512, "cuda": 8192}
-"""Approximate number of new tokens in a row. More waste attention on tokens of other requests, fewer waste matrix products."""
+"""Approximate number of new tokens in a row. More waste attention on tokens of other requests, fewer waste matrix
+products."""
 LEAST_REUSE = 16
 """A shorter shared prefix is recomputed instead of kept."""
 

@@ -1,4 +1,4 @@
-"""Whether models can be loaded, found out before data are fetched and before hours of work."""
+"""Check that models can be loaded, before data are downloaded and before hours of work."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from ..tokenizer import load_tokenizer
 
 
 class Description(NamedTuple):
-    """What is known of a model without its weights."""
+    """What is known about a model without its weights."""
 
     config: NemotronConfig
     tokenizer: PreTrainedTokenizerBase
 
 
 def describe(model: str | Path | None) -> Description:
-    """Configuration and tokenizer of a model that `load` will find.
+    """Configuration and tokenizer of a model, found as `load` finds it.
 
-    Of a checkpoint at hand the files and the shapes in them are checked too; of a repository only its configuration
-    and tokenizer are fetched.
+    The files of a local checkpoint and the shapes in them are checked too; from a repository only the configuration and
+    the tokenizer are fetched.
 
     Raises:
         FileNotFoundError, ValueError: as of `load`.

@@ -8,18 +8,20 @@ from .sandbox import Checks, Limits, run_tests
 
 
 def pass_at_k(samples: int, correct: int, k: int) -> float:
-    """The chance that at least one of `k` out of `samples` programs is among the `correct` ones.
+    """The probability that at least one of `k` programs out of `samples` is among the `correct` ones.
 
     Raises:
         ValueError: fewer samples than k, or more correct ones than samples.
     """
     if not 1 <= k <= samples or not 0 <= correct <= samples:
-        raise ValueError(f"{correct} correct of {samples} samples and k of {k}; k must be from 1 to the samples")
+        raise ValueError(
+            f"{correct} correct of {samples} samples and k of {k}; k must be from 1 to the number of samples"
+        )
     return 1 - math.comb(samples - correct, k) / math.comb(samples, k)
 
 
 def program_of(document: dict[str, str], completion: str) -> str:
-    """A completion behind its prompt."""
+    """The prompt followed by a completion."""
     return f"{document['prompt']}{completion}\n"
 
 

@@ -1,4 +1,4 @@
-"""Scores that others published for models of this family, in percent; a claim, not a measurement made here.
+"""Published scores of models of this family, in percent. They are claims of their sources and were not measured here.
 
 Sources: the page "Minitron" of the transformers documentation; Muralidharan et al. 2024 (arXiv:2407.14679), table 2;
 Sreenivas et al. 2024 (arXiv:2408.11796), table 1. The page calls five of its values zero-shot; the paper gives the same
@@ -23,7 +23,7 @@ class Published(NamedTuple):
 
 PAGE, PAPER, SECOND = "page", "arXiv:2407.14679 table 2", "arXiv:2408.11796 table 1"
 SUITE_SOURCES = {"page": (PAGE,), "paper": (PAPER, SECOND)}
-"""What is printed beside each suite."""
+"""The published results that are printed next to each suite."""
 
 _SHOTS = {"winogrande": 5, "arc_challenge": 25, "mmlu": 5, "hellaswag": 10, "gsm8k": 5, "xlsum": 3, "humaneval": 0}
 _TASKS = tuple(_SHOTS)
@@ -60,5 +60,5 @@ PUBLISHED: tuple[Published, ...] = (
 
 
 def published_for(suite: str, task: str) -> list[Published]:
-    """What the sources of a suite say about a task."""
+    """The published scores of a suite for a task."""
     return [row for row in PUBLISHED if row.task == task and row.source in SUITE_SOURCES.get(suite, ())]

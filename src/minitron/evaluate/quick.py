@@ -22,7 +22,7 @@ from ..tokenizer import tokenizer_difference
 from .scoring import logit_chunks, pair_scores
 
 ROW_TOKENS = 2048
-"""Tokens of one forward pass, about."""
+"""Approximate number of tokens in one forward pass."""
 
 
 # --- windows -----------------------------------------------------------------------------------------------------
@@ -34,17 +34,18 @@ class Window(NamedTuple):
     ids: list[int]
     targets: list[int]
     scored: int
-    """The last so many targets count; those before were counted in the window before."""
+    """How many targets at the end are scored; those before them were scored in the previous window."""
 
 
 def check_stride(stride: int | None, window: int, name: str = "") -> None:
     """Refuse a stride that does not fit a window.
 
     Args:
-        name: of the model whose context the window is, if it is one.
+        stride: None stands for the window itself.
+        name: the name of the model whose context the window is, if there is one.
 
     Raises:
-        ValueError: it is not from 1 to `window`; None, for the window itself, is.
+        ValueError: the stride is not from 1 to `window`.
     """
     if stride is not None and not 1 <= stride <= window:
         what = f"the context of {name}" if name else "the window"
@@ -71,7 +72,7 @@ def sliding_windows(ids: Sequence[int], prefix: int, window: int, stride: int) -
 
 
 def prefix_token(tokenizer: PreTrainedTokenizerBase) -> int:
-    """What stands before the first token of a text: `bos`, or `eos` where there is none.
+    """The token before the first token of a text: `bos`, or `eos` where there is none.
 
     Raises:
         ValueError: the tokenizer has neither.
@@ -79,7 +80,7 @@ def prefix_token(tokenizer: PreTrainedTokenizerBase) -> int:
     for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
         if token is not None:
             return int(token)  # type: ignore[arg-type]
-    raise ValueError("the tokenizer has neither a bos nor an eos token; one of them has to stand before a text")
+    raise ValueError("the tokenizer has neither a bos nor an eos token; a text must begin with one of them")
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -102,7 +103,7 @@ def _all_windows(
 
 
 def _batches(windows: list[Window]) -> Iterator[list[Window]]:
-    """Windows by length, as many at a time as fill `ROW_TOKENS`."""
+    """Batches of windows sorted by length, each of about `ROW_TOKENS` tokens."""
     ordered = sorted(windows, key=lambda w: -len(w.ids))
     while ordered:
         count = max(1, ROW_TOKENS // len(ordered[0].ids))
@@ -116,7 +117,7 @@ class _Scored(NamedTuple):
 
 
 def _scored_hidden(model: NemotronForCausalLM, batch: list[Window]) -> _Scored:
-    """Hidden states where a target is scored. Padding stands behind each row, where causal attention never looks."""
+    """Hidden states at scored positions. Padding is at the end of each row, where causal attention never reads it."""
     length = len(batch[0].ids)
     ids = torch.tensor([w.ids + [0] * (length - len(w.ids)) for w in batch], device=model.device)
     hidden = model.model(ids, use_cache=False).last_hidden_state
@@ -147,7 +148,7 @@ class TextScore:
 
     @property
     def perplexity(self) -> float:
-        """Of a token: `exp(nats_per_token)`; infinite where that is too large."""
+        """Perplexity per token: `exp(nats_per_token)`, infinite where that overflows."""
         return math.exp(self.nats_per_token) if self.nats_per_token < 700 else math.inf
 
     @property
@@ -172,11 +173,11 @@ def perplexity(
     window: int | None = None,
     stride: int | None = None,
 ) -> TextScore:
-    """Score texts, each for itself, by a sliding window.
+    """Score texts one by one with a sliding window.
 
     Args:
-        texts: documents; each begins behind the tokenizer's bos (or eos) token, which is not scored.
-        window: most tokens that the model sees at a time; its whole context if None.
+        texts: documents; each follows the tokenizer's bos (or eos) token, which is not scored.
+        window: largest number of tokens that the model sees at a time; its whole context if None.
         stride: tokens scored per window. `window` (the default) is fastest; a smaller one gives each token at least
             `window - stride` tokens of context and costs `window / stride` times as much.
 
@@ -200,13 +201,13 @@ def perplexity(
 
 @dataclass(frozen=True)
 class Distance:
-    """How far a model's predictions are from a reference model's, over the tokens of the same texts."""
+    """Distance of a model's predictions from a reference model's, over the tokens of the same texts."""
 
     tokens: int
     kl_nats_per_token: float
     """Mean of KL(reference || model) over positions."""
     top1_agreement: float
-    """Share of positions at which both find the same token most probable."""
+    """Share of positions at which both models find the same token most probable."""
     nats_per_token: float
     """Of the model."""
     reference_nats_per_token: float
@@ -216,10 +217,10 @@ def require_same_tokens(
     tokenizer: PreTrainedTokenizerBase, reference: PreTrainedTokenizerBase, texts: Sequence[str] = (),
     names: tuple[str, str] = ("the model", "the reference"),
 ) -> None:  # fmt: skip
-    """Refuse to compare two models token by token whose tokenizers differ.
+    """Refuse to compare two models token by token if their tokenizers differ.
 
     Raises:
-        ValueError: they do; says in what.
+        ValueError: the tokenizers differ; the message says where.
     """
     what = tokenizer_difference(tokenizer, reference, texts, names)
     if what is not None:
@@ -239,14 +240,14 @@ def distance(
     stride: int | None = None,
     reference_tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Distance:
-    """KL divergence and agreement of two models with one tokenizer; arguments as of `perplexity`.
+    """KL divergence and agreement of two models with the same tokenizer; other arguments as in `perplexity`.
 
     Args:
-        reference_tokenizer: the reference model's own, which must agree with `tokenizer`. Leave it out only where the
-            two models are known to share one: where the ids of the two mean different tokens the numbers mean nothing.
+        reference_tokenizer: the reference model's own, which must agree with `tokenizer`. Omit it only if the two
+            models are known to share one: the numbers are meaningless if an id means different tokens in the two.
 
     Raises:
-        ValueError: tokenizers that differ, vocabularies of different sizes, and as `perplexity`.
+        ValueError: tokenizers that differ, vocabularies of different sizes, and whatever `perplexity` refuses.
     """
     if reference_tokenizer is not None:
         require_same_tokens(tokenizer, reference_tokenizer, texts)
@@ -282,18 +283,18 @@ def distance(
 
 @dataclass(frozen=True)
 class GenerationScore:
-    """What greedy continuations look like. A model that was damaged repeats itself."""
+    """Repetition in greedy continuations. A damaged model repeats itself."""
 
     prompts: int
     new_tokens: int
     distinct_1: float
-    """Different tokens over tokens."""
+    """Distinct tokens over all tokens."""
     distinct_2: float
-    """Different pairs of neighbours over pairs."""
+    """Distinct pairs of adjacent tokens over all such pairs."""
     repeated_4grams: float
-    """Share of runs of four tokens that stood earlier in the same continuation."""
+    """Share of 4-grams that occurred earlier in the same continuation."""
     ended: float
-    """Share of continuations that ended by themselves."""
+    """Share of continuations that ended with an end token."""
 
 
 def generation(
@@ -361,10 +362,10 @@ def quick_suite(
     stride: int | None = None,
     reference_tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Everything of this file, for JSON: `text`, and `distance` and `generation` where a reference and prompts are.
+    """All of the above, for JSON: `text`, and `distance` and `generation` if a reference and prompts are given.
 
     Raises:
-        ValueError: as of `perplexity`, `distance` and `generation`.
+        ValueError: whatever `perplexity`, `distance` and `generation` refuse.
     """
     if reference_tokenizer is not None:  # before the time for the texts is spent
         require_same_tokens(tokenizer, reference_tokenizer, texts)

@@ -55,7 +55,7 @@ def _published(result: dict[str, Any]) -> list[str]:
     lines = [["model", *tasks.values(), "source"]]
     for (model, source), scores in models.items():
         lines.append([model, *(f"{scores[name]:.1f}" if name in scores else "-" for name in tasks), source])
-    return ["published by others, not measured here", _columns(lines)]
+    return ["published scores, not measured here", _columns(lines)]
 
 
 def _remarks(result: dict[str, Any]) -> list[str]:
@@ -63,17 +63,17 @@ def _remarks(result: dict[str, Any]) -> list[str]:
     for task in result["tasks"].values():
         for row in task["models"]:
             for key, what in (
-                ("truncated_requests", "prompts did not fit into the context and lost tokens from the left"),
-                ("shortened_generations", "generations had less room than the task grants"),
+                ("truncated_requests", "prompts did not fit into the context and were truncated from the left"),
+                ("shortened_generations", "generations had less room than the task allows"),
             ):
                 if row[key]:
                     remarks.append(f"{task['title']}, {row['model']}: {row[key]:,} of {row['requests']:,} {what}")
-    remarks += [f"{name} was left out: {why}" for name, why in result["skipped"].items()]
+    remarks += [f"{name} was skipped: {why}" for name, why in result["skipped"].items()]
     return ["\n".join(remarks)] if remarks else []
 
 
 def check_plot(path: Path) -> None:
-    """Refuse a kind of file that `plot` does not write.
+    """Refuse a suffix that `plot` does not write.
 
     Raises:
         ValueError: another suffix.
@@ -83,7 +83,7 @@ def check_plot(path: Path) -> None:
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
-    """Bars with standard errors, a group per task; published values of the family as marks. PNG, SVG or PDF.
+    """Bars with standard errors, one group per task, with the family's published scores as marks. PNG, SVG or PDF.
 
     Raises:
         ImportError: matplotlib is missing.

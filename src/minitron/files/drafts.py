@@ -185,7 +185,8 @@ def _remove_if_empty(folder: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete the draft folders in `folder` whose processes are dead, and restore what one of them was about to replace."""
+    """Delete the draft folders in `folder` whose processes are dead, and restore what one of them was about to
+    replace."""
     with suppress(OSError):
         for place in folder.glob(f".*{DRAFT_SUFFIX}"):
             if place.is_dir() and not place.is_symlink():

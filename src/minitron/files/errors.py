@@ -43,7 +43,8 @@ DRAFT_SUFFIX = ".partial"
 
 
 class WriteError(OSError):
-    """A file that cannot be written. The message names the path, the reason and, if the disk is full, the free bytes."""
+    """A file that cannot be written. The message names the path, the reason and, if the disk is full, the free
+    bytes."""
 
     def __init__(self, code: int, sentence: str) -> None:
         super().__init__(code, sentence)
@@ -126,7 +127,8 @@ def require_space(path: Path, needed: int) -> None:
 def allocate(path: Path, size: int) -> None:
     """Make a file of `size` bytes with all its blocks reserved, for mapping into memory.
 
-    Writing to a mapped sparse file kills the process (SIGBUS) when the disk is full; a file with reserved blocks does not.
+    Writing to a mapped sparse file kills the process (SIGBUS) when the disk is full; a file with reserved blocks does
+    not.
 
     Raises:
         WriteError: the disk has no room for it; nothing is left behind.

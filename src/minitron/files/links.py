@@ -13,7 +13,8 @@ class LinkedFileError(ValueError):
 
 
 def leads_inside(path: Path, folder: Path) -> bool:
-    """Whether `path`, with all links resolved, is in `folder`, or in the blobs of the Hugging Face cache it is part of."""
+    """Whether `path`, with all links resolved, is in `folder`, or in the blobs of the Hugging Face cache it is part
+    of."""
     home, found = folder.resolve(), path.resolve()
     blobs = home.parent.parent / "blobs"
     return found.is_relative_to(home) or (home.parent.name == "snapshots" and found.is_relative_to(blobs))
@@ -27,12 +28,13 @@ def require_inside(path: Path, folder: Path) -> None:
     """
     if not leads_inside(path, folder):
         raise LinkedFileError(
-            f"{path}: a link to {path.resolve()}, outside of the checkpoint; if that is intended, copy the file into the checkpoint"
+            f"{path}: a link to {path.resolve()}, outside of the checkpoint; if it belongs there, copy the file into it"
         )
 
 
 def require_own_files(folder: Path, below: Iterable[str] = ()) -> None:
-    """Refuse links that lead outside, among the small files of a folder (not the weights) and of the folders `below` it.
+    """Refuse links that lead outside, among the small files of a folder (not the weights) and of the folders `below`
+    it.
 
     Raises:
         LinkedFileError: there is such a link.

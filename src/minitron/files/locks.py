@@ -103,7 +103,8 @@ def _me() -> dict[str, Any]:
 
 
 def is_alive(note: dict[str, Any]) -> bool:
-    """Whether the process of a note still runs, as far as this machine can tell; an empty note belongs to no process."""
+    """Whether the process of a note still runs, as far as this machine can tell; an empty note belongs to no
+    process."""
     pid = note.get("pid")
     if not isinstance(pid, int):
         return False
@@ -129,8 +130,8 @@ def _start_time(pid: int) -> int | None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes out of `folder` while the block runs. A missing folder is made, and removed if it is empty at the
-    end.
+    """Keep other processes out of `folder` while the block runs. A missing folder is made, and removed if it is empty
+    at the end.
 
     Raises:
         LockedError: another process is using it.

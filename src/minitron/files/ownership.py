@@ -60,7 +60,8 @@ def _entries(folder: Path) -> Iterator[Path]:
 
 
 def _facts(path: Path) -> list[object]:
-    """[size, digest]; for a large file [size, digest of samples spread over it, time]; for a pipe or a device nothing."""
+    """[size, digest]; for a large file [size, digest of samples spread over it, time]; for a pipe or a device
+    nothing."""
     if not path.is_file():
         return []
     found = path.stat()

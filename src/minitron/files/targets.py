@@ -38,9 +38,9 @@ def check_target(target: Path, *, folder: bool, overwrite: bool = False, sources
         sources: paths that are read meanwhile.
 
     Raises:
-        TargetError: the target exists and `overwrite` is false; it is a file where a folder is expected or the other way
-            round; it overlaps with a source; it holds files of others; it is the current or the home folder, or contains
-            one of them.
+        TargetError: the target exists and `overwrite` is false; it is a file where a folder is expected or the other
+            way round; it overlaps with a source; it holds files of others; it is the current or the home folder, or
+            contains one of them.
     """
     _check_kind(target, folder)
     taken = target.exists() and not (target.is_dir() and is_empty(target))

@@ -247,7 +247,7 @@ def test_a_missing_model_is_found_before_anything_else(
         (["--shots", "3", "--tasks", "humaneval", "--allow-code-execution"], "humaneval takes no examples"),
         (["--plot", str(tmp_path / "x.txt")], ".png, .svg or .pdf"),
         (["--stride", "5"], "--suite page does not take --stride"),
-        (["--cache", str(checkpoint / "config.json")], "--cache is a folder"),
+        (["--cache", str(checkpoint / "config.json")], "--cache must be a folder"),
         (["--suite", "quick", "--stride", "65"], "stride is 65; it must be from 1 to the context of"),
         (["--suite", "quick", "--stride", "0"], "stride is 0"),
         (["--suite", "quick", "--tasks", "mmlu"], "--suite quick does not take --tasks"),

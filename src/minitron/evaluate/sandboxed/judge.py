@@ -16,15 +16,15 @@ _ITERATION_ENDS = (StopIteration, StopAsyncIteration)  # in a test's loop they w
 
 
 class ProgramError(Exception):
-    """The program raised something, or sent what is no answer, or has ended."""
+    """The program raised an exception, sent something that is not an answer, or has ended."""
 
 
 class UnsentArgumentError(Exception):
-    """Tests give the program an argument that cannot be sent to it."""
+    """The tests call the program with an argument that cannot be sent to it."""
 
 
 class ProgramEndedError(ProgramError):
-    """No answer will come any more."""
+    """No further answer will come."""
 
 
 def judge(job: dict[str, Any], requests: int, answers: int) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def judge(job: dict[str, Any], requests: int, answers: int) -> dict[str, Any]:
         requests, answers: descriptors to write calls to and to read values from.
 
     Returns:
-        `passed` and `reason`; `ended` where the program ended before it answered; `invalid` where the tests cannot run.
+        `passed` and `reason`; `ended` if the program ended before it answered; `invalid` if the tests cannot run.
     """
     candidate = _candidate(requests, answers)
     try:
@@ -80,15 +80,15 @@ def _candidate(requests: int, answers: int) -> Callable[..., Any]:
 def _argument(value: object) -> Any:
     encoded = encode(value)
     if not is_exact(encoded):
-        raise UnsentArgumentError(f"an argument is or holds what cannot be sent to the program, in {value!r}"[:500])
+        raise UnsentArgumentError(f"an argument cannot be sent to the program, in {value!r}"[:500])
     return encoded
 
 
 def _answer_of(answers: int, number: int) -> Any:
-    """The value that the program sends for a call.
+    """The value that the program returns for a call.
 
     Raises:
-        Exception: what the program raised: of the same type if that is a built-in one, else `ProgramError`.
+        Exception: the program's exception, of the same type if that is a built-in one, otherwise `ProgramError`.
     """
     try:
         message = receive(answers)

@@ -8,10 +8,10 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 
 def call(name: str, *args: Any) -> None:
-    """A function of the C library.
+    """Call a function of the C library.
 
     Raises:
-        OSError: it fails.
+        OSError: the call fails.
     """
     if getattr(libc, name)(*args) == -1:
         number = ctypes.get_errno()

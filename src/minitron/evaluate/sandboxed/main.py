@@ -1,8 +1,8 @@
 """The inside of a sandbox, started by `sandbox.py` for a program and for its judge.
 
-Stage 0 reads the job and enters new namespaces. Stage 1 is process 1 of them: it builds a small read-only root, gives
-up all privileges, sets the limits, and starts stage 2, which runs the program or the tests. When stage 1 ends, the
-kernel ends everything that they may have started.
+Stage 0 reads the job and enters new namespaces. Stage 1 is process 1 in them: it builds a small read-only root, drops
+all privileges, sets the limits, and starts stage 2, which runs the program or the tests. When stage 1 ends, the kernel
+kills everything that they may have started.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 1, 4, 38
 SYS_MOUNT_SETATTR = 442
 SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 AT_FDCWD, AT_RECURSIVE, MOUNT_ATTR_RDONLY = -100, 0x8000, 1
-MOST_ANSWER_BYTES = 1 << 16  # what a pipe holds; an escaped character of a reason takes up to 12
+MOST_ANSWER_BYTES = 1 << 16  # the capacity of a pipe; an escaped character of a reason takes up to 12 bytes
 GO = b"g"
 """A judge that is ready tells the program's side."""
 
@@ -43,7 +43,7 @@ def mount(source: str, target: str, kind: str, flags: int, options: str = "") ->
 
 
 def make_read_only(path: str, read_only: bool = True) -> None:
-    """Make a mount read-only, with all that is mounted below it; or make this one mount writable."""
+    """Make a mount and everything mounted below it read-only, or make this one mount writable."""
 
     class Attributes(ctypes.Structure):
         _fields_ = [(name, ctypes.c_uint64) for name in ("set", "clear", "propagation", "userns")]
@@ -54,9 +54,9 @@ def make_read_only(path: str, read_only: bool = True) -> None:
 
 
 def enter_namespaces() -> None:
-    """New users, process ids, mounts, network (none).
+    """Enter new namespaces for users, process ids, mounts and network (without any interface).
 
-    The user namespace is there for root too: processes are counted in it, not together with all others of the user.
+    Root gets a user namespace too: its processes are counted there, not together with all others of the user.
     """
     spaces = CLONE_NEWUSER | CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS
     if os.getuid() == 0:
@@ -67,7 +67,7 @@ def enter_namespaces() -> None:
         except PermissionError:  # root of a container, with few rights
             become_nobody()
     user, group = os.getuid(), os.getgid()
-    call("prctl", PR_SET_DUMPABLE, 1, 0, 0, 0)  # so that the files below are ours
+    call("prctl", PR_SET_DUMPABLE, 1, 0, 0, 0)  # so that the files below /proc/self belong to us
     call("unshare", spaces)
     for name, text in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
         with open(f"/proc/self/{name}", "w", encoding="ascii") as file:
@@ -76,7 +76,7 @@ def enter_namespaces() -> None:
 
 @contextlib.contextmanager
 def mapping_from_outside(users: str) -> Iterator[None]:
-    """Map more than one user, which only a process outside the new namespace may: a child that stays there."""
+    """Map more than one user. Only a process outside the new namespace may do that: a child that stays outside."""
     wait, go = os.pipe()
     parent, child = os.getpid(), os.fork()
     if child == 0:
@@ -101,24 +101,25 @@ def mapping_from_outside(users: str) -> Iterator[None]:
 
 
 def become_nobody() -> None:
-    """Root has no process limit, and owns everything; so it becomes somebody who has one, and owns nothing."""
+    """Root has no process limit and owns everything, so it becomes a user who has a limit and owns nothing."""
     os.setgroups([])
     os.setresgid(NOBODY, NOBODY, NOBODY)
     os.setresuid(NOBODY, NOBODY, NOBODY)
 
 
 def build_root(root: str, visible: list[str], hidden: list[str], disk_bytes: int) -> None:
-    """Move into a new root: `visible` folders, read-only; `hidden` files in them are empty; /tmp can be written to."""
+    """Move into a new root with the `visible` folders, read-only, in which `hidden` files are empty, and a writable
+    /tmp."""
     mount("none", "/", "", MS_REC | MS_PRIVATE)
     mount("tmpfs", root, "tmpfs", MS_NOSUID | MS_NODEV, "size=1m,nr_inodes=4096,mode=755")
-    os.mkdir(f"{root}/tmp")  # before the visible folders: an environment may lie there
+    os.mkdir(f"{root}/tmp")  # before the visible folders: an environment may be in there
     mount("tmpfs", f"{root}/tmp", "tmpfs", MS_NOSUID | MS_NODEV, f"size={disk_bytes},nr_inodes=1024,mode=1777")
     for path in sorted(visible):
         here = root + path
         if os.path.islink(path):
             os.makedirs(os.path.dirname(here), exist_ok=True)
             os.symlink(os.readlink(path), here)
-        elif not os.path.exists(here):  # below another visible folder it is there already
+        elif not os.path.exists(here):  # it is there already, below another visible folder
             os.makedirs(here)
             mount(path, here, "", MS_BIND | MS_REC)
     for folder in ("dev", "proc", "old"):
@@ -141,7 +142,7 @@ def build_root(root: str, visible: list[str], hidden: list[str], disk_bytes: int
 
 
 def drop_everything() -> None:
-    """Capabilities, and any way to get them back."""
+    """Drop all capabilities and every way to regain them."""
     if os.getuid() == 0:
         become_nobody()
     header = (ctypes.c_uint32 * 2)(0x20080522, 0)
@@ -153,7 +154,7 @@ def drop_everything() -> None:
 
 
 def set_limits(job: dict[str, Any]) -> None:
-    """For this process and all that it starts."""
+    """Set the limits of this process and its children."""
     seconds = int(job["seconds"]) + 1
     limits = {
         resource.RLIMIT_AS: job["memory_bytes"],
@@ -170,7 +171,7 @@ def set_limits(job: dict[str, Any]) -> None:
 
 
 def start(job: dict[str, Any], requests: int, answers: int) -> tuple[int, int]:
-    """Start stage 2; its process id, and a descriptor to read from what a judge finds."""
+    """Start stage 2. Returns its process id, and a descriptor to read the judge's result from."""
     found, write = os.pipe()
     pid = os.fork()
     if pid:
@@ -180,7 +181,7 @@ def start(job: dict[str, Any], requests: int, answers: int) -> tuple[int, int]:
     null = os.open("/dev/null", os.O_RDWR)
     for number in range(3):
         os.dup2(null, number)
-    # Numbers above those in use first, so that none is overwritten before it is copied.
+    # Copy to numbers above those in use first, so that none is overwritten before it is copied.
     for place, number in enumerate((requests, answers, write)):
         os.dup2(number, 32 + place)
     for place in range(3):
@@ -189,7 +190,7 @@ def start(job: dict[str, Any], requests: int, answers: int) -> tuple[int, int]:
     os.closerange(6 if judging else 5, 64)
     if not judging:
         program.run(job, 3, 4)
-    signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # a program that has ended is an error to report
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # so that a program that has ended gives an error to report
     with contextlib.suppress(BrokenPipeError):
         os.write(3, GO)
     os.write(5, json.dumps(judge.judge(job, 3, 4)).encode())
@@ -197,7 +198,7 @@ def start(job: dict[str, Any], requests: int, answers: int) -> tuple[int, int]:
 
 
 def wait_for(pid: int, seconds: float) -> int | None:
-    """Exit status of a process; None where it did not end in time."""
+    """Exit status of a process; None if it did not end in time."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         found, status = os.waitpid(pid, os.WNOHANG)
@@ -208,14 +209,14 @@ def wait_for(pid: int, seconds: float) -> int | None:
 
 
 def supervise(job: dict[str, Any], requests: int, answers: int) -> dict[str, Any]:
-    """Stage 1: run the program or the tests and say how they ended. Only a judge says that tests passed."""
+    """Stage 1: run the program or the tests and report how they ended. Only a judge reports that tests passed."""
     judging = job["role"] == "judge"
-    if not judging and os.read(requests, 1) != GO:  # so that the time of the program begins when the judge is ready
+    if not judging and os.read(requests, 1) != GO:  # so that the program's time starts when the judge is ready
         return {"reason": "the judge did not start"}
     pid, found = start(job, requests, answers)
     status = wait_for(pid, job["wall_seconds"])
     with contextlib.suppress(ProcessLookupError):
-        os.kill(-1, signal.SIGKILL)  # whatever the program has started
+        os.kill(-1, signal.SIGKILL)  # everything that the program has started
     if status is None:
         return {"passed": False, "reason": f"timed out after {job['seconds']} seconds"}
     if os.WIFSIGNALED(status):
@@ -245,7 +246,7 @@ def enter_and_run(job: dict[str, Any]) -> None:
         return
     call("prctl", PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     for number in (signal.SIGINT, signal.SIGPIPE):
-        signal.signal(number, signal.SIG_DFL)  # process 1 of a namespace gets only signals that it handles
+        signal.signal(number, signal.SIG_DFL)  # process 1 of a namespace receives only signals that it handles
     os.setsid()
     try:
         call("sethostname", b"sandbox", 7)

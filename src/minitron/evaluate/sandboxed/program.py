@@ -1,6 +1,6 @@
 """The process that runs a program: it answers calls of one function, over two pipes.
 
-The program may take this process over. It then decides what values the judge gets, which it does anyway.
+The program may take over this process. It then decides which values the judge gets, as it does anyway.
 """
 
 import os
@@ -45,6 +45,6 @@ def _outcome(action: Callable[[], Any], number: int) -> dict[str, Any]:
 
 
 def run(job: dict[str, Any], requests: int, answers: int) -> None:
-    """Do a job and end the process."""
+    """Run a job and end the process."""
     serve(job["program"], job["entry_point"], requests, answers)
     os._exit(0)

@@ -1,7 +1,7 @@
-"""A filter (seccomp) for the system calls of a program: those that its other limits do not cover fail.
+"""A seccomp filter that makes the system calls fail which the other limits do not cover.
 
 They make namespaces with new privileges, memory that no limit counts (System V shared memory, memory files), sockets
-that no network namespace holds back (AF_VSOCK, AF_ALG and others), or open large parts of the kernel that no Python
+that no network namespace restricts (AF_VSOCK, AF_ALG and others), or open large parts of the kernel that no Python
 program needs.
 """
 
@@ -68,7 +68,7 @@ DENIED = {
 }
 EXAMINED = {"clone": (56, 220), "clone3": (435, 435), "socket": (41, 198), "socketpair": (53, 199)}
 AUDIT = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
-"""By machine, in the order of the columns above, the number by which the kernel tells it."""
+"""The kernel's number of each machine, in the order of the columns above."""
 
 
 def _instruction(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
@@ -83,7 +83,7 @@ def program(machine: str) -> bytes:
     """The filter, in classic BPF.
 
     Raises:
-        OSError: the machine's table of system calls is not known here.
+        OSError: the system calls of this machine are not in the table.
     """
     if machine not in AUDIT:
         raise OSError(errno.ENOSYS, f"the system calls of {machine} are not known here, only of {' and '.join(AUDIT)}")
@@ -99,7 +99,7 @@ def program(machine: str) -> bytes:
         parts += [_instruction(_JUMP_AT_LEAST, _X32_BIT, 0, 1), _fail(errno.ENOSYS)]
     for numbers in DENIED.values():
         parts += [_instruction(_JUMP_EQUAL, numbers[column], 0, 1), _fail(errno.EPERM)]
-    # Its flags are in memory, where a filter does not look; without it the C library uses `clone`.
+    # Its flags are in memory, which a filter cannot read; without it the C library uses `clone`.
     parts += [_instruction(_JUMP_EQUAL, EXAMINED["clone3"][column], 0, 1), _fail(errno.ENOSYS)]
     first = _instruction(_LOAD, _FIRST_ARGUMENT)
     flags = [first, _instruction(_JUMP_ANY_BIT, NAMESPACE_FLAGS, 0, 1), _fail(errno.EPERM), allow]
@@ -115,10 +115,10 @@ class _Program(ctypes.Structure):
 
 
 def restrict() -> None:
-    """Set the filter, for this process and all that it starts. It takes `no_new_privs`.
+    """Install the filter for this process and its children. It needs `no_new_privs`.
 
     Raises:
-        OSError: the kernel has no filters, or the machine is not known.
+        OSError: the kernel has no filters, or the machine is not in the table.
     """
     code = program(platform.machine())
     what = _Program(len(code) // 8, code)

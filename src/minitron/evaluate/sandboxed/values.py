@@ -1,7 +1,7 @@
 """Plain values as JSON, between the process of the tests and the process of the program.
 
-What is decoded has exactly a built-in type, so that a comparison or a call in a test runs no code of the program: no
-subclass with its own `__eq__`, no pickle. Integers and floats travel as hexadecimal digits, which are exact.
+Decoded values have exactly built-in types, so that a comparison or a call in a test runs no code of the program: no
+subclass with its own `__eq__`, no pickle. Integers and floats are sent as hexadecimal digits, which are exact.
 """
 
 import itertools
@@ -16,11 +16,11 @@ from typing import Any
 MOST_BYTES = 16 << 20
 """Of a message."""
 MOST_ITEMS = 1_000_000
-"""Of an iterator; it may have no end."""
+"""Most items taken from an iterator, which may be endless."""
 
 
 class Unknown:
-    """A value that cannot be sent. To compare it or to ask whether it is true is an error, so no test passes by it."""
+    """A value that cannot be sent. Comparing it or testing its truth is an error, so no test passes because of it."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -33,7 +33,7 @@ class Unknown:
 
 
 def encode(value: object) -> Any:
-    """A value as what `json` writes.
+    """A value in a form that `json` can write.
 
     A subclass becomes its built-in base (a `Counter` becomes a dict). A number of another library becomes the value of
     its `item()`. Anything else that can be iterated becomes an iterator over its items, and the rest `Unknown`.
@@ -56,10 +56,10 @@ def encode(value: object) -> Any:
 
 
 def decode(value: object) -> Any:
-    """The value of what `encode` made.
+    """The value that `encode` encoded.
 
     Raises:
-        ValueError, TypeError: not what `encode` makes; an unhashable key.
+        ValueError, TypeError: not a result of `encode`; an unhashable key.
         RecursionError: too deeply nested.
     """
     if value is None or isinstance(value, bool):
@@ -70,7 +70,7 @@ def decode(value: object) -> Any:
 
 
 def is_exact(encoded: object) -> bool:
-    """Whether a value, as `encode` gives it, arrives as what it is."""
+    """Whether an encoded value arrives unchanged."""
     if not isinstance(encoded, list):
         return True
     return encoded[:1] not in (["iterator"], ["unknown"]) and all(map(is_exact, encoded))
@@ -120,7 +120,7 @@ def _pairs(value: object) -> list[tuple[Any, Any]]:
     return found
 
 
-# Type, name, its contents as JSON, and back. Methods of the base are called: a subclass gives its plain contents.
+# Type, name, contents to JSON, and back. Methods of the base type are called: a subclass gives its plain contents.
 _KINDS: dict[type, tuple[str, Callable[[Any], Any], Callable[[Any], Any]]] = {
     int: ("int", lambda value: format(int.__index__(value), "x"), lambda text: int(_text(text), 16)),
     float: ("float", float.hex, lambda text: float.fromhex(_text(text))),
@@ -153,8 +153,8 @@ def send(descriptor: int, message: dict[str, Any]) -> None:
     """Write a message: four bytes of length, then JSON.
 
     Raises:
-        ValueError: it is longer than `MOST_BYTES`.
-        OSError: nobody reads.
+        ValueError: the message is longer than `MOST_BYTES`.
+        OSError: the other end is closed.
     """
     body = json.dumps(message, ensure_ascii=False).encode("utf-8", "surrogatepass")  # two surrogates stay two
     if len(body) > MOST_BYTES:
@@ -165,10 +165,10 @@ def send(descriptor: int, message: dict[str, Any]) -> None:
 
 
 def receive(descriptor: int) -> dict[str, Any] | None:
-    """Read a message; None where the other end has ended.
+    """Read a message; None if the other end is closed.
 
     Raises:
-        ValueError: it is no message.
+        ValueError: not a valid message.
     """
     header = _read_exactly(descriptor, 4)
     if header is None:
@@ -181,7 +181,7 @@ def receive(descriptor: int) -> dict[str, Any] | None:
         return None
     message = json.loads(body.decode("utf-8", "surrogatepass"))
     if type(message) is not dict:
-        raise ValueError("a message that is no JSON object")
+        raise ValueError("a message that is not a JSON object")
     return message
 
 
