@@ -1,14 +1,14 @@
-"""Text from outside that may hold what is no character.
+"""Refuse text with lone surrogates, which are not characters.
 
-Python keeps bytes of the command line and of the standard input that are no UTF-8 as lone surrogates (PEP 383), and
-JSON and YAML can spell lone surrogates. Tokenizers take neither.
+Python represents bytes of the command line and of standard input that are not UTF-8 as lone surrogates (PEP 383), and
+JSON and YAML can contain them. Tokenizers do not accept them.
 """
 
 from __future__ import annotations
 
 
 def first_surrogate(text: str) -> int | None:
-    """Where the first lone surrogate of a text is, from 0; None if it has none."""
+    """Index of the first lone surrogate of a text; None if it has none."""
     if text.isascii():
         return None
     try:
@@ -22,7 +22,7 @@ def require_characters(text: str, what: str) -> str:
     """The text as it is.
 
     Raises:
-        ValueError: it holds a lone surrogate; `what` is what the message calls the text.
+        ValueError: the text has a lone surrogate; the message calls the text `what`.
     """
     place = first_surrogate(text)
     if place is None:

@@ -1,6 +1,6 @@
-"""The Nemotron-Mini prompt format, read back: turns of a rendered conversation, and tool calls in a reply.
+"""Parsing of the Nemotron-Mini prompt format: the turns of a rendered conversation, and the tool calls in a reply.
 
-The way out, messages to text, is the Jinja template `assets/nemotron_chat.jinja`.
+Rendering, messages to text, is the Jinja template `assets/nemotron_chat.jinja`.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ _ROLES = {"User": "user", "Assistant": "assistant", "Tool": "tool"}
 
 
 def parse_reply(text: str) -> dict[str, Any]:
-    """An assistant message from generated text: `content`, and `tool_calls` where there are any.
+    """An assistant message from generated text: `content`, and `tool_calls` if there are any.
 
-    What follows the next turn mark is dropped. Between <toolcall> marks stands a call or a list of calls: JSON objects
-    with a `name` and `arguments` (or `parameters`), as they are or under `function`. What is none stays in the content.
+    Everything after the next turn marker is dropped. Between <toolcall> markers is a call or a list of calls: JSON
+    objects with a `name` and `arguments` (or `parameters`), plain or under `function`. Anything else stays in the
+    content.
     """
     text = text.split(TURN_MARK, 1)[0].removesuffix("</s>")
     calls: list[dict[str, Any]] = []
@@ -40,7 +41,7 @@ def parse_reply(text: str) -> dict[str, Any]:
 
 
 def _calls(text: str) -> list[dict[str, Any]] | None:
-    """The calls in a text between marks, each with `name` and `arguments`; None unless all of it is calls."""
+    """The calls in the text between the markers, each with `name` and `arguments`; None unless all of it is calls."""
     try:
         values = json.loads(text)
     except (json.JSONDecodeError, RecursionError):
@@ -56,7 +57,7 @@ def _call(value: Any) -> dict[str, Any] | None:
         return None
     given = [value[key] for key in ("arguments", "parameters") if key in value]
     if len(given) > 1 and given[0] != given[1]:
-        return None  # which of the two is meant cannot be told
+        return None  # ambiguous: both cannot be meant
     arguments = given[0] if given else {}
     if isinstance(arguments, str):
         try:
@@ -71,7 +72,7 @@ def parse_conversation(text: str) -> dict[str, Any]:
     """A rendered conversation as `messages`, `tools` and `contexts`.
 
     Raises:
-        ValueError: the text does not begin with the system mark, or a turn has no known heading.
+        ValueError: the text does not begin with the system marker, or a turn has no known heading.
     """
     if not text.startswith(SYSTEM_MARK + "System"):
         raise ValueError(f"the text begins with {text[:20]!r}; a conversation begins with {SYSTEM_MARK}System")
@@ -84,7 +85,7 @@ def parse_conversation(text: str) -> dict[str, Any]:
     for index, turn in enumerate(turns):
         heading, _, body = turn.partition("\n")
         if index == len(turns) - 1 and not body and heading in ("", "Assistant"):
-            break  # the mark that ends the last turn, or the prompt to go on
+            break  # the marker that ends the last turn, or the generation prompt
         if heading not in _ROLES:
             raise ValueError(f"turn {index} is headed {heading[:20]!r}; known headings are {', '.join(_ROLES)}")
         role = _ROLES[heading]
@@ -98,18 +99,18 @@ Message = dict[str, Any]
 def fit_conversation(
     messages: Sequence[Message], count: Callable[[list[Message]], int], context: int, reserve: int
 ) -> tuple[list[Message], int]:
-    """As much of a conversation as fits, with the number of turns that were dropped: the oldest ones.
+    """The part of a conversation that fits, and the number of oldest turns that were dropped.
 
-    The system message and the last turn always stay. A turn is a user's message and what follows it.
+    The system message and the last turn are always kept. A turn is a user's message and the messages after it.
 
     Args:
         messages: ends with the message to answer.
-        count: tokens of a conversation, the heading of the answer included.
-        context: tokens that the model can hold.
+        count: gives the number of tokens of a conversation, including the heading of the answer.
+        context: tokens that fit into the model's context.
         reserve: tokens to leave for the answer, as long as there is a turn that can be dropped.
 
     Raises:
-        ValueError: the last message alone leaves no room for a single token.
+        ValueError: the last message alone leaves no room for one new token.
     """
     kept = list(messages)
     first = 1 if kept and kept[0]["role"] == "system" else 0
@@ -125,6 +126,6 @@ def fit_conversation(
     if size >= context:
         raise ValueError(
             f"the message is too long: {size} tokens with its headings, and the model's context is {context}; "
-            f"it was left out, the conversation goes on without it"
+            f"it was dropped, and the conversation continues without it"
         )
     return kept, dropped

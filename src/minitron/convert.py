@@ -1,7 +1,7 @@
-"""Moving a checkpoint from one format to another: estimate, convert, verify, report.
+"""Convert a checkpoint from one format to another: estimate, convert, verify, report.
 
 Everything streams: the memory needed is a few blocks of one tensor, whatever the size of the model. The readers and
-writers are in checkpoint/; this file decides what to do with them and proves that it was done.
+writers are in checkpoint/; this file calls them and verifies the result.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ _QUANTIZATION_ERROR = {"q8_0": 0.01, "q4_0": 0.15}
 _PROBE_BYTES = 800_000_000
 _PROBE_TOKENS = 16
 _PROBE_IMPORTS = 128 << 20
-"""What the model's own imports need (measured)."""
+"""Memory of the model's own imports (measured)."""
 _SAMPLE_BYTES = 64 << 20
 _WORKING_MEMORY = 128 << 20
-"""What the measured conversions need beyond the imports: blocks in flight, headers, a tokenizer."""
+"""Memory of the measured conversions beyond the imports: blocks in flight, headers, a tokenizer."""
 
 
 @dataclass(frozen=True)
 class ConversionEstimate:
-    """What a conversion will take, known before it starts."""
+    """Bytes, memory and time of a conversion, estimated before it starts."""
 
     source_format: str
     target_format: str
@@ -61,7 +61,7 @@ class ConversionEstimate:
 
 @dataclass
 class ConversionReport:
-    """What a conversion did, as `minitron convert --json` prints it."""
+    """The result of a conversion, as `minitron convert --json` prints it."""
 
     source: str
     target: str
@@ -89,9 +89,9 @@ class ConversionOptions:
     """How to convert."""
 
     to: str | None = None
-    """"hf", "nemo", "nemo2" or "gguf"; None: by the name of the target (`.nemo`, `.gguf`, otherwise a HF folder)."""
+    """"hf", "nemo", "nemo2" or "gguf"; None: from the target's name (`.nemo`, `.gguf`, otherwise a HF folder)."""
     dtype: str = "auto"
-    """Of the tensors: bf16, fp16 or fp32; "auto" keeps the source's (bf16 where the source is quantized)."""
+    """Dtype of the tensors: bf16, fp16 or fp32; "auto" keeps the source's (bf16 where the source is quantized)."""
     quantize: str | None = None
     """GGUF only: f32, f16, bf16, q8_0 or q4_0; None: the dtype."""
     max_shard_bytes: int = DEFAULT_SHARD_BYTES
@@ -100,7 +100,7 @@ class ConversionOptions:
     overwrite: bool = False
     verify: bool = True
     lossy: bool = False
-    """Convert a tokenizer that the target reads otherwise in some texts, too, with a note instead of an error."""
+    """Convert even if the target tokenizes some texts differently, with a note instead of an error."""
 
     def __post_init__(self) -> None:
         # llama.cpp writes Q8_0 and BF16; both spellings mean the same.
@@ -121,17 +121,17 @@ def convert(
 
     Args:
         source: a Hugging Face folder, `.nemo` file or folder, NeMo 2 or Megatron folder, or GGUF file.
-        target: what to write; a folder for "hf" and "nemo2", a file for "nemo" and "gguf". All or nothing: it appears,
-            and what it replaces goes, when it was verified.
+        target: the output; a folder for "hf" and "nemo2", a file for "nemo" and "gguf". All or nothing: it appears, and
+            replaces an old one, when it is verified.
         options: see `ConversionOptions`.
-        announce: is given the estimate before anything is written.
-        progress: is called with the number of bytes of each block that is converted.
+        announce: called with the estimate before anything is written.
+        progress: called with the number of bytes of each converted block.
 
     Raises:
         CheckpointError: the source cannot be read, a format lacks what is needed, or the verification finds a
             difference.
-        TargetError: the target is there already, overlaps with the source, or holds files of others.
-        WriteError: the disk is full or refuses.
+        TargetError: the target exists already, overlaps with the source, or holds files of others.
+        WriteError: the disk is full or cannot be written.
     """
     options = options or ConversionOptions()
     kind = target_format(target, options)
@@ -153,7 +153,7 @@ def _convert(
     announce: Callable[[ConversionEstimate], object],
     progress: Callable[[int], object],
 ) -> None:
-    """Write and verify a draft; what it is read back from, and all that is temporary, lies beside it."""
+    """Write and verify a draft; temporary files are next to it."""
     scratch = draft.parent
     with open_checkpoint(source, scratch, _config(options.config)) as opened:
         checkpoint = prepare(opened, options, kind)
@@ -173,20 +173,21 @@ def _convert(
 
 
 def target_format(target: Path, options: ConversionOptions) -> str:
-    """The format to write: as asked for, or by the target's name.
+    """The format to write: as requested, or from the target's name.
 
     Raises:
-        CheckpointError: unknown; a name that means another one; or `engine.quantize` for another format than GGUF.
+        CheckpointError: an unknown format; a target's name that means another one; `quantize` for a format other than
+            GGUF.
     """
     suffix = target.suffix.lower()
     kind = options.to or _BY_SUFFIX.get(suffix, "hf")
     require(kind in TARGETS, f"--to is {kind!r}, expected one of {', '.join(TARGETS)}")
     if options.to is None:
-        # "Minitron-4.19B" is a fine name of a folder, "model.bin" is a slip.
+        # "Minitron-4.19B" is a valid name of a folder, "model.bin" is a mistake.
         known = suffix in _BY_SUFFIX or target.is_dir() or not re.fullmatch(r"\.[a-z]\w{0,11}", suffix)
         require(
             known,
-            f"{target}: {target.suffix} is no format that can be written; expected a folder's name (Hugging Face), "
+            f"{target}: {target.suffix} is not a format that can be written; expected a folder's name (Hugging Face), "
             f"NAME.gguf or NAME.nemo, or --to {', '.join(TARGETS)}",
         )
     meant = _BY_SUFFIX.get(suffix, kind)
@@ -205,7 +206,7 @@ def target_format(target: Path, options: ConversionOptions) -> str:
 
 
 def prepare(checkpoint: Checkpoint, options: ConversionOptions, kind: str) -> Checkpoint:
-    """The checkpoint in the dtype that is asked for, with the chat template that its marks call for."""
+    """The checkpoint in the requested dtype, with the chat template that belongs to its special tokens."""
     dtype = parse_dtype(options.dtype)
     if dtype is None and any("dequantized" in note for note in checkpoint.notes):
         dtype = torch.bfloat16
@@ -213,7 +214,7 @@ def prepare(checkpoint: Checkpoint, options: ConversionOptions, kind: str) -> Ch
     if checkpoint.config.tie_word_embeddings:
         tensors.pop("lm_head.weight", None)
     if dtype is not None:
-        # GGUF keeps vectors in float32, so rounding them on the way would only lose.
+        # GGUF keeps vectors in float32, so rounding them on the way would only lose precision.
         tensors = {n: t if kind == "gguf" and len(t.shape) == 1 else t.to(dtype) for n, t in tensors.items()}
         checkpoint.config.dtype = dtype
     texts = dict(checkpoint.texts)
@@ -274,7 +275,8 @@ def _describe(report: ConversionReport, checkpoint: Checkpoint, target: Path, ob
 def estimate(
     source_format: str, checkpoint: Checkpoint, target: Path, kind: str, options: ConversionOptions
 ) -> ConversionEstimate:
-    """Bytes, memory and time. The time follows from converting one block to a temporary file beside the target."""
+    """Bytes, memory and time. The time is extrapolated from converting one block to a temporary file next to the
+    target."""
     bytes_read = checkpoint.nbytes
     bytes_written = bytes_read
     if kind == "gguf":
@@ -292,7 +294,7 @@ def estimate(
 
 
 def _sample_rate(checkpoint: Checkpoint, folder: Path) -> float:
-    """Bytes a second of reading a block and writing it to the disk of the target."""
+    """Bytes per second of reading a block and writing it to the target's disk."""
     largest = max(checkpoint.tensors.values(), key=lambda tensor: tensor.nbytes)
     begin, done = time.perf_counter(), 0
     with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
@@ -306,14 +308,14 @@ def _sample_rate(checkpoint: Checkpoint, folder: Path) -> float:
 
 
 def _peak_memory() -> int:
-    """The most memory this process has held, in bytes."""
+    """Peak memory of this process, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Reading, converting and writing overlap by threads of our own; torch's would only wait for each other."""
+    """Reading, converting and writing overlap in threads of our own; torch's would only wait for each other."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -337,7 +339,7 @@ def verify(
     """Read the target back and compare: names, shapes, a checksum per tensor; ids of texts; logits if the model fits.
 
     Raises:
-        CheckpointError: anything differs.
+        CheckpointError: something differs.
     """
     begin = time.perf_counter()
     quantization = _quantization(checkpoint, options) if kind == "gguf" else None
@@ -402,9 +404,9 @@ def _equal(one: LazyTensor, two: LazyTensor) -> bool:
 
 
 def probe(source: Checkpoint, written: Checkpoint) -> dict[str, float] | None:
-    """Logits of both sides on the same ids, in float32; None where the model would take too much memory.
+    """Logits of both checkpoints for the same ids, in float32; None if the model would take too much memory.
 
-    This proves the configs equal where it matters: rotary width and base, epsilon, activation.
+    This shows that the configs agree where it matters: rotary width and base, epsilon, activation.
     """
     if _probe_bytes(source) > _PROBE_BYTES:
         return None

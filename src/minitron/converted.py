@@ -1,4 +1,4 @@
-"""Checkpoints of other formats as Hugging Face folders, each converted once and kept in a cache."""
+"""Checkpoints of other formats as Hugging Face folders, converted once and cached."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .version import __version__
 
 
 def cache_folder() -> Path:
-    """Where converted checkpoints are kept; may be deleted at any time."""
+    """The cache of converted checkpoints; it may be deleted at any time."""
     named = os.environ.get("MINITRON_CACHE")
     return (Path(named).expanduser() if named else Path.home() / ".cache" / "minitron") / "converted"
 
@@ -28,7 +28,7 @@ def converted_folder(source: Path, say: Callable[[str], object] = lambda sentenc
 
     Args:
         source: a checkpoint in another format.
-        say: is given a sentence before a conversion.
+        say: called with a message before a conversion.
 
     Raises:
         CheckpointError: see `convert.convert`.
@@ -42,7 +42,7 @@ def converted_folder(source: Path, say: Callable[[str], object] = lambda sentenc
     try:
         convert(source, target, ConversionOptions(to="hf"))
     except CheckpointError:
-        if not (target / "config.json").is_file():  # another process may have been first
+        if not (target / "config.json").is_file():  # another process may have converted it meanwhile
             raise
     return target
 
@@ -50,8 +50,7 @@ def converted_folder(source: Path, say: Callable[[str], object] = lambda sentenc
 def _state_of(source: Path, kind: str) -> str:
     """Sixteen hex digits that change whenever a file of the checkpoint does.
 
-    The time of the last change of the inode is among what is hashed: unlike the time of modification, no program sets
-    it back.
+    The hash includes the inode's change time: unlike the modification time, no program can set it back.
     """
     parts = [source, adapted_model(source)] if kind == "lora" else [source]
     files = [[str(path.resolve()), *_stat(path)] for part in parts for path in _files(part)]

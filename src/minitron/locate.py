@@ -1,8 +1,7 @@
-"""Where a model argument points: a file or folder, a bundled model, or a repository on the Hugging Face hub.
+"""Resolve a model argument: a file or folder, a bundled model, or a repository on the Hugging Face hub.
 
-Every verb and every function that takes a model asks `locate`, so that a name means the same everywhere. It is cheap
-and imports nothing heavy: a wrong name is refused before torch is imported. `loading.checkpoint_folder` makes a folder
-in the Hugging Face layout of what was found.
+Every verb and every function that takes a model calls `locate`, so that a name means the same everywhere. It is cheap
+and imports nothing heavy: a wrong name is refused before torch is imported.
 """
 
 from __future__ import annotations
@@ -15,21 +14,21 @@ from .checkpoint.detect import detect
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 _FILE_SUFFIXES = (".gguf", ".nemo", ".safetensors", ".bin", ".json", ".yaml", ".yml", ".tar", ".gz", ".pt", ".ckpt")
-# Weights in other forms than the ones read here, and copies of the same weights in folders of their own.
+# Weights in forms that are not read here, and copies of the same weights in subfolders.
 _NOT_FETCHED = ["*.gguf", "*.nemo", "*.h5", "*.msgpack", "*.onnx", "*.pt", "*.pth", "*.ot", "onnx/*", "original/*"]
 
 
 def locate(model: str | Path | None = None, *, config_only: bool = False) -> Path | str:
-    """The file or folder that `model` names, or the repository id as it is.
+    """The file or folder that `model` names, or the repository id unchanged.
 
     Args:
         model: path of a checkpoint in any format, "bundled" or "bundled-half", or a repository id (owner/name); the
-            bundled model if None. A path that exists goes before a name.
-        config_only: a config.json is enough, in place of its folder.
+            bundled model if None. A path that exists takes precedence over a name.
+        config_only: accept a config.json instead of its folder.
 
     Raises:
-        FileNotFoundError: none of these.
-        CheckpointError: a path that is no checkpoint.
+        FileNotFoundError: none of these exists.
+        CheckpointError: the path is not a checkpoint.
     """
     if model is None:
         return bundled_model()
@@ -54,19 +53,19 @@ def _existing(text: str) -> Path | None:
     try:
         path = Path(text).expanduser()
         return path if text.strip() and path.exists() else None
-    except (OSError, RuntimeError):  # longer than a name may be; "~" of an unknown user
+    except (OSError, RuntimeError):  # a name that is too long, or "~" of an unknown user
         return None
 
 
 def fetch(repository: str, *, config_only: bool = False) -> Path:
-    """The folder of a repository's files, fetched from the hub unless they were fetched before.
+    """The folder of a repository's files, downloaded from the hub if they are not in its cache.
 
     Args:
         repository: `owner/name`.
         config_only: fetch config.json only.
 
     Raises:
-        FileNotFoundError: the repository is not there, needs permission, or cannot be reached.
+        FileNotFoundError: the repository does not exist, needs permission, or cannot be reached.
     """
     from huggingface_hub import snapshot_download
 
@@ -77,7 +76,7 @@ def fetch(repository: str, *, config_only: bool = False) -> Path:
         if not any(folder.glob("*.safetensors")):
             folder = Path(snapshot_download(repository, ignore_patterns=_NOT_FETCHED))
         return folder
-    except Exception as error:  # the hub's client, its HTTP library and the system each raise errors of their own
+    except Exception as error:  # the hub's client, its HTTP library and the system raise different errors
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise FileNotFoundError(
             f"{repository}: no such folder here, and the repository could not be fetched: {reason}"

@@ -1,4 +1,4 @@
-"""Messages and progress bars of other packages that tell the user nothing, kept off the terminal."""
+"""Keep messages and progress bars of other packages that tell the user nothing off the terminal."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 LARGE_BYTES = 1_000_000_000
-"""Reading or writing less than this takes too short a time for a progress bar."""
+"""Reading or writing less than this is too quick for a progress bar."""
 
 # transformers imports torchao where it is installed. torchao reports each GPU kernel that does not load on this
 # machine, and registers its enums in a way that torch warns about.
@@ -28,7 +28,7 @@ class _Beginning(logging.Filter):
 
 
 def drop_import_messages() -> None:
-    """Keep what importing torchao reports off the terminal; everything else that is logged stays."""
+    """Keep the messages of importing torchao off the terminal; other log messages stay."""
     for name, text in _IMPORT_MESSAGES:
         logger = logging.getLogger(name)
         if not any(isinstance(known, _Beginning) for known in logger.filters):
@@ -37,7 +37,7 @@ def drop_import_messages() -> None:
 
 @contextmanager
 def progress_bars(nbytes: int) -> Iterator[None]:
-    """Let transformers show its progress bars in this block for large work on a terminal only.
+    """In this block, let transformers show progress bars for large work on a terminal only.
 
     Args:
         nbytes: bytes to be read or written.
@@ -52,6 +52,6 @@ def progress_bars(nbytes: int) -> Iterator[None]:
     try:
         yield
     finally:
-        with warnings.catch_warnings():  # the hub's client warns where the environment keeps its own bars off
+        with warnings.catch_warnings():  # the hub's client warns if the environment disables its own bars
             warnings.simplefilter("ignore")
             theirs.enable_progress_bar()

@@ -1,4 +1,4 @@
-"""Modules of a package as its attributes, imported when they are first named: `minitron.prune.importance`."""
+"""Modules of a package as its attributes, imported on first use: `minitron.prune.importance`."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ def submodule(package: str, name: str) -> ModuleType:
 
 
 def moved(old: str, new: str) -> Callable[[str], Any]:
-    """The `__getattr__` of a module that has moved: its names work for one release and warn of the new place.
+    """The `__getattr__` of a module that has moved: its names work for one release, with a warning that names the new
+    module.
 
     Args:
-        old: full name of the module that is left behind.
-        new: full name of the module that has its contents now.
+        old: full name of the old module.
+        new: full name of the new module.
     """
 
     def attribute(name: str) -> Any:
@@ -35,7 +36,7 @@ def moved(old: str, new: str) -> Callable[[str], Any]:
             raise AttributeError(f"module {old!r} has no attribute {name!r}")
         found = getattr(importlib.import_module(new), name)
         warnings.warn(
-            f"{old}.{name} has moved: use {new}.{name}; the old name goes with the next release",
+            f"{old}.{name} has moved: use {new}.{name}; the old name will be removed in the next release",
             DeprecationWarning,
             stacklevel=2,
         )

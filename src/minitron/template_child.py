@@ -1,7 +1,7 @@
-"""The process that renders chat templates: a template of a stranger may loop or swell, and only this process ends.
+"""The process that renders chat templates: if an untrusted template loops or swells, only this process ends.
 
-Run as a script by `templates.py`, with jinja2 and the standard library alone. One JSON object a line comes in, one goes
-out. An alarm that nobody handles ends the process where a template takes too long, also inside one long operation.
+`templates.py` runs it as a script; it needs jinja2 and the standard library only. It reads and writes one JSON object
+per line. An unhandled alarm ends the process if a template takes too long, even inside one long operation.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def environment() -> Any:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(Extension):
-        """`{% generation %}` marks what the assistant writes; here it only groups."""
+        """`{% generation %}` marks what the assistant writes; here it has no effect."""
 
         tags = {"generation"}  # noqa: RUF012 (so does jinja2)
 
@@ -32,7 +32,7 @@ def environment() -> Any:
             return nodes.Scope(body).set_lineno(line)
 
     class Namespace(jinja2.utils.Namespace):
-        """Without names that begin with an underscore, which lead to Python's inside."""
+        """A namespace without names that begin with an underscore, which lead to Python's internals."""
 
         def __init__(*args: Any, **kwargs: Any) -> None:
             values = dict(*args[1:], **kwargs)
@@ -62,14 +62,14 @@ def environment() -> Any:
 
 
 def answer(made: Any, request: dict[str, Any], most_characters: int) -> dict[str, Any]:
-    """The rendered text, or what went wrong."""
+    """The rendered text, or the error."""
     try:
         text = made.from_string(request["template"]).render(**request["context"])
     except MemoryError:
         return {"wrong": "memory"}
     except RecursionError:
         return {"wrong": "it calls itself without an end"}
-    except Exception as error:  # templates can raise whatever Python can
+    except Exception as error:  # templates can raise any exception
         return {"wrong": f"{type(error).__name__}: {error}"[:1000]}
     return {"text": text} if len(text) <= most_characters else {"wrong": "memory"}
 

@@ -1,7 +1,7 @@
-"""Conversations as text, by chat templates that may be a stranger's: in bounded time and memory.
+"""Render conversations with chat templates that may be untrusted, in bounded time and memory.
 
 Every template is rendered here. transformers renders in the caller's own process, where nothing stops a template with
-nested loops; so a process apart does it, which ends by itself and is started anew.
+nested loops. Here a separate process does it, which stops by itself and is restarted.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from typing import Any
 
 SECONDS = 1.0
 MEMORY = 160 << 20
-"""Of the rendering process, Python's own included; beyond it, 16 times the conversation."""
+"""Memory of the rendering process, including Python's own; 16 times the conversation is added."""
 CHARACTERS = 8 << 20
 _CHILD = Path(__file__).with_name("template_child.py")
 _TAG = "CONTINUED-HERE"
 
 
 class ChatTemplateError(ValueError):
-    """A chat template that does not come to an end, or that does not take this conversation."""
+    """A chat template that does not finish, or that rejects this conversation."""
 
 
 class _Renderer:
-    """The process that renders, started when it is first needed and again after it has ended."""
+    """The rendering process, started when it is first needed and restarted after it has ended."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -60,7 +60,7 @@ class _Renderer:
         raise ChatTemplateError(f"the chat template cannot be rendered: {found['wrong']}")
 
     def _running(self) -> subprocess.Popen[str]:
-        # A fork of this process must not talk into its parent's pipes.
+        # A fork of this process must not write into its parent's pipes.
         if self._process is None or self._process.poll() is not None or self._owner != os.getpid():
             self._process, self._owner = _start(), os.getpid()
         return self._process
@@ -125,18 +125,18 @@ def render_conversation(
     continue_final_message: bool = False,
     **context: Any,
 ) -> str:
-    """A conversation as text, by the tokenizer's chat template.
+    """Render a conversation as text with the tokenizer's chat template.
 
     Args:
-        tokenizer: with a chat template.
-        messages: with `role` and `content`.
+        tokenizer: a tokenizer with a chat template.
+        messages: messages with `role` and `content`.
         tools: JSON schemas.
         add_generation_prompt: end with the heading of the assistant's turn.
         continue_final_message: end where the text of the last message ends.
-        **context: what else the template is given.
+        **context: further variables for the template.
 
     Raises:
-        ChatTemplateError: it takes too long or too much memory, or refuses the conversation.
+        ChatTemplateError: the template takes too long or too much memory, or rejects the conversation.
     """
     template = tokenizer.get_chat_template(None, tools=list(tools) if tools else None)
     messages = [dict(message) for message in messages]
@@ -154,7 +154,7 @@ def render_conversation(
     if not continue_final_message:
         return text
     if _TAG not in text:
-        raise ChatTemplateError("the chat template leaves out the final message, so that it cannot be continued")
+        raise ChatTemplateError("the chat template drops the final message, so it cannot be continued")
     return text[: text.rindex(_TAG)]
 
 

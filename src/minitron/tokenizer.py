@@ -14,7 +14,7 @@ from .assets import chat_template, heldout_text
 from .chat import SYSTEM_MARK, TURN_MARK
 from .files.links import require_own_files
 
-# Spaces, case, digits, marks, accents in both forms, other scripts, code: what tokenizers cut in different ways.
+# Spaces, case, digits, accents in both forms, other scripts, code: what tokenizers split in different ways.
 _PROBE = (
     "The  cat's 3rd na\u00efve caf\u00e9, cafe\u0301 \u4f60\u597d \u041c\u0438\u0440 1234567\n\tdef f(x): return x**2",
     " leading and trailing ",
@@ -33,23 +33,23 @@ def load_tokenizer(
     Args:
         path: folder, or repository id.
         vocab_size: rows of the model's embedding; a tokenizer with more ids is refused.
-        template: give the Nemotron-Mini chat template to a tokenizer that has its marks but no template.
+        template: add the Nemotron-Mini chat template to a tokenizer that has its special tokens but no template.
         **kwargs: passed to `AutoTokenizer.from_pretrained`.
 
     Raises:
         FileNotFoundError: the folder holds no tokenizer.
-        ValueError: the tokenizer cannot be read, does not fit the vocabulary, or has a file that is a link to
-            elsewhere.
+        ValueError: the tokenizer cannot be read, does not fit the vocabulary, or has a file that links outside the
+            folder.
     """
     folder = Path(path)
     require_own_files(folder, below=("additional_chat_templates",))
     if folder.is_dir() and not any((folder / name).is_file() for name in _FILES):
         raise FileNotFoundError(f"{folder}: no tokenizer; expected one of {', '.join(_FILES)}")
-    # Unset, it makes transformers ask on the terminal, and wait, where tokenizer_config.json names code.
+    # If unset, transformers asks on the terminal, and waits, where tokenizer_config.json names code.
     kwargs.setdefault("trust_remote_code", False)
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(path), **kwargs)
-    except Exception as error:  # the readers raise anything, a plain Exception too, and name no file
+    except Exception as error:  # the readers raise all kinds of exceptions and name no file
         raise ValueError(f"{path}: the tokenizer cannot be read: {error}") from error
     vocabulary = tokenizer.get_vocab()
     highest = max(vocabulary.values(), default=-1)
@@ -66,16 +66,16 @@ def load_tokenizer(
 def tokenizer_difference(
     first: Any, second: Any, texts: Iterable[str] = (), names: tuple[str, str] = ("the first", "the second")
 ) -> str | None:
-    """How two tokenizers differ in what they make of text: None where one can stand for the other.
+    """How two tokenizers differ; None if they are interchangeable.
 
-    The vocabulary and the beginning and end of a text must be the same, and the ids of texts. Two tokenizers whose
-    rules are the same by their files agree on every text. Others are compared on some texts (some lines of many kinds,
-    passages of English books, `texts`) and on the text of each token.
+    The vocabulary, the special tokens around a text and the ids of texts must be the same. Two tokenizers with the same
+    rules in their files agree on every text. Others are compared on sample texts (lines of many kinds, passages of
+    English books, `texts`) and on the text of each token.
 
     Args:
         first, second: tokenizers as from `load_tokenizer`.
-        texts: other texts of which the ids must be the same.
-        names: of the two, in the answer.
+        texts: further texts whose ids must be the same.
+        names: names of the two for the returned clause.
 
     Returns:
         A clause such as "token 'a' is 5 in the first and None in the second".
@@ -94,12 +94,12 @@ def tokenizer_difference(
         return None
     for text in _differently_cut(first, second, [*_PROBE, *_passages(), *texts, *_texts_of_tokens(first, ours)]):
         shown = text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
-        return f"they have the same vocabulary and cut {shown!r} into different tokens"
+        return f"they have the same vocabulary and split {shown!r} into different tokens"
     return None
 
 
 def _rules(tokenizer: Any) -> dict[str, Any] | None:
-    """What decides into which ids a text without added special tokens is cut; None where it is not written down."""
+    """The rules that map a text without added special tokens to ids; None if the tokenizer does not state them."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return None

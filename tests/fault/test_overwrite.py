@@ -186,7 +186,9 @@ def test_a_full_disk_is_a_sentence(model: Path, tmp_path: Path, to: str) -> None
 @pytest.mark.parametrize("name", ["b.bin", "b.safetensors", "b.pt", "b.json", "b.ggml", "b.onnx", "b.tar.gz", "b.foo"])
 def test_names_that_mean_another_format(model: Path, tmp_path: Path, name: str) -> None:
     text = refused(tmp_path, "convert", model, tmp_path / name)
-    assert "is no format that can be written; expected a folder's name (Hugging Face), NAME.gguf or NAME.nemo" in text
+    assert (
+        "is not a format that can be written; expected a folder's name (Hugging Face), NAME.gguf or NAME.nemo" in text
+    )
 
 
 def test_names_that_mean_a_folder(model: Path, tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def test_a_message_that_is_too_long_is_left_out(model: Path) -> None:
     done = chat(model, "hello", "the cat " * 200, "hello")
     assert done.exit_code == 0, done.stderr
     assert "the message is too long" in done.stderr
-    assert "the model's context is 64; the message was dropped" in done.stderr
+    assert "the model's context is 64; it was dropped" in done.stderr
     assert "dropped" not in done.stderr
 
 
