@@ -393,7 +393,7 @@ def test_a_damaged_tokenizer_is_found(
         ("scores", [float("nan")] * SIZE, "not finite numbers"),
         ("scores", [0.0], "not one value for each token"),
         ("token_type", ["x"] * SIZE, "not whole numbers"),
-        ("tokens", ["a"] * SIZE, "'a' stands twice"),
+        ("tokens", ["a"] * SIZE, "'a' appears twice"),
         ("tokens", [*map(str, range(300)), "a" * 40_000, *map(str, range(301, SIZE))], "too long"),
         ("add_bos_token", "yes", "expected true or false"),
     ],

@@ -1,7 +1,7 @@
-"""A folder or a tar as one thing: names to ranges of bytes, nothing unpacked.
+"""One view of a folder or a tar: names to ranges of bytes, without unpacking.
 
-A `.nemo` file is a tar. Since its members are read where they lie, no path from an archive is ever created on disk;
-hostile members are refused all the same. A gzip archive (NeMo before 1.7) is inflated once, into a temporary file.
+A `.nemo` file is a tar. Its members are read in place, so no path from an archive is ever created on disk; hostile
+members are refused all the same. A gzip archive (NeMo before 1.7) is inflated once, into a temporary file.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Files = dict[str, ByteRange]
 
 @contextmanager
 def open_archive(path: Path, scratch: Path) -> Iterator[Files]:
-    """The files of a folder, a tar or a gzip tar. `scratch` is where the latter is inflated while the block runs.
+    """The files of a folder, a tar or a gzip tar. A gzip tar is inflated into `scratch` while the block runs.
 
     Raises:
         CheckpointError: not a tar; a member that is a link, a device, or has a path that leaves the archive; an
@@ -80,7 +80,7 @@ def _inflate(path: Path, out: BinaryIO) -> None:
 
 
 class FolderSink:
-    """Where an export writes its files: a folder."""
+    """A folder to which an export writes its files."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -95,7 +95,7 @@ class FolderSink:
 
 
 class TarSink:
-    """Where an export writes its files: an uncompressed tar whose members grow in place.
+    """An uncompressed tar to which an export writes its files; its members grow in place.
 
     The header of a member is written when its size is known, which needs a seekable target.
     """

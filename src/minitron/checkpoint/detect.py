@@ -1,4 +1,4 @@
-"""Which format a checkpoint is in, by the names of its files. Reads four bytes at most, and imports nothing heavy."""
+"""Detect the format of a checkpoint by the names of its files. Reads four bytes at most, and imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def detect(path: Path) -> str:
         distributed folder) or "gguf".
 
     Raises:
-        CheckpointError: nothing there, or nothing known.
+        CheckpointError: the path does not exist, or its format is unknown.
     """
     require(path.exists(), f"{path}: no such file or folder")
     if path.is_file():

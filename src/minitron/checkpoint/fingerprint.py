@@ -1,4 +1,4 @@
-"""Which model a checkpoint holds, as one short text: for plans, caches and results that belong to one model only."""
+"""The identity of a checkpoint's model as one hash, for plans, caches and results that belong to one model only."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from minitron.config import NemotronConfig
 from .hf import read_config, read_parameters
 from .tensors import LazyTensor, raw
 
-# What the model computes follows from these and from the tensors; the rest (dtype, caches, token ids, initialization,
+# These and the tensors determine what the model computes; the rest (dtype, caches, token ids, initialization,
 # versions of writers) may differ between two copies of one model.
 _CONFIG_KEYS = (
     "vocab_size",

@@ -39,17 +39,17 @@ TEMPLATES = "additional_chat_templates"
 
 
 def check_checkpoint(folder: Path) -> torch.dtype | None:
-    """Say in one sentence what is wrong with a Hugging Face folder, if anything is. Reads headers only.
+    """Check a Hugging Face folder; the error says in one sentence what is wrong. Reads headers only.
 
-    Warns (`CheckpointNote`) of weights that lie beside those that are read.
+    Warns (`CheckpointNote`) about weight files that are not read.
 
     Returns:
-        The dtype to load the weights in where it cannot be the one they are stored in (float8); else None.
+        The dtype to load the weights in if it cannot be the stored one (float8); otherwise None.
 
     Raises:
-        CheckpointError: no folder or config.json; another architecture; settings that cannot be; a weight file that is
-            missing, cut or corrupted; a shard that the index names but is not there; a missing tensor or one of
-            another shape than config.json says.
+        CheckpointError: no folder or config.json; another architecture; impossible settings; a weight file that is
+            missing, truncated or corrupted; a missing shard of the index; a missing tensor or one with another shape
+            than config.json states.
     """
     config, stored, tensors, notes = _read_checked(folder)
     check_index(folder)
@@ -74,10 +74,10 @@ def _read_checked(
 
 
 def check_settings(folder: Path) -> None:
-    """Look at the JSON files beside config.json and the weights.
+    """Check the other JSON files of the folder.
 
     Raises:
-        CheckpointError: a generation config or tokenizer that cannot be read; an adapter beside whole weights.
+        CheckpointError: a generation config or tokenizer that cannot be read; an adapter next to whole weights.
     """
     check_generation_config(folder)
     check_tokenizer_files(folder)
@@ -152,7 +152,7 @@ def open_hf(folder: Path) -> Checkpoint:
 
 
 def side_files(folder: Path) -> dict[str, ByteRange]:
-    """What goes along with the weights: tokenizer, generation config, chat templates; name to where it is.
+    """The files that accompany the weights: tokenizer, generation config, chat templates; name to path.
 
     Raises:
         LinkedFileError: one is a link out of the folder.
@@ -204,8 +204,8 @@ def write_hf(
     Tied embeddings are written once, as `model.embed_tokens.weight`. Memory: one block of one tensor.
 
     Raises:
-        TargetError: the folder is there and `overwrite` is false, or it holds files that were not written here.
-        WriteError: too little room on the disk.
+        TargetError: the folder exists and `overwrite` is false, or it holds files that were not written here.
+        WriteError: too little space on the disk.
     """
     tensors = dict(checkpoint.tensors)
     if checkpoint.config.tie_word_embeddings:
@@ -237,7 +237,7 @@ def write_shards(tensors: Mapping[str, LazyTensor], target: Path, max_shard_byte
 
 
 def write_side_files(checkpoint: Checkpoint, target: Path) -> None:
-    """Copy the checkpoint's other files and write those that a conversion made."""
+    """Copy the checkpoint's other files and write those that the conversion generated."""
     for name, data in checkpoint.files.items():
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         with writing(target / name), (target / name).open("wb") as file:

@@ -1,8 +1,8 @@
-"""The JSON files beside the weights, looked at before anything acts on them: types, sizes, and keys that would do harm.
+"""Check the JSON files of a checkpoint before anything acts on them: types, sizes, and harmful keys.
 
 transformers puts every key of these files on an object as an attribute, builds a map of `num_labels` entries, loads
-another file than the usual one where `transformers_weights` says so, fetches a kernel where `attn_implementation`
-names a repository. Whatever is refused here is refused in a sentence, before transformers sees it.
+another file than the usual one where `transformers_weights` says so, and fetches a kernel where `attn_implementation`
+names a repository. Whatever is refused here is refused with a clear error, before transformers sees it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from .limits import (
 _FLOATS = ("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
 _MAX_LIST = 10_000
 _MAX_ID = 1 << 31
-# Whole numbers of config.json: the most that is taken. Sizes are compared with the weights afterwards.
+# Upper limits of the integers in config.json. Sizes are compared with the weights afterwards.
 _MOST = {
     "num_hidden_layers": MAX_LAYERS,
     "num_labels": MAX_LABELS,
@@ -176,7 +176,7 @@ _GENERATION: dict[str, Check] = {
 
 
 def check_config_values(values: dict[str, Any], where: object) -> None:
-    """Refuse what a config.json must not hold, before anything is built from it.
+    """Refuse a config.json with values that it must not have, before anything is built from it.
 
     Raises:
         CheckpointError: a value of the wrong type or beyond its limit; a key that would replace a method.
@@ -206,7 +206,7 @@ def check_generation_config(folder: Path) -> None:
 def _check(values: dict[str, Any], table: dict[str, Check], owner: type, where: object) -> None:
     for key, value in values.items():
         if key not in table and callable(getattr(owner, key, None)):
-            raise CheckpointError(f"{where}: the key {shown(key)} is no setting, it would replace a method")
+            raise CheckpointError(f"{where}: the key {shown(key)} is not a setting; it would replace a method")
         if isinstance(value, float) and not math.isfinite(value):
             raise CheckpointError(f"{where}: {key} is {value}, expected a finite number")
         if key in table and value is not None:
@@ -215,7 +215,7 @@ def _check(values: dict[str, Any], table: dict[str, Check], owner: type, where: 
 
 
 def check_tokenizer_files(folder: Path) -> None:
-    """Refuse tokenizer files that would take too much to parse, or are not what their name says.
+    """Refuse tokenizer files that are too expensive to parse, or that are not JSON objects.
 
     Raises:
         CheckpointError: too large, or not a JSON object.

@@ -1,4 +1,4 @@
-"""What untrusted bytes may do: the one place that decides.
+"""Limits for untrusted bytes, all in one place.
 
 Every size, count and name that comes out of a file is checked here, or against a number from here, before memory is
 allocated or a path is made from it. Refusals are `CheckpointError`: one sentence that names the file, what was found
@@ -21,7 +21,7 @@ MIB = 1 << 20
 MAX_JSON_BYTES = 64 * MIB
 """tokenizer.json (256,000 tokens with 500,000 merges: 16 to 33 MB) and shard indices (138,240 tensors: 13 MB)."""
 MAX_JSON_MEMORY = 128 * MIB
-"""What the values of a JSON text may take in memory, as `json_memory` estimates it."""
+"""Memory that the values of a JSON text may take, as `json_memory` estimates it."""
 MAX_TOKENIZER_JSON_MEMORY = 320 * MIB
 """The same for tokenizer.json: 256,000 tokens with 500,000 merges are estimated at 104 to 235 MB (merges as texts or as
 lists) and take 79 to 149 MB beside the text; a character of four bytes adds 66 MB to the estimate."""
@@ -35,9 +35,9 @@ MAX_PICKLE_BYTES = 64 * MIB
 MAX_PICKLE_STEPS = 2_000_000
 """Opcodes: torch.save takes 32 for each tensor, torch.distributed.checkpoint about 110 for each chunk."""
 MAX_PICKLE_MEMORY = 160 * MIB
-"""What the objects of a pickle may take in memory."""
+"""Memory that the objects of a pickle may take."""
 MAX_ODD_KEYS = 10_000
-"""Dictionary keys that are no texts: equal hashes of chosen numbers would make a larger dictionary quadratic."""
+"""Dictionary keys that are not strings: numbers chosen for equal hashes would make a larger dictionary quadratic."""
 MAX_YAML_BYTES = 128 * 1024
 MAX_YAML_NODES = 10_000
 """Nodes after aliases are followed: a "billion laughs" file reaches it at once, a real config has a few hundred."""
@@ -72,9 +72,9 @@ MAX_MESSAGE = 1_000
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be read, in one sentence: the file, what was found, what was expected.
+    """A checkpoint that cannot be read; the message names the file, what was found and what was expected.
 
-    The sentence quotes the file, so it is cut to `MAX_MESSAGE` characters and has no control characters.
+    The message quotes the file, so it is limited to `MAX_MESSAGE` characters and has no control characters.
     """
 
     def __init__(self, message: str) -> None:
@@ -86,7 +86,7 @@ class CheckpointError(ValueError):
 
 
 class CheckpointNote(UserWarning):
-    """Something about a checkpoint that the user should know, and that stops nothing."""
+    """A warning about a checkpoint that the user should know about; nothing is stopped."""
 
 
 _SHORT = reprlib.Repr()
@@ -107,7 +107,8 @@ def require(condition: object, message: str) -> None:
 
 @contextmanager
 def collector_paused() -> Iterator[None]:
-    """No garbage collection in the block: parsing makes many objects, each pass looks at all, and none is garbage."""
+    """Disable garbage collection in the block: parsing makes many objects, every collection visits all, and none is
+    garbage."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -162,7 +163,7 @@ _JSON_COSTS = {"{": 130, "[": 80, ",": 40, ":": 50, '"': 28}
 
 
 def json_memory(data: bytes) -> int:
-    """About how many bytes the values in a JSON text will take once parsed, its text as characters included.
+    """Estimated bytes of the values in a JSON text once it is parsed, including the text itself as characters.
 
     Counts what opens and separates values, in blocks, at memory speed; nothing is parsed. Punctuation within texts is
     counted too. Of indices, headers and tokenizers the estimate is 0.97 to 1.37 times what they take.
@@ -201,7 +202,7 @@ def read_small_file(path: Path, max_bytes: int) -> bytes:
 
 
 def member_path(name: str, where: object) -> PurePosixPath:
-    """The relative path that an archive member, a shard index or a metadata file names, once it is known to be tame.
+    """The relative path that an archive member, a shard index or a metadata file names, after checking that it is safe.
 
     Raises:
         CheckpointError: an absolute path, a drive, `..`, a backslash, a NUL or another control character.

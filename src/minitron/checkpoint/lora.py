@@ -1,8 +1,7 @@
 """LoRA adapters as peft writes them, merged into their base model while it is read: W + scale * B @ A, row by row.
 
-Only what is a plain LoRA is merged. Everything else that an adapter folder may hold (DoRA, other methods, unknown
-tensors) is refused, because leaving it out would give another model. No pattern in the configuration is run as a
-regular expression.
+Only plain LoRA is merged. Everything else that an adapter folder may hold (DoRA, other methods, unknown tensors) is
+refused, because ignoring it would give another model. No pattern in the configuration is run as a regular expression.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ _UNSUPPORTED = (
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """What merging needs of adapter_config.json."""
+    """The settings of adapter_config.json that merging needs."""
 
     base: str
     """Folder or repository id of the base model."""
@@ -125,7 +124,7 @@ def _rank(path: Path, field: str, value: Any) -> int:
 def merge_adapter(folder: Path, base: Checkpoint) -> Checkpoint:
     """The base checkpoint with the adapter in `folder` merged into it, still on disk.
 
-    Sums are formed in float32 and rounded once, to the dtype of the base. A tokenizer beside the adapter replaces
+    Sums are formed in float32 and rounded once, to the dtype of the base. A tokenizer in the adapter's folder replaces
     that of the base.
 
     Raises:
@@ -172,7 +171,7 @@ def _sorted_out(found: Mapping[str, LazyTensor], path: Path) -> tuple[dict[str, 
         else:
             place, key = pairs.setdefault((match["module"], bool(match["embedding"])), {}), match["side"]
         if key in place:
-            raise CheckpointError(f"{path}: {name} is there twice, under two spellings")
+            raise CheckpointError(f"{path}: {name} appears twice, under two spellings")
         place[key] = tensor
     require(pairs, f"{path}: no lora_A and lora_B in it")
     twice = next((module for module, embedding in pairs if embedding and (module, False) in pairs), None)

@@ -116,7 +116,7 @@ def is_norm_weight(name: str) -> bool:
 def hf_shapes(config: NemotronConfig) -> dict[str, tuple[int, ...]]:
     """Every parameter of the causal language model under `config`, in file order, with its shape.
 
-    `lm_head.weight` is left out where embeddings are tied.
+    Without `lm_head.weight` if embeddings are tied.
     """
     hidden, ffn, vocab = config.hidden_size, config.intermediate_size, config.vocab_size
     q_width = config.num_attention_heads * config.head_dim  # type: ignore[operator]

@@ -42,7 +42,7 @@ def parameters_of(
             f"transformers. If the model was trained with the stored ones, correct config.json"
         )
     elif buffers:
-        notes.append(f"{len(buffers)} rotary_emb.inv_freq tensors left out: they are what config.json says")
+        notes.append(f"{len(buffers)} rotary_emb.inv_freq tensors skipped: they are what config.json states")
     kept = {name: tensor for name, tensor in tensors.items() if name not in set(buffers)}
     float8 = [name for name, tensor in kept.items() if tensor.dtype in _FLOAT8]
     if float8 and not getattr(config, "quantization_config", None):

@@ -1,4 +1,4 @@
-"""The pickle opcodes, carried out on plain values: nothing is imported or called, and nothing is built without a limit.
+"""Execute pickle opcodes on plain values: nothing is imported or called, and everything that is built is limited.
 
 The interpreter's own unpickler hashes what a file uses as a key (a tuple doubled 45 times through the memo: 2**45
 hashes), recurses as deep as a tuple is nested, and sets attributes on whatever it is told to. Here each opcode is a
@@ -35,7 +35,7 @@ class Name:
 
 
 class Inert:
-    """What stands for an object of a class that is not looked up: its name, its arguments, its state."""
+    """Replaces an object of a class that is not looked up: its name, its arguments, its state."""
 
     __slots__ = ("args", "name", "state")
 
@@ -54,9 +54,9 @@ class Machine:
     Args:
         data: the pickle.
         where: its source, for errors.
-        lookup: what a name from the file stands for; raises CheckpointError for one that has no place there.
-        call: the result of calling what `lookup` gave with a tuple of arguments.
-        persistent: the value of a persistent id.
+        lookup: resolves a name from the file; raises CheckpointError for a name that is not allowed.
+        call: calls what `lookup` returned with a tuple of arguments.
+        persistent: returns the value of a persistent id.
     """
 
     def __init__(

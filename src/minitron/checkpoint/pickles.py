@@ -1,7 +1,7 @@
-"""Pickles, read as data: no class or function that a file names is ever looked up, let alone called.
+"""Read pickles as data: no class or function that a file names is ever looked up or called.
 
-A name in a pickle becomes either one of the few functions of this file or an inert record that only remembers what
-it was given. Names outside the known modules are refused. Used for torch files (`data.pkl`) and for `.metadata` of
+A name in a pickle becomes either one of the few functions of this file or an inert record that only stores its
+arguments. Names outside the known modules are refused. Used for torch files (`data.pkl`) and for `.metadata` of
 torch.distributed.checkpoint. The opcodes are carried out by `pickle_machine.py`, within limits.
 """
 
@@ -37,7 +37,7 @@ STORAGES = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
-# Modules whose names are met in checkpoints and may stand as inert records.
+# Modules whose names occur in checkpoints and become inert records.
 _KNOWN_MODULES = ("torch", "megatron", "nemo", "transformer_engine", "numpy", "pathlib", "lightning", "omegaconf")
 _KNOWN_NAMES = {("_io", "BytesIO"), ("argparse", "Namespace")}
 _MODULES_OF_CODE = ("torch.hub", "torch.package", "torch._dynamo", "torch.utils.cpp_extension", "numpy.testing")
@@ -78,7 +78,7 @@ def load_inert(data: bytes, where: object) -> Any:
         raise
     except (MemoryError, KeyboardInterrupt):
         raise
-    except Exception as error:  # a pickle can fail in any way at all; each means the same to the user
+    except Exception as error:  # a pickle can fail in any way; to the user all mean the same
         raise CheckpointError(f"{where}: corrupted or cut pickle ({type(error).__name__}: {error})") from None
 
 

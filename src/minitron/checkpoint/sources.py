@@ -1,4 +1,4 @@
-"""Which format a path is in, opening it whatever it is, and watching its tensors while they are read."""
+"""Open a checkpoint in any format, and watch its tensors while they are read."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def adapted_model(folder: Path) -> Path:
     try:
         found = locate(beside if beside.exists() else name)
         found = found if isinstance(found, Path) else fetch(found)
-    except OSError as error:  # not there, longer than a name may be, not permitted
+    except OSError as error:  # it does not exist, its name is too long, or access is denied
         raise CheckpointError(f"{folder / ADAPTER_CONFIG}: base_model_name_or_path: {error}") from None
     kind = detect(found)
     require(kind != "lora", f"{folder / ADAPTER_CONFIG}: base_model_name_or_path: {found} is an adapter itself")
@@ -66,7 +66,7 @@ def adapted_model(folder: Path) -> Path:
 
 @dataclass
 class Observed:
-    """What was seen of one tensor while it was read from top to bottom."""
+    """What was observed of a tensor while it was read from start to end."""
 
     rows: int = 0
     crc: int = 0
@@ -76,7 +76,7 @@ class Observed:
 
 @dataclass
 class Observer:
-    """Checksums, a look for NaN and infinity, and progress, taken from blocks as they pass by."""
+    """Checksums, checks for NaN and infinity, and progress, from the blocks as they are read."""
 
     progress: Callable[[int], object] = lambda _: None
     seen: dict[str, Observed] = field(default_factory=dict)

@@ -22,7 +22,7 @@ SPACE = "\u2581"
 
 @dataclass
 class SentencePieceModel:
-    """What a `.model` file says: pieces in the order of their ids, and how text is normalised before."""
+    """The contents of a `.model` file: pieces in the order of their ids, and how text is normalized first."""
 
     pieces: list[str] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
@@ -179,7 +179,7 @@ def merges_of(model: SentencePieceModel) -> list[tuple[str, str]]:
         if kind in (NORMAL, USER_DEFINED)
     }
     letters = sum(len(piece) ** 2 for piece in ids)
-    require(letters <= _MOST_SPLITS, "the pieces of the tokenizer are too long: no words, but whole texts")
+    require(letters <= _MOST_SPLITS, "the pieces of the tokenizer are too long: whole texts instead of words")
     found = []
     for piece, number in ids.items():
         if model.kinds[number] != NORMAL:

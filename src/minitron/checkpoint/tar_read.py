@@ -38,7 +38,7 @@ def tar_files(path: Path, shown_as: str = "") -> dict[str, ByteRange]:
                 continue
             plain = kind in _FILES and not raw_name.endswith("/")
             require(plain, f"{where}: {name[:80]} is a link, a device or sparse; expected plain files")
-            require(name not in files, f"{where}: {name[:80]} stands twice")
+            require(name not in files, f"{where}: {name[:80]} appears twice")
             files[name] = whole.part(start, size, f"{where} ({name[:200]})")
     return files
 

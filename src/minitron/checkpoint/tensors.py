@@ -1,4 +1,4 @@
-"""Tensors that stay on disk until rows of them are asked for, and the operations that conversions need on them.
+"""Tensors that stay on disk until their rows are read, and the operations that conversions need on them.
 
 A `LazyTensor` is a shape, a dtype and a function that reads rows `start..stop` of dimension 0. Slicing, joining,
 padding and transposing of pieces are new functions over old ones, so a fused QKV matrix spread over four ranks is

@@ -211,7 +211,7 @@ def _zip_members(data: ByteRange) -> dict[str, zipfile.ZipInfo]:
         if not plain or info.flag_bits & 1:
             raise CheckpointError(f"{data}: {name[:80]} is compressed or encrypted; torch.save never does")
         if name in members:
-            raise CheckpointError(f"{data}: {name[:80]} stands twice")
+            raise CheckpointError(f"{data}: {name[:80]} appears twice")
         members[name] = info
     return members
 

@@ -160,7 +160,7 @@ def test_patterns_in_target_modules_are_never_run(tmp_path: Path) -> None:
         (lambda t: {k: v[:1] if "lora_A" in k else v for k, v in t.items()}, "do not fit the weight"),
         (lambda t: {k.replace("q_proj", "z_proj"): v for k, v in t.items()}, "has no model.layers.0.self_attn.z_proj"),
         (lambda t: {k.removeprefix("base_model.model."): v for k, v in t.items()}, "does not begin with"),
-        (lambda t: t | {k.removesuffix(".weight"): v.clone() for k, v in t.items()}, "is there twice"),
+        (lambda t: t | {k.removesuffix(".weight"): v.clone() for k, v in t.items()}, "appears twice"),
         (lambda t: t | {k.replace("lora_", "lora_embedding_"): v + 1 for k, v in t.items()}, "expected one of them"),
         (lambda t: {k: v.long() for k, v in t.items()}, "is torch.int64, expected floating-point"),
         (lambda t: {k: v[:0] if "lora_A" in k else v[:, :0] for k, v in t.items()}, "has rank 0"),

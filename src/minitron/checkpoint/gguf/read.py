@@ -1,7 +1,7 @@
 """GGUF files of llama.cpp, read lazily: a checked header, tensors dequantized a block of rows at a time.
 
-The `gguf` package does the dequantizing; its reader is not used, since it maps the whole file and believes every count
-in the header. Format: ggml's docs/gguf.md, versions 2 and 3.
+The `gguf` package dequantizes; its reader is not used, since it maps the whole file and trusts every count in the
+header. Format: ggml's docs/gguf.md, versions 2 and 3.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from .vocab import add_tokenizer
 
 MAX_KEYS = 100_000
 MAX_TEXT_BYTES = 40 << 20
-"""The longest text is a whole tokenizer.json, kept for the way back."""
+"""The longest string is a whole tokenizer.json, kept for the way back."""
 _MAX_TEXTS = 1_500_000
-"""A vocabulary of 256,000 tokens has 500,000 merges beside it."""
+"""A vocabulary of 256,000 tokens comes with 500,000 merges."""
 _MAX_MEMORY = 200 << 20
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
@@ -43,7 +43,7 @@ _MAX_FACTOR_BYTES = 1 << 16
 
 @dataclass(frozen=True)
 class GGUFTensor:
-    """A tensor as it lies in the file: shape (rows first), ggml's type number, bytes."""
+    """A tensor as stored in the file: shape (rows first), ggml's type number, bytes."""
 
     name: str
     shape: tuple[int, ...]
@@ -61,7 +61,8 @@ class GGUFFile:
 
 
 class _Reader:
-    """The header, front to back: every length is checked against what is left of the file, every value is charged.
+    """Reads the header from start to end: every length is checked against the rest of the file, every value against a
+    budget.
 
     Python's objects take more than the bytes they come from (a text of no characters 8 bytes in the file and in the
     list, a float 4 and 32), so values are counted as they are made.
@@ -141,7 +142,7 @@ def read_gguf(path: Path) -> GGUFFile:
         for _ in range(keys):
             key = reader.text()
             if key in values:
-                raise CheckpointError(f"{path}: the key {key[:80]!r} stands twice")
+                raise CheckpointError(f"{path}: the key {key[:80]!r} appears twice")
             values[key] = reader.value(reader.number("I"))
         infos = [_tensor_info(reader, path) for _ in range(tensors)]
         alignment = values.get("general.alignment", 32)
@@ -151,7 +152,7 @@ def read_gguf(path: Path) -> GGUFFile:
     found: dict[str, GGUFTensor] = {}
     for name, shape, kind, offset in infos:
         if name in found:
-            raise CheckpointError(f"{path}: tensor {name[:80]} stands twice")
+            raise CheckpointError(f"{path}: tensor {name[:80]} appears twice")
         size = _bytes_of(shape, kind, f"{path}: {name[:80]}")
         found[name] = GGUFTensor(name, shape, kind, whole.part(start + offset, size, f"{path} ({name[:80]})"))
     end, before = start, ""
@@ -254,7 +255,7 @@ def open_gguf(path: Path) -> Checkpoint:
     """A Nemotron GGUF under Hugging Face names, norms as gamma - 1, with its tokenizer as `tokenizer.json`.
 
     Raises:
-        CheckpointError: another architecture; cut or corrupted; missing keys or tensors.
+        CheckpointError: another architecture; a truncated or corrupted file; missing keys or tensors.
     """
     file = read_gguf_parts(path)
     arch = file.keys.get("general.architecture")
@@ -285,7 +286,9 @@ def open_gguf(path: Path) -> Checkpoint:
     checkpoint = Checkpoint(config, ordered)
     quantized = sorted({_kind_name(t.kind) for t in file.tensors.values() if t.kind not in _PLAIN})
     if quantized:
-        checkpoint.notes.append(f"dequantized from {', '.join(quantized)}: what quantization lost stays lost")
+        checkpoint.notes.append(
+            f"dequantized from {', '.join(quantized)}: the precision that quantization lost is not restored"
+        )
     checkpoint.texts["generation_config.json"] = generation_config(config)
     add_tokenizer(checkpoint, file.keys)
     return checkpoint

@@ -51,7 +51,7 @@ PRE_TOKENIZERS = {
 """Those whose rules are known here word for word; llama.cpp has more, some of which only come near their originals."""
 
 _DEFAULT_IDS = {"llama": {"bos": 1, "eos": 2}, "gpt2": {"bos": 11, "eos": 11}}
-"""What llama.cpp puts around a text where a file says that it should, but not which token."""
+"""The tokens that llama.cpp adds around a text if a file says that it should, but not which ones."""
 
 
 def pre_tokenizer(name: str) -> PreTokenizer | None:
@@ -128,7 +128,7 @@ def vocabulary_from_keys(keys: dict[str, Any]) -> Vocabulary | None:
     size, pre = len(tokens), str(keys.get("tokenizer.ggml.pre", "default"))
     if len(set(tokens)) < size:
         twice = next(token for token, number in Counter(tokens).items() if number > 1)
-        raise CheckpointError(f"tokenizer.ggml.tokens: {twice[:80]!r} stands twice; llama.cpp refuses such a file")
+        raise CheckpointError(f"tokenizer.ggml.tokens: {twice[:80]!r} appears twice; llama.cpp refuses such a file")
     kinds = _list(keys, "token_type", size, NORMAL)
     require(all(type(kind) is int for kind in kinds), "tokenizer.ggml.token_type: not whole numbers")
     found = Vocabulary(model, list(tokens), kinds, pre=pre)
@@ -180,7 +180,7 @@ def _templates(keys: dict[str, Any], notes: list[str]) -> dict[str, str]:
         if isinstance(text, str) and name.replace("_", "").replace("-", "").isalnum():
             found[name] = text
         else:
-            notes.append(f"the chat template {name[:40]!r} is left out; a name has letters, digits, - and _")
+            notes.append(f"the chat template {name[:40]!r} is skipped; a name may have letters, digits, - and _")
     return found
 
 

@@ -1,7 +1,7 @@
 """A checkpoint's tokenizer as GGUF's keys, and back.
 
-What llama.cpp would make of the keys is compared with the tokenizer as transformers loads it; where they part, it is
-said in `Vocabulary.differences`.
+llama.cpp's reading of the keys is compared with the tokenizer as transformers loads it; `Vocabulary.differences` lists
+where they differ.
 """
 
 from __future__ import annotations
@@ -382,7 +382,7 @@ def _add_ends(checkpoint: Checkpoint, vocabulary: Vocabulary, keys: dict[str, An
 
 
 def _agrees(checkpoint: Checkpoint, vocabulary: Vocabulary, kept: str) -> bool:
-    """Whether the `tokenizer.json` that was put into the file still says what its keys say."""
+    """Whether the `tokenizer.json` that was stored in the file still agrees with its keys."""
     from tokenizers import Tokenizer
 
     parse_json(kept.encode(), HF_JSON_KEY)

@@ -60,9 +60,9 @@ def write_gguf(
         target: the file.
         quantization: type of the matrices: "f32", "f16", "bf16", "q8_0" or "q4_0". Vectors are float32. A matrix whose
             rows are not a multiple of the block (32) stays f16; with q4_0 the output matrix is q8_0.
-        overwrite: replace what is there.
+        overwrite: replace an existing file.
         name: `general.name` in the file.
-        lossy: write a tokenizer that llama.cpp reads otherwise, too, and say so in the notes.
+        lossy: write a tokenizer even if llama.cpp tokenizes some texts differently, with a note.
 
     Raises:
         CheckpointError: an activation or RoPE type that llama.cpp's Nemotron does not have; texts that it

@@ -69,7 +69,7 @@ def open_nemo(path: Path, scratch: Path, config: NemotronConfig | None = None) -
     Args:
         path: a `.nemo` file, its unpacked folder, a NeMo 2 folder, or a bare distributed checkpoint folder.
         scratch: where a gzip archive may be inflated.
-        config: the architecture, for a folder that does not tell; beside a bare folder `model_config.yaml` and
+        config: the architecture, for a folder that does not state it; next to a bare folder `model_config.yaml` and
             `config.json` are looked for.
 
     Raises:
@@ -165,12 +165,12 @@ def _is_looked_at(name: str) -> bool:
 
 
 def _stripped(tensors: dict[str, Any], where: str) -> dict[str, Any]:
-    """Parameters of the model under their bare names; optimizer state and the like are left out."""
+    """Parameters of the model under their bare names; optimizer state and the like are skipped."""
     found = {}
     for full, tensor in tensors.items():
         if _is_parameter(full):
             name = _bare(full)
-            require(name not in found, f"{where}: {name} stands twice, under two prefixes")
+            require(name not in found, f"{where}: {name} appears twice, under two prefixes")
             shape = list(tensor.shape)  # of a vector or a matrix, perhaps stacked over layers
             require(1 <= len(shape) <= 3, f"{where}: {name} has shape {shape}, expected a vector or a matrix")
             found[name] = tensor
@@ -194,7 +194,7 @@ def _unstacked(grids: dict[str, Grid]) -> Named:
 
 
 def _merge_ranks(ranks: dict[str, re.Match[str]], files: Files, path: Path) -> Named:
-    """Tensor-parallel parts joined, pipeline stages put after one another.
+    """Join tensor-parallel parts, and concatenate pipeline stages.
 
     With virtual stages a rank holds several pieces of the model: the first pieces of all ranks come first.
     """

@@ -41,12 +41,12 @@ def write_nemo(checkpoint: Checkpoint, target: Path, *, form: str = "nemo", over
         checkpoint: a causal language model under Hugging Face names.
         target: a file for `form` "nemo", a folder for "nemo2".
         form: "nemo": tar with model_config.yaml and model_weights/; "nemo2": weights/ and context/.
-        overwrite: replace what is there.
+        overwrite: replace an existing target.
 
     Raises:
         CheckpointError: an activation or RoPE type that NeMo has no key for.
-        TargetError: the target is there and `overwrite` is false, or holds files that were not written here.
-        WriteError: no room on the disk.
+        TargetError: the target exists and `overwrite` is false, or it holds files that were not written here.
+        WriteError: no space on the disk.
     """
     require(form in ("nemo", "nemo2"), f"form is {form!r}, expected 'nemo' or 'nemo2'")
     config, stacks = checkpoint.config, megatron_stacks(checkpoint)
