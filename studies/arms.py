@@ -60,8 +60,8 @@ HELDOUT_TOKENS = 20_000
 CALIBRATION_BLOCKS = 128
 SHAPE = Architecture(layers=3, hidden=224, heads=4, groups=2, ffn=704)
 """Half of the bundled model without its embeddings: the shape that `recipes/bundled.yaml` finds."""
-BEST = "l2-mean+refit"
-"""The package's way to cut: the paper's importance, then norms and output projections refitted."""
+BEST = "l2-mean+compensation"
+"""The package's way to cut: the paper's importance, then norms and output projections compensated."""
 RESULT = "result.json"
 SHARED_STEPS = 200
 """Steps whose answers of the teacher are kept on disk for all arms of a seed."""
@@ -81,7 +81,7 @@ class Arm:
 
     start: str
     """"scratch" for random weights; else how units are ranked: "random", "magnitude", or aggregations over samples and
-    tokens as in "l2-mean"; "+refit" adds compensation."""
+    tokens as in "l2-mean"; "+compensation" adds compensation."""
     loss: str
     """A key of `LOSSES`."""
     lr: float
@@ -196,16 +196,16 @@ class Bench:
         samples, tokens = ranking.split("-")
         return self.statistics(seed).scores(samples, tokens)  # type: ignore[arg-type]
 
-    def cut(self, source: Path, scores: Scores, shape: Architecture, out: Path, refit: Batch | None) -> Path:
-        """`out`: a checkpoint cut to a shape and, with blocks to do it on, refitted."""
+    def cut(self, source: Path, scores: Scores, shape: Architecture, out: Path, compensation: Batch | None) -> Path:
+        """`out`: a checkpoint cut to a shape and, with blocks to do it on, compensated."""
         if not out.is_dir():
             plan = make_plan(read_config(source), scores, shape, source=fingerprint(source))
-            if refit is None:
+            if compensation is None:
                 prune_checkpoint(source, out, plan, check_source=False)
                 return out
             draft = out.with_name(f"{out.name}.draft")
             prune_checkpoint(source, draft, plan, check_source=False, overwrite=True)
-            compensate(source, draft, plan, refit, out)
+            compensate(source, draft, plan, compensation, out)
             shutil.rmtree(draft)
         return out
 
@@ -213,9 +213,9 @@ class Bench:
         """The initial model of an arm."""
         if arm.start == "scratch":
             return new_model(arm.shape.config(self.teacher_config), arm.seed)
-        ranking, _, refit = arm.start.partition("+")
+        ranking, _, compensation = arm.start.partition("+")
         out = self.runs / "starts" / f"{short_name(arm.shape)}-{arm.start}-seed{arm.seed}"
-        blocks = self.calibration(arm.seed) if refit else None
+        blocks = self.calibration(arm.seed) if compensation else None
         if not out.is_dir():
             self.cut(self.source, self.scores(ranking, arm.seed), arm.shape, out, blocks)
         return saved_model(out)
@@ -278,14 +278,14 @@ class Bench:
         return result
 
     def flops(self, arm: Arm, tokens: float) -> float:
-        """Of making a model: importance, refit and training on so many tokens, the teacher's passes included."""
+        """Of making a model: importance, compensation and training on so many tokens, the teacher's passes included."""
         config = arm.shape.config(self.teacher_config)
         found = training_flops(config, self.teacher_config if arm.loss != "ce" else None, tokens, self.sequence)
         blocks = 4 if self.quick else CALIBRATION_BLOCKS
         large, small = (c.flops_per_token(self.sequence // 2) for c in (self.teacher_config, config))
         calibrated = 0 if arm.start in ("scratch", "random", "magnitude") else large
-        refitted = large + 2 * small if arm.start.endswith("+refit") else 0
-        return found + blocks * self.sequence * (calibrated + refitted)
+        compensated = large + 2 * small if arm.start.endswith("+compensation") else 0
+        return found + blocks * self.sequence * (calibrated + compensated)
 
 
 def read_curve(run: Path, tokens_per_step: int) -> list[dict[str, float]]:

@@ -1,6 +1,6 @@
 """When does the order of candidates settle, and does a short ranking by one shared teacher find a good one?
 
-Six shapes of equal size without embeddings, from two whole layers to four narrow ones, are pruned, refitted and
+Six shapes of equal size without embeddings, from two whole layers to four narrow ones, are pruned, compensated and
 distilled, with held-out losses on the way (arXiv:2407.14679, Figure 9 and Tables 1 and 13: width against depth). Then
 `compress.ranking.rank` chooses among them with a shorter schedule, dropping the worse half on its way, and what it
 chose is compared with the best of the full runs.
@@ -57,7 +57,7 @@ def full_runs(bench: Bench, seed: int) -> dict[str, list[dict[str, float]]]:
 
 
 def plain_starts(bench: Bench, seed: int) -> dict[str, float]:
-    """Loss of every candidate right after the cut, without a refit."""
+    """Loss of every candidate right after the cut, without compensation."""
     made = [Arm("l2-mean", "kl", RATE, 0, seed, shape) for shape in bench.few(SHAPES, 3)]
     return {short_name(arm.shape): bench.measure(bench.start(arm)) for arm in made}
 
@@ -137,7 +137,7 @@ def cost(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
     """
     shapes, steps = SHAPES[:COST_SHAPES], 2 if options.quick else COST_STEPS
     bench.heldout = bench.some_heldout(500)
-    for contender in contenders(bench, 0, shapes):  # cut and refitted before the clock starts
+    for contender in contenders(bench, 0, shapes):  # cut and compensated before the clock starts
         contender.load()
     folders = [bench.runs / name for name in ("cost-shared", "cost-separate")]
     seconds = []

@@ -1,6 +1,6 @@
-"""How much of the refit after the cut is left after retraining?
+"""How much of the gain of compensation is left after retraining?
 
-The bundled model cut by importance, with and without the refit of norms and output projections
+The bundled model cut by importance, with and without the compensation of norms and output projections
 (`prune.compensation`), distilled for longer and longer. Each length is a run of its own with its own cosine.
 
     python studies/compensation.py TEXTS
@@ -27,15 +27,15 @@ def main(argv: list[str] | None = None) -> None:
     curves: dict[str, list[dict[str, Any]]] = {}
     gains: dict[str, list[dict[str, Any]]] = {}
     for ranking, lengths in STEPS.items():
-        for refit in ("", "+refit"):
-            points = curves[ranking + refit] = []
+        for compensation in ("", "+compensation"):
+            points = curves[ranking + compensation] = []
             for steps in bench.few(lengths):
-                found = [bench.run(Arm(ranking + refit, "kl", RATE, steps, seed)) for seed in seeds]
+                found = [bench.run(Arm(ranking + compensation, "kl", RATE, steps, seed)) for seed in seeds]
                 if not points:
                     points.append({"tokens": 0, **arms.mean_and_spread(r["curve"][0]["loss"] for r in found)})
                 tokens = steps * bench.tokens_per_step
                 points.append({"tokens": tokens, **arms.mean_and_spread(map(arms.final, found))})
-        both = zip(curves[ranking], curves[f"{ranking}+refit"], strict=True)
+        both = zip(curves[ranking], curves[f"{ranking}+compensation"], strict=True)
         gains[ranking] = [{"tokens": a["tokens"], **arms.paired(a["values"], b["values"])} for a, b in both]
     facts = {"shape": arms.SHAPE.as_dict(), "learning_rate": RATE, "curves": curves, "gains": gains}
     arms.write_result(options, bench, NAME, facts)

@@ -1,8 +1,8 @@
 """Which ranking of units to cut by, right after the cut and after a short retraining, and whether to cut in steps.
 
 Rankings: the nine pairs of aggregations of the paper's Table 11 (arXiv:2407.14679), random and weight magnitude; those
-named in `RETRAINED` are distilled for a while, with and without the refit. Then channels alone are cut in one, two and
-four rounds with importance measured anew in each (Table 12).
+named in `RETRAINED` are distilled for a while, with and without compensation. Then channels alone are cut in one, two
+and four rounds with importance measured anew in each (Table 12).
 
     python studies/importance.py TEXTS
 """
@@ -27,7 +27,7 @@ NAME = "importance"
 RATE, STEPS = 2e-3, 24
 RANKINGS = [*(f"{a}-{b}" for a, b in product(AGGREGATIONS, AGGREGATIONS)), "random", "magnitude"]
 RETRAINED = ("l2-mean", "mean-mean", "mean-variance", "random", "magnitude")
-REFITTED = ("l2-mean", "mean-variance", "random", "magnitude")
+COMPENSATED = ("l2-mean", "mean-variance", "random", "magnitude")
 CHANNELS = {1: (160,), 2: (208, 160), 4: (232, 208, 184, 160)}
 """Rounds -> channels that stay after each."""
 
@@ -58,15 +58,17 @@ def main(argv: list[str] | None = None) -> None:
     for ranking in rankings:
         starts = [bench.start(Arm(ranking, "kl", RATE, STEPS, seed)) for seed in seeds]
         rows[ranking] = {"right after the cut": arms.mean_and_spread(map(bench.measure, starts))}
-    for ranking, refit in bench.few([(r, "") for r in RETRAINED]) + bench.few([(r, "+refit") for r in REFITTED]):
-        made = [Arm(ranking + refit, "kl", RATE, STEPS, seed) for seed in seeds]
+    for ranking, compensation in bench.few([(r, "") for r in RETRAINED]) + bench.few(
+        [(r, "+compensation") for r in COMPENSATED]
+    ):
+        made = [Arm(ranking + compensation, "kl", RATE, STEPS, seed) for seed in seeds]
         if not all(map(bench.is_wanted, made)):
             continue
         found = list(map(bench.run, made))
-        with_refit = ", refitted" if refit else ""
+        with_compensation = ", compensated" if compensation else ""
         row = rows.setdefault(ranking, {})
-        row[f"right after the cut{with_refit}"] = arms.mean_and_spread(r["curve"][0]["loss"] for r in found)
-        row[f"retrained{with_refit}"] = arms.mean_and_spread(map(arms.final, found))
+        row[f"right after the cut{with_compensation}"] = arms.mean_and_spread(r["curve"][0]["loss"] for r in found)
+        row[f"retrained{with_compensation}"] = arms.mean_and_spread(map(arms.final, found))
     shape = Architecture.of(bench.teacher_config)
     shape = Architecture(**{**shape.as_dict(), "hidden": CHANNELS[1][0]})
     rounds: dict[str, dict[str, Any]] = {}

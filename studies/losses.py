@@ -1,7 +1,7 @@
 """What to learn from: the next token, the teacher's logits, both, or hidden states besides.
 
-The bundled model cut by importance, refitted, and trained with each loss (arXiv:2407.14679, Tables 15 to 17). All have
-the learning rate that is best for the forward KL of the logits.
+The bundled model cut by importance, compensated, and trained with each loss (arXiv:2407.14679, Tables 15 to 17). All
+have the learning rate that is best for the forward KL of the logits.
 
     python studies/losses.py TEXTS
 """

@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
     one = [arms.final(bench.run(Arm(arms.BEST, "kl", RATE, ONE, seed))) for seed in seeds]
     rows = {"one step": {"held-out loss": arms.mean_and_spread(one)}}
     for name, (first, second) in bench.few(list(STEPS.items())):
-        made = [Arm(f"after{first}+refit", "kl", RATE, second, seed) for seed in seeds]
+        made = [Arm(f"after{first}+compensation", "kl", RATE, second, seed) for seed in seeds]
         found = [bench.run(arm, lambda arm, first=first: second_start(bench, arm, first)) for arm in made]
         values = list(map(arms.final, found))
         rows[name] = {

@@ -1,10 +1,10 @@
 """How many tokens does a model of half the size need: pruned and distilled, or trained from nothing?
 
 Arms, all of the shape that `recipes/bundled.yaml` finds: random weights with cross-entropy (the usual way) or with
-distillation, the teacher pruned at random with distillation, pruned by importance and refitted with cross-entropy, and
-the same with distillation (the package's way; the paper's, without the refit, stands beside it). The learning rate of
-each is the best at the first seed among powers of two, found by going downhill at a short length. Each length is a run
-of its own with its own cosine.
+distillation, the teacher pruned at random with distillation, pruned by importance and compensated with cross-entropy,
+and the same with distillation (the package's way; the paper's, without compensation, stands beside it). The learning
+rate of each is the best at the first seed among powers of two, found by going downhill at a short length. Each length
+is a run of its own with its own cosine.
 
     python studies/token_efficiency.py TEXTS
 """
@@ -22,12 +22,12 @@ from arms import Arm, Bench
 from minitron.compress.costs import training_flops
 
 NAME = "token_efficiency"
-SCRATCH, OURS, PAPER = "random weights, CE", "pruned, refitted, KD", "pruned, KD"
+SCRATCH, OURS, PAPER = "random weights, CE", "pruned, compensated, KD", "pruned, KD"
 WAYS = {
     SCRATCH: ("scratch", "ce"),
     "random weights, KD": ("scratch", "kl"),
     "pruned at random, KD": ("random", "kl"),
-    "pruned, refitted, CE": (arms.BEST, "ce"),
+    "pruned, compensated, CE": (arms.BEST, "ce"),
     PAPER: ("l2-mean", "kl"),
     OURS: (arms.BEST, "kl"),
 }
@@ -36,7 +36,7 @@ STEPS = {
     SCRATCH: (48, 240, 480, 960),
     "random weights, KD": (48,),
     "pruned at random, KD": (48,),
-    "pruned, refitted, CE": (48,),
+    "pruned, compensated, CE": (48,),
     PAPER: (24, 48),
     OURS: (12, 24, 48),
 }

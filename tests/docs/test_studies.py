@@ -56,7 +56,7 @@ def test_token_efficiency_compares_all_ways(results: Path) -> None:
     found = read(results, "token_efficiency")
     assert len(found["curves"]) == 6
     assert all(points[0]["flops"] > 0 for points in found["curves"].values())
-    assert {"least", "most", "reached"} <= found["factors"]["pruned, refitted, KD"][0].keys()
+    assert {"least", "most", "reached"} <= found["factors"]["pruned, compensated, KD"][0].keys()
 
 
 @pytest.mark.slow
@@ -71,6 +71,6 @@ def test_the_ranking_chooses_one_of_the_candidates(results: Path) -> None:
 def test_equal_arms_are_trained_once(results: Path) -> None:
     runs = [path.name for path in (results / "runs").iterdir() if (path / "result.json").is_file()]
     losses, steps = read(results, "losses"), read(results, "steps")
-    assert "3L-224d-4h-2g-704f-l2-mean+refit-kl-lr0.002-48-seed0" in runs
+    assert "3L-224d-4h-2g-704f-l2-mean+compensation-kl-lr0.002-48-seed0" in runs
     assert losses["losses"]["kl"]["less the KL's"]["mean"] == 0
     assert steps["rows"]["one step"]["held-out loss"]["values"]
