@@ -248,6 +248,21 @@ def test_documents_that_fit_are_never_cut_and_blocks_are_few(lengths: list[int])
     assert len(packed) <= 11 / 9 * -(-sum(lengths) // 16) + max(1, sum(length > 8 for length in lengths))
 
 
+def test_each_document_goes_into_the_fullest_block_that_holds_it() -> None:
+    """If each went into the emptiest block, the 4 would join the 5, and the 2 would need a third block."""
+    for order in ([6, 5, 4, 3, 2], [2, 3, 4, 5, 6], [4, 2, 6, 3, 5]):
+        packed = PackedBlocks(cache_of(numbered(order)), 10)
+        assert sorted(sorted(map(len, packed.pieces(i))) for i in range(len(packed))) == [[2, 3, 5], [4, 6]]
+
+
+def test_every_process_counts_the_labels_of_the_whole_step() -> None:
+    stream = BlockStream([(PackedBlocks(cache_of(numbered([9, 5, 13, 2, 16, 3])), 16), 1.0)], seed=0)
+    (whole,) = stream.batches(0, 4, 4)
+    shares = [stream.batches(0, 4, 2, share=(number, 2))[0] for number in (0, 1)]
+    assert [batch.num_items for batch in shares] == [whole.num_scored] * 2
+    assert sum(batch.num_scored for batch in shares) == whole.num_scored
+
+
 def test_packing_depends_on_the_seed_alone() -> None:
     cache = cache_of(numbered([5, 7, 3, 9, 4, 4, 4, 12] * 5))
     first, again, other = (PackedBlocks(cache, 16, seed=seed) for seed in (0, 0, 1))
