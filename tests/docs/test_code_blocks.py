@@ -159,7 +159,9 @@ def parse_torchrun(words: list[str]) -> None:
     assert launch.module
     assert launch.training_script == "minitron"
     assert launch.rdzv_backend == "c10d" or launch.nnodes == "1:1"
-    assert "--out" in launch.training_script_args  # every process must write to the same run folder
+    verb, *rest = launch.training_script_args
+    context = VERBS[verb].make_context(verb, rest)
+    assert context.params["out"] is not None  # every process must write to the same run folder
     parse_verb(launch.training_script_args)
 
 
