@@ -25,6 +25,7 @@ from typer.main import get_command
 import minitron
 from minitron.cli import app
 from minitron.compress.recipe import load_recipe
+from minitron.curate.recipe import load_recipe as load_curation
 
 BLOCKS = blocks()
 LANGUAGES = ("python", "console", "yaml", "json", "text")
@@ -206,7 +207,7 @@ def test_recipes_and_values_load(tmp_path: Path) -> None:
         if block.language == "yaml":
             path = tmp_path / "recipe.yaml"
             path.write_text(block.text, encoding="utf-8")
-            load_recipe(path)
+            (load_curation if block.document.endswith("curation.md") else load_recipe)(path)
 
 
 # --- names within sentences ----------------------------------------------------------------------------------------
