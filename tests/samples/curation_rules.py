@@ -69,3 +69,53 @@ def gopher_counts(text: str, punctuation: set[str]) -> dict[str, int]:
     for n, _ in DUPLICATE:
         counts[f"duplicate_{n}"] = duplicate_characters(words, n)
     return counts
+
+
+def sentences(line: str) -> int:
+    """How many sentences a line has, by the rule of `line_kernels`."""
+    return 1 + len(re.findall(r"""[.?!\u2026][.?!\u2026"')\]\u2019\u201d]*\s+(?=\S)""", line))
+
+
+_CITATION = re.compile(r"\[\d*]|\[edit]|\[citation needed]")
+_POLICIES = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies", "use cookies")
+
+
+def c4(text: str, end_marks: bool = True) -> str | tuple[str]:
+    """The text after C4's line rules, or (why the text is removed,)."""
+    kept, count = [], 0
+    for line in text.splitlines():
+        line = line.strip()
+        words = line.split()
+        if any(len(word) > 1000 for word in words):
+            continue
+        line = _CITATION.sub("", line)
+        if end_marks and (not line.endswith((".", "?", "!", '"', "'")) or line.endswith("...")):
+            continue
+        if len(words) < 3:
+            continue
+        small = line.lower()
+        if "lorem ipsum" in small:
+            return ("lorem ipsum",)
+        if "javascript" in small:
+            continue
+        if "{" in line:
+            return ("curly bracket",)
+        if any(policy in small for policy in _POLICIES):
+            continue
+        count += sentences(line)
+        kept.append(line)
+    return "\n".join(kept).strip() if count >= 5 else ("few sentences",)
+
+
+def fineweb_counts(text: str, terminal: tuple[str, ...]) -> dict[str, int]:
+    """The counts of `line_kernels.FINEWEB_COLUMNS`."""
+    rows = [row for row in text.split("\n") if row.strip()]
+    return {
+        "rows": len(rows),
+        "rows_with_end_mark": sum(row.endswith(terminal) for row in rows),
+        "short_rows": sum(len(row) <= 30 for row in rows),
+        "duplicate_characters": repeated(rows)[1],
+        "characters": len(text.replace("\n", "")),
+        "line_feeds": text.count("\n"),
+        "words": len(text.split()),
+    }

@@ -19,7 +19,7 @@ def curate(
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder of the result; an interrupted run in it is continued.")
     ],
-    recipe: Annotated[Optional[str], typer.Option(help="YAML file, or a preset: plain, gopher.")] = None,
+    recipe: Annotated[Optional[str], typer.Option(help="YAML file, or a preset: plain, gopher, c4, fineweb.")] = None,
     field: Annotated[Optional[str], typer.Option(help="Field or column that holds the text.")] = None,
     encoding: Annotated[Optional[str], typer.Option(help="Encoding of text without a byte-order mark.")] = None,
     max_bad: Annotated[Optional[float], typer.Option(help="Share of documents that may be unreadable.")] = None,

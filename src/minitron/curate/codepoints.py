@@ -1,7 +1,7 @@
 """What each Unicode code point is, as one table of flags, and UTF-8 bytes as code points inside compiled code.
 
-The flags answer Python's own questions (`str.isspace`, `str.splitlines`, `str.isalpha`), those of the `regex` library
-(`[[:alpha:]]`, `[[:digit:]]`), and datatrove's lists of punctuation, so that a kernel decides as those libraries do.
+The flags answer Python's own questions (`str.isspace`, `str.splitlines`, `str.isalpha`, `str.isdecimal`), one of the
+`regex` library (`[[:alpha:]]`), and datatrove's lists of punctuation, so that a kernel decides as those libraries do.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from numba import njit
 
 SPACE, LINE_END, ALPHA, ALPHABETIC, DIGIT, PUNCTUATION, TERMINAL = (1 << i for i in range(7))
-"""`str.isspace`; where `str.splitlines` cuts; `str.isalpha`; `[[:alpha:]]`; `[[:digit:]]`; datatrove's
+"""`str.isspace`; where `str.splitlines` cuts; `str.isalpha`; `[[:alpha:]]`; `str.isdecimal`; datatrove's
 `PUNCTUATION_SET` and `TERMINAL_PUNCTUATION`."""
 CODE_POINTS = 0x110000
 
@@ -60,7 +60,7 @@ def flags() -> np.ndarray[Any, np.dtype[np.uint8]]:
     mark(LINE_END, _LINE_ENDS)
     mark(ALPHA, filter(str.isalpha, everything))
     mark(ALPHABETIC, regex.findall("[[:alpha:]]", text))
-    mark(DIGIT, regex.findall("[[:digit:]]", text))
+    mark(DIGIT, filter(str.isdecimal, everything))
     mark(PUNCTUATION, _PUNCTUATION)
     terminal = _ranges(_TERMINAL)
     mark(TERMINAL | PUNCTUATION, map(chr, terminal))

@@ -16,6 +16,7 @@ from pyarrow import ipc
 
 from ..data.documents.problems import Bad
 from ..files import new_file, write_text
+from .near import band_keys
 from .reading import Found, Span, documents
 from .recipe import Recipe
 from .stages import Batch, run_stages, stages_of
@@ -36,6 +37,11 @@ def part_path(folder: Path, number: int) -> Path:
     return folder / f"part-{number:06d}.arrow"
 
 
+def keys_path(folder: Path, number: int) -> Path:
+    """The keys of a part's documents by which near duplicates are found."""
+    return folder / f"part-{number:06d}.keys.npy"
+
+
 def process_part(part: tuple[Span, ...], number: int, recipe: Recipe, folder: Path) -> None:
     """Read a part, put it through the stages and write it; nothing is done if it is complete already."""
     target = part_path(folder, number)
@@ -46,6 +52,8 @@ def process_part(part: tuple[Span, ...], number: int, recipe: Recipe, folder: Pa
     tallies = {name: StageTally() for name in ("read", *stages)}
     bad = _BadDocuments()
     kept = 0
+    keys: list[np.ndarray[Any, Any]] = []
+    key_seconds = 0.0
     with (
         new_file(target, overwrite=True) as draft,
         pa.OSFile(str(draft), "wb") as raw,
@@ -53,11 +61,21 @@ def process_part(part: tuple[Span, ...], number: int, recipe: Recipe, folder: Pa
     ):
         for batch in _batches(documents(part, recipe), bad, tallies["read"]):
             done = run_stages(batch, stages, tallies)
+            if not len(done):
+                continue
             kept += len(done)
-            if len(done):
-                writer.write_batch(_record_batch(done))
+            writer.write_batch(_record_batch(done))
+            if recipe.near is not None:
+                start = time.process_time()
+                keys.append(band_keys(done.texts, recipe.near))
+                key_seconds += time.process_time() - start
+    if recipe.near is not None:
+        empty = np.zeros((0, recipe.near.bands), dtype=np.uint64)
+        with new_file(keys_path(folder, number), overwrite=True) as draft, draft.open("wb") as file:
+            np.save(file, np.concatenate([empty, *keys]))
     facts = {
         "documents": kept,
+        "near_seconds": key_seconds,
         "bad": bad.as_dict(),
         "stages": {name: tally.as_dict() for name, tally in tallies.items()},
     }

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from . import gopher_kernels
+from . import gopher_kernels, line_kernels
 from .gopher_kernels import C
-from .recipe import GopherQuality, GopherRepetition
+from .line_kernels import F
+from .recipe import C4, FineWeb, GopherQuality, GopherRepetition
 from .texts import Texts
 
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
@@ -73,5 +74,29 @@ def gopher_repetition(counts: np.ndarray[Any, np.dtype[np.int64]], rules: Gopher
 
 
 def measure(texts: Texts) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """The counts that both decisions read."""
+    """The counts that both decisions of Gopher read."""
     return gopher_kernels.measure(texts)
+
+
+def c4(texts: Texts, rules: C4) -> tuple[Texts, Reasons]:
+    """The texts without the lines that C4 drops, and which texts it removes."""
+    changed, found, _ = line_kernels.c4_lines(
+        texts, rules.min_sentences, rules.min_words, rules.max_word_length, rules.end_marks
+    )
+    reasons = np.asarray(line_kernels.REMOVALS, dtype=object)[found]
+    empty = (changed.sizes() == 0) & (found == 0)  # min_sentences may be 0
+    reasons[empty] = "few sentences"
+    return changed, reasons
+
+
+def fineweb(texts: Texts, rules: FineWeb) -> Reasons:
+    """Decisions of datatrove's FineWebQualityFilter, in its order."""
+    n = line_kernels.fineweb_counts(texts, rules.short_line).T
+    found = [
+        ("empty", n[F.rows] == 0),
+        ("few end marks", _ratio(n[F.rows_with_end_mark], n[F.rows]) < rules.min_end_marks),
+        ("short lines", _ratio(n[F.short_rows], n[F.rows]) > rules.max_short_lines),
+        ("duplicate lines", _ratio(n[F.duplicate_characters], n[F.characters]) > rules.max_duplicate_characters),
+        ("line feeds", _ratio(n[F.line_feeds], n[F.words]) > rules.max_line_feeds),
+    ]
+    return _first(found, len(texts))

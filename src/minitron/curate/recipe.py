@@ -65,10 +65,64 @@ class GopherRepetition:
 
 
 @dataclass(frozen=True)
+class C4:
+    """The line filter of C4 (Raffel et al. 2020, arXiv:1910.10683): drops lines, and texts that have too little left.
+
+    Removes citation marks; drops lines with a very long word, "javascript" or a phrase of a privacy policy; removes
+    texts with "lorem ipsum" or a curly bracket. C4's list of bad words is not part of it.
+    """
+
+    end_marks: bool = True
+    """Drop lines that do not end with . ? ! or a quotation mark."""
+    min_sentences: int = 5
+    """Of the lines that stay."""
+    min_words: int = 3
+    """Of a line."""
+    max_word_length: int = 1000
+    """Characters of a word; a line with a longer one is dropped. -1 for no limit."""
+
+
+@dataclass(frozen=True)
+class FineWeb:
+    """The rules that FineWeb adds (Penedo et al. 2024, arXiv:2406.17557)."""
+
+    min_end_marks: float = 0.12
+    """Share of lines that end with a mark that ends sentences."""
+    max_short_lines: float = 0.67
+    """Share of lines of at most `short_line` characters."""
+    short_line: int = 30
+    max_duplicate_characters: float = 0.01
+    """Share of characters in lines that came before."""
+    max_line_feeds: float = 0.3
+    """Line feeds for each word."""
+
+
+@dataclass(frozen=True)
 class Exact:
     """Removal of texts that are equal, byte by byte, after everything that was done to them."""
 
     documents: bool = True
+
+
+@dataclass(frozen=True)
+class Near:
+    """Removal of near duplicates: MinHash finds candidates, the exact Jaccard similarity of n-grams decides."""
+
+    similarity: float = 0.75
+    """Texts with at least this Jaccard similarity are duplicates; of them the longest stays."""
+    ngram: int = 5
+    """Words, without case and punctuation, of what is compared."""
+    bands: int = 14
+    rows: int = 8
+    """Permutations of each band; texts of similarity s are compared with probability 1 - (1 - s^rows)^bands."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.similarity <= 1:
+            raise RecipeError(f"near.similarity is {self.similarity}; expected more than 0 and at most 1")
+        for name in ("ngram", "bands", "rows"):
+            if getattr(self, name) < 1:
+                raise RecipeError(f"near.{name} is {getattr(self, name)}; it must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -93,7 +147,10 @@ class Recipe:
     normalize: Normalize | None = Normalize()
     gopher_repetition: GopherRepetition | None = None
     gopher_quality: GopherQuality | None = None
+    c4: C4 | None = None
+    fineweb: FineWeb | None = None
     exact: Exact | None = Exact()
+    near: Near | None = None
     output: Output = Output()
 
     def __post_init__(self) -> None:
@@ -110,6 +167,8 @@ class Recipe:
 PRESETS: dict[str, dict[str, Any]] = {
     "plain": {},
     "gopher": {"gopher_repetition": {}, "gopher_quality": {}},
+    "c4": {"c4": {}},
+    "fineweb": {"gopher_repetition": {}, "gopher_quality": {}, "c4": {"end_marks": False}, "fineweb": {}, "near": {}},
 }
 """Values of a recipe by name; `{}` takes a part's published thresholds."""
 

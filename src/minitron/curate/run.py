@@ -21,14 +21,16 @@ import numpy as np
 
 from ..files import TargetError, is_empty, locked, require_apart, require_folder_name, write_text
 from ..version import __version__
+from .across import AllParts
 from .exact import first_of_equal
-from .part import process_part, read_digests, read_record
+from .near import near_duplicates
+from .part import process_part, read_record
 from .quality import Mask
 from .reading import input_files, plan_parts
 from .recipe import Recipe
 from .report import REPORT, Report, read_report, write_report
 from .shards import write_shard
-from .tally import StageTally
+from .tally import MOST_EXAMPLES, StageTally
 
 STATE = "curate.json"
 WORK = "work"
@@ -157,23 +159,31 @@ def _require_good(report: Report, recipe: Recipe) -> None:
 
 def _across(work: Path, parts: int, recipe: Recipe, report: Report) -> list[Mask]:
     """Which documents of each part stay, by the stages that compare all documents."""
-    start = time.process_time()
-    digests = [read_digests(work, number) for number in range(parts)]
-    sizes = np.cumsum([0, *map(len, digests)])
-    kept = np.ones(sizes[-1], dtype=bool)
+    every = AllParts(work, parts)
+    kept = np.ones(len(every), dtype=bool)
     if recipe.exact is not None and recipe.exact.documents:
-        kept = first_of_equal(np.concatenate(digests) if digests else np.zeros((0, 2), dtype=np.uint64))
-        _tally_across(work, sizes, kept, "exact", "equal to another document", report, time.process_time() - start)
-    return [kept[a:b] for a, b in itertools.pairwise(sizes)]
-
-
-def _tally_across(work: Path, sizes: Any, kept: Mask, name: str, reason: str, report: Report, seconds: float) -> None:
-    from .shards import text_bytes
-
-    last = list(report.stages.values())[-1]
-    removed = int((~kept).sum())
-    lost = sum(text_bytes(work, i, ~kept[sizes[i] : sizes[i + 1]]) for i in range(len(sizes) - 1))
-    tally = StageTally(last.documents_out, last.bytes_out, last.documents_out - removed, last.bytes_out - lost, seconds)
-    if removed:
-        tally.removed[reason] = removed
-    report.stages[name] = tally
+        start = time.process_time()
+        kept = first_of_equal(every.digests)
+        tally = every.tally(np.ones(len(every), dtype=bool), kept, "equal to another document")
+        tally.cpu_seconds = time.process_time() - start
+        report.stages["exact"] = tally
+    if recipe.near is not None:
+        start = time.process_time()
+        removed = near_duplicates(
+            every.keys(), every.digests, every.sizes, kept, every.gram_reader(recipe.near.ngram), recipe.near.similarity
+        )
+        after = kept.copy()
+        after[list(removed)] = False
+        tally = every.tally(kept, after, "similar to a longer document")
+        for text, (other, similarity) in sorted(removed.items())[:MOST_EXAMPLES]:
+            source, place, beginning = every.document(text)
+            like, where, _ = every.document(other)
+            tally.example(
+                "similar to a longer document", source, place,
+                f"[Jaccard {similarity:.3f} with {like}{', ' if where else ''}{where}] {beginning}",
+            )  # fmt: skip
+        seconds = sum(read_record(work, number)["near_seconds"] for number in range(parts))
+        tally.cpu_seconds = seconds + time.process_time() - start
+        report.stages["near"] = tally
+        kept = after
+    return [kept[a:b] for a, b in itertools.pairwise(every.starts)]

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from pyarrow import compute, parquet
+from pyarrow import parquet
 
 from ..files import new_file
 from .part import read_table
@@ -19,16 +19,6 @@ from .quality import Mask
 def shard_path(folder: Path, number: int, kind: str) -> Path:
     """Of the shard with the documents of a part."""
     return folder / f"{number:06d}.{kind}"
-
-
-def text_bytes(work: Path, number: int, chosen: Mask) -> int:
-    """Bytes of the chosen texts of a part."""
-    if not chosen.any():
-        return 0
-    sizes = compute.binary_length(  # type: ignore[attr-defined]
-        read_table(work, number, ["text"]).column(0)
-    ).to_numpy()
-    return int(sizes[chosen].sum())
 
 
 def write_shard(work: Path, number: int, kept: Mask, folder: Path, kind: str) -> None:

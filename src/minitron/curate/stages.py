@@ -55,6 +55,8 @@ def stages_of(recipe: Recipe) -> dict[str, Stage]:
         "normalize": _normalize,
         "gopher_repetition": _gopher(quality.gopher_repetition),
         "gopher_quality": _gopher(quality.gopher_quality),
+        "c4": _c4,
+        "fineweb": _fineweb,
     }
     settings = {name: getattr(recipe, name) for name in makers}
     return {name: makers[name](part) for name, part in settings.items() if part is not None}
@@ -96,3 +98,15 @@ def _gopher(decide: Callable[..., Reasons]) -> Callable[[Any], Stage]:
         return stage
 
     return make
+
+
+def _c4(settings: Any) -> Stage:
+    def stage(batch: Batch) -> tuple[Batch, Reasons | None]:
+        texts, reasons = quality.c4(batch.texts, settings)
+        return replace(batch, texts=texts, counts={}), reasons
+
+    return stage
+
+
+def _fineweb(settings: Any) -> Stage:
+    return lambda batch: (batch, quality.fineweb(batch.texts, settings))
