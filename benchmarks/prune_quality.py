@@ -113,14 +113,14 @@ def rankings(folder: Path, blocks: Batch, seed: int) -> Iterator[tuple[str, Scor
 
 
 def compensated(folder: Path, scores: Scores, shape: str, source: str, blocks: Batch, parts: tuple[str, ...]) -> Any:
-    """The pruned model after compensation with the calibration blocks, and how many refits were refused."""
+    """The pruned model after compensation with the calibration blocks, and how many fits were rejected."""
     config = open_hf(folder).config
     plan = make_plan(config, scores, Architecture.parse(shape, config), source=source)
     with tempfile.TemporaryDirectory(prefix="prune-quality-") as place:
         prune_checkpoint(folder, Path(place) / "small", plan, check_source=False)
-        refits = compensate(folder, Path(place) / "small", plan, blocks, Path(place) / "better", parts=parts)
+        fits = compensate(folder, Path(place) / "small", plan, blocks, Path(place) / "better", parts=parts)
         model = NemotronForCausalLM.from_pretrained(Path(place) / "better", dtype=torch.float32).eval()
-    return model, sum(not refit.fit.accepted for refit in refits)
+    return model, sum(not part.fit.accepted for part in fits)
 
 
 def measure(folder: Path, calibration: PackedBlocks, heldout: list[Batch], args: argparse.Namespace) -> dict:
@@ -148,7 +148,7 @@ def measure(folder: Path, calibration: PackedBlocks, heldout: list[Batch], args:
                     refused.setdefault(f"{name}: {arm} + {label}", []).append(count)
                     said.append(f"{label}: {losses[name][f'{arm} + {label}'][-1]:.3f}")
             print("; ".join(said), flush=True)
-    return {"loss_before": before, "losses": losses, "refits_refused": refused}
+    return {"loss_before": before, "losses": losses, "fits_rejected": refused}
 
 
 def spread(values: list[float]) -> str:

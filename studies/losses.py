@@ -1,4 +1,4 @@
-"""What to learn from: the next token, the teacher's logits, both, or hidden states besides.
+"""What to learn from: the next token, the teacher's logits, both, or hidden states too.
 
 The bundled model cut by importance, compensated, and trained with each loss (arXiv:2407.14679, Tables 15 to 17). All
 have the learning rate that is best for the forward KL of the logits.
