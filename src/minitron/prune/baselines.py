@@ -41,7 +41,7 @@ def random_scores(config: NemotronConfig, seed: int) -> Scores:
 
 
 def magnitude_scores(folder: str | Path) -> Scores:
-    """L2 norm of all weights that go with a unit; no calibration. One layer in memory at a time.
+    """L2 norm of all weights of a unit; no calibration. One layer in memory at a time.
 
     Raises:
         CheckpointError: the checkpoint cannot be read.
@@ -121,7 +121,7 @@ def taylor_scores(folder: str | Path, blocks: Batch) -> Scores:
 
 @contextmanager
 def _gates(model: Any) -> Iterator[dict[str, Tensor]]:
-    """Factors of 1 that require gradients, in their places."""
+    """Factors of 1 that require gradients, applied to the units by hooks."""
     config = model.config
     layers = torch.ones(config.num_hidden_layers, requires_grad=True)
     channels = torch.ones(config.hidden_size, requires_grad=True)

@@ -18,7 +18,7 @@ _LOGIT_TOKENS = 2048
 
 @dataclass(frozen=True)
 class Judged:
-    """How a variant predicts, as sums over tokens, which add up over batches and ranks."""
+    """Loss and distance of a variant, as sums over tokens, which add up over batches and processes."""
 
     tokens: int
     nats: float
@@ -53,7 +53,7 @@ def judge(walk: Walk, variants: Sequence[Removed] = (), at_most: int | None = No
     Args:
         walk: a finished walk.
         variants: which of its streams.
-        at_most: number of tokens to look at, evenly spread; all that have a label if None.
+        at_most: most tokens to use, evenly spread; all that have a label if None.
 
     Raises:
         StreamError: the model has no LM head, or no token has a label.
@@ -80,9 +80,9 @@ def _chunks(walk: Walk, size: int, at_most: int | None) -> Iterator[tuple[range,
     seen = 0
     for rows in walk.groups:
         here = targets[rows.start : rows.stop].flatten()
-        places = (here != IGNORE_INDEX).nonzero()[:, 0]
-        chosen = places[(-seen) % stride :: stride]
-        seen += len(places)
+        positions = (here != IGNORE_INDEX).nonzero()[:, 0]
+        chosen = positions[(-seen) % stride :: stride]
+        seen += len(positions)
         for part in chosen.split(size):
             if len(part):
                 yield rows, part, here[part]

@@ -12,11 +12,11 @@ from ..bench.trust import slower_though_smaller
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """One model of the family that a run made or began with."""
+    """A model that a run made or began with."""
 
     name: str
     role: str
-    """"teacher", "student", or what else it is in the run."""
+    """"teacher", "student", or another role in the run."""
     shape: dict[str, int]
     """Layers, hidden size, heads and so on, by the names of the config."""
     parts: dict[str, int]
@@ -68,13 +68,13 @@ class SpeedFacts:
 
     model: str
     tokens_per_second: float
-    """After the first token, whose time holds the prompt and compilation; the median of several rounds."""
+    """After the first token, whose time includes prefill and compilation; the median of several rounds."""
     quartiles: tuple[float, float]
     bytes_per_token: int
     weight_bytes: int
     engine: str
     first_token_seconds: float | None = None
-    """Reading the prompt and writing one token."""
+    """Prefill and one token."""
     load: str | None = None
     """What else the machine ran meanwhile, as a clause; empty if nothing that matters, None if unknown."""
 
@@ -112,7 +112,7 @@ class ImportanceFacts:
 
 @dataclass(frozen=True)
 class Report:
-    """All of a report."""
+    """A whole report."""
 
     title: str
     summary: list[str]
