@@ -16,7 +16,7 @@ import minitron
 from minitron.checkpoint.fingerprint import fingerprint
 from minitron.checkpoint.hf import read_config
 from minitron.cli import app
-from minitron.compress.recipe import recipe_from
+from minitron.compress.recipe import RecipeError, recipe_from
 from minitron.compress.run import Compressed, compress
 from minitron.compress.stages import RunError
 from minitron.prune.plan import PrunePlan
@@ -68,6 +68,7 @@ def test_retraining_by_the_teacher_lowers_its_divergence(made: Compressed) -> No
     rows = [json.loads(line) for line in (made.models["small"].parent / "metrics.jsonl").read_text().splitlines()]
     kl = [row["kl"] for row in rows if "kl" in row]
     assert kl[-1] < kl[0]
+    assert any("heldout/text-heldout/kl" in row for row in rows)
 
 
 def test_a_moved_run_is_complete_and_a_second_call_computes_nothing(made: Compressed, base: Path) -> None:
@@ -84,6 +85,15 @@ def test_candidates_that_go_on_from_round_to_round_do_not_say_so(
 ) -> None:
     compress(recipe_from(small_recipe(tmp_path)), tmp_path / "run", quiet=True, say=lambda _: None)
     assert "continuing from" not in capsys.readouterr().err
+
+
+def test_a_run_that_does_not_fit_the_memory_is_refused_before_it_begins(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("minitron.train.memory.available_memory", lambda: 100_000)
+    with pytest.raises(RecipeError, match=r"train: this needs about .* 0\.0 GB are free: .*fields of train"):
+        compress(recipe_from(small_recipe(base)), tmp_path / "run", quiet=True, say=lambda _: None)
+    assert not (tmp_path / "run").exists()
 
 
 def test_another_recipe_in_the_same_folder_is_refused(made: Compressed, base: Path) -> None:
