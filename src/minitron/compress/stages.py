@@ -90,7 +90,7 @@ class Stages:
             values = _read(note)
             if values.get("inputs") != digest:
                 raise RunError(
-                    f"{folder} was made from something else than what is asked for now "
+                    f"{folder} was made with other inputs than those of this call "
                     f"({self._difference(values, inputs)}); choose another run folder, or delete that one to do the "
                     f"stage again"
                 )

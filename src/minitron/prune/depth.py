@@ -161,9 +161,9 @@ class _Judgements:
             saved = json.loads(path.read_text(encoding="utf-8"))
             same, rows = saved["identity"] == identity, saved["sums"]
         except (ValueError, KeyError, TypeError) as error:
-            raise StreamError(f"{path}: cannot be read ({error}); delete it to begin anew") from None
+            raise StreamError(f"{path}: cannot be read ({error}); delete it to start again") from None
         if not same:
-            raise StreamError(f"{path}: of another run; delete it to begin anew")
+            raise StreamError(f"{path}: belongs to another run; delete it to start again")
         return rows
 
     def forget(self) -> None:

@@ -94,7 +94,9 @@ class PruneOptions:
             raise SearchError(f"--{' and --'.join(goals).replace('_', '-')} were given together; give one of them")
         if not goals and self.keep is None and self.grid == "auto":
             names = ", ".join(f"--{name.replace('_', '-')}" for name in BUDGETS)
-            raise SearchError(f"nothing says how small: give one of {names}, --keep, --plan, --grid or --sorted")
+            raise SearchError(
+                f"the size of the result is missing: give one of {names}, --keep, --plan, --grid or --sorted"
+            )
         if self.grid != "auto" and self.grid not in PAPER_GRIDS:
             raise SearchError(f"--grid is {self.grid!r}; it must be auto, {', '.join(PAPER_GRIDS)}")
         if self.rank not in ("loss", "kl"):

@@ -162,12 +162,12 @@ class PrunePlan:
         _check_fields(values, known, "the plan")
         source, scores, rows = values.get("source"), values.get("scores"), values.get("layers")
         if not isinstance(source, str) or not isinstance(scores, str | None):
-            raise PlanError("source and scores must be texts (scores may be null)")
+            raise PlanError("source and scores must be strings (scores may be null)")
         if not isinstance(rows, list) or not rows or len(rows) > MAX_LAYERS:
             raise PlanError("layers must be a list of at least one layer")
         notes = values.get("notes", [])
         if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
-            raise PlanError("notes must be a list of texts")
+            raise PlanError("notes must be a list of strings")
         shape = values.get("source_shape")
         if not isinstance(shape, dict):
             raise PlanError("source_shape is missing; expected an object with layers, hidden, heads, groups and ffn")

@@ -204,7 +204,7 @@ def read_candidates(path: Path) -> list[dict[str, Any]]:
         except (ValueError, KeyError, TypeError):
             good, row = False, {}
         if not good:
-            raise SearchError(f"{path}: line {number} is not the score of a candidate; delete the file to rank anew")
+            raise SearchError(f"{path}: line {number} is not the score of a candidate; delete the file to rank again")
         rows.append(row)
     return rows
 

@@ -372,16 +372,18 @@ class Walk:
             found, done = state["identity"], int(state["done"])
             streams, earlier = [tuple(key) for key in state["streams"]], list(state["earlier"])
         except (ValueError, KeyError, TypeError) as error:
-            raise StreamError(f"{path}: cannot be read ({error}); delete {self.folder} to begin anew") from None
+            raise StreamError(f"{path}: cannot be read ({error}); delete {self.folder} to start again") from None
         wanted = json.loads(json.dumps(self.identity))
         if found != wanted:
             other = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
-            raise StreamError(f"{path}: of another run ({', '.join(other)} differ); delete {self.folder} to begin anew")
+            raise StreamError(
+                f"{path}: belongs to another run ({', '.join(other)} differ); delete {self.folder} to start again"
+            )
         size = self.count * self.tokens * self.model.config.hidden_size * self.model.dtype.itemsize
         paths = [self.folder / name for name in earlier]
         for file in (*(self.folder / self._name(done, key) for key in streams), *paths):
             if not file.is_file() or file.stat().st_size != size:
-                raise StreamError(f"{file}: missing or cut; delete {self.folder} to begin anew")
+                raise StreamError(f"{file}: missing or truncated; delete {self.folder} to start again")
         self.at = {key: self.new(done, key) for key in streams}
         shape = (self.count, self.tokens, self.model.config.hidden_size, self.model.dtype)
         self.earlier = [Residuals(*shape, path) for path in paths]

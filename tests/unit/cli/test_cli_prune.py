@@ -179,7 +179,7 @@ def test_an_interrupted_run_goes_on(source: Path, text: Path, tmp_path: Path, mo
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ([], "nothing says how small: give one of --params"),
+        ([], "the size of the result is missing: give one of --params"),
         (["--params", "4B", "--memory", "6GB"], "--params and --memory were given together"),
         (["--params", "many"], "--params is 'many'; expected something like 4B"),
         (["--params", "4B"], "itself, which is within the budget of at most 4.00B parameters; nothing needs to be cut"),

@@ -98,7 +98,7 @@ def test_a_run_that_does_not_fit_the_memory_is_refused_before_it_begins(
 
 def test_another_recipe_in_the_same_folder_is_refused(made: Compressed, base: Path) -> None:
     other = small_recipe(base, calibration={"blocks": 3})
-    with pytest.raises(RunError, match="made from something else"):
+    with pytest.raises(RunError, match="made with other inputs"):
         compress(recipe_from(other), base / "run", quiet=True, say=lambda _: None)
 
 

@@ -99,7 +99,7 @@ def test_an_interrupted_search_goes_on(model: Any, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         score_layers(folder, batch(), "greedy", work=tmp_path / "work", progress=stop)
     assert (tmp_path / "work" / "round-0.json").is_file()
-    with pytest.raises(StreamError, match=r"round-0\.json: of another run"):
+    with pytest.raises(StreamError, match=r"round-0\.json: belongs to another run"):
         score_layers(folder, batch(seed=3), "greedy", work=tmp_path / "work")
     found = score_layers(folder, batch(), "greedy", work=tmp_path / "work")
     expected = score_layers(folder, batch(), "greedy")

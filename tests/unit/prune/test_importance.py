@@ -245,7 +245,7 @@ def test_interrupted_and_continued_gives_the_same(uninterrupted: Any, layer: int
         with pytest.raises(StoppedError):
             compute_importance(folder, batch(), windows=(2,), work=work, progress=stop)
     assert (work / f"layer-{layer - 1}.safetensors").is_file()
-    with pytest.raises(StreamError, match=r"of another run \(tokens differ\); delete"):
+    with pytest.raises(StreamError, match=r"belongs to another run \(tokens differ\); delete"):
         compute_importance(folder, batch(seed=5), windows=(2,), work=work)
     seen: list[int] = []
     found = compute_importance(folder, batch(), windows=(2,), work=work, progress=lambda n, _: seen.append(n))

@@ -68,7 +68,7 @@ def test_notes_are_kept_and_are_no_part_of_the_plan(tmp_path: Path) -> None:
     assert again.notes == noted.notes
     assert (again, again.hash) == (plan, plan.hash)
     assert "measured on a busy machine" in again.describe()
-    with pytest.raises(PlanError, match="notes must be a list of texts"):
+    with pytest.raises(PlanError, match="notes must be a list of strings"):
         PrunePlan.from_dict({**plan.as_dict(), "notes": [1]})
 
 
@@ -99,7 +99,7 @@ def edited(**changes: Any) -> dict[str, Any]:
         ({"extra": 1}, r"unknown field 'extra'"),
         ({"format": "x"}, r"format is 'x', expected 'minitron-plan-1'"),
         ({"more": 1}, r"the plan has the unknown field 'more'"),
-        ({"source": None}, r"source and scores must be texts"),
+        ({"source": None}, r"source and scores must be strings"),
         ({"source_shape": {"layers": 4}}, r"source_shape: hidden is missing"),
         ({"layers": []}, r"at least one layer"),
     ],

@@ -55,16 +55,16 @@ def test_importance_is_in_the_file_and_nothing_else_stays(source: Path, tmp_path
 
 
 def test_a_budget_of_speed_is_met_by_what_the_engine_reaches(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half of the bandwidth is what the engine reaches here: shapes that need more of it are not candidates."""
+    """The engine reaches four fifths of the bandwidth here: shapes that need more of it are not candidates."""
     config, full = read_config(source), 1e9
     needed = Machine("fp32", 0, full).speed(config)
     assert needed is not None
     budget = Budget.parse("speed", f"{1.05 * needed}tok/s")
     monkeypatch.setattr(costs, "with_bandwidth", lambda machine: Machine(machine.dtype, machine.context, full))
-    monkeypatch.setattr(costs, "with_engine", lambda machine, _: Machine(machine.dtype, machine.context, full / 2))
+    monkeypatch.setattr(costs, "with_engine", lambda machine, _: Machine(machine.dtype, machine.context, 0.8 * full))
     by_bandwidth = find_candidates(config, budget, Machine("fp32"), GRID, try_engine=False)
     by_engine = find_candidates(config, budget, Machine("fp32"), GRID)
-    assert by_engine.machine.bytes_per_second == full / 2
+    assert by_engine.machine.bytes_per_second == 0.8 * full
     for found in (by_bandwidth, by_engine):
         assert all(found.machine.speed(c.architecture.config(config)) >= budget.low for c in found.candidates)  # type: ignore[operator]
     largest = [max(c.parameters for c in found.candidates) for found in (by_bandwidth, by_engine)]
