@@ -92,6 +92,8 @@ def compress(
         model, out = None, Path(model)
     if out is None:
         raise ValueError("the run folder is missing: minitron compress MODEL OUT, or --recipe FILE OUT")
+    if model is not None:
+        locate(model)  # a wrong name is refused before torch is imported
     options = locals()
     with processes(device, tensor_parallel=1, patience_hours=24) as (world, _):
         wanted = world.first_does(lambda: _recipe_of(options))
@@ -106,9 +108,7 @@ def _recipe_of(options: dict[str, Any]) -> Any:
     """The recipe that options ask for, by their names; those that were not given are None."""
     from ..compress.recipe import load_recipe, parse_count, recipe_from
 
-    model, recipe = options["model"], options["recipe"]
-    if model is not None:
-        locate(model)
+    recipe = options["recipe"]
     values = {name: options[name] for name in _FIELDS if options[name] is not None}
     targets = _targets(options)
     if targets:
