@@ -54,4 +54,4 @@ with tempfile.TemporaryDirectory() as out:
     distance = DistillLoss(OnlineTeacher(teacher), DistillOptions(), student.config)
     trainer = DistillTrainer(student, settings, train_dataset=rows, data_collator=collate, distance=distance)
     trainer.train()
-    print({name: round(value, 3) for name, value in trainer.numbers.items()})
+    print({name: round(float(value), 3) for name, value in trainer.numbers.items()})

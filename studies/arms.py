@@ -43,10 +43,10 @@ from minitron.prune.observe import Statistics
 from minitron.prune.scores import Scores
 from minitron.prune.surgery import prune_checkpoint
 from minitron.tokenizer import load_tokenizer
+from minitron.train.heldout import heldout_loss
 from minitron.train.inputs import Texts, new_model, open_texts, saved_model
 from minitron.train.loop import train
 from minitron.train.machine import autocast, keep_freed_memory
-from minitron.train.objective import heldout_loss
 from minitron.train.schedule import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -220,7 +220,7 @@ def test_a_damaged_checkpoint_is_passed_over(
         )
     result = small_run(run, STEPS)
     errors = capfd.readouterr().err
-    assert "passed over a damaged checkpoint" in errors
+    assert "skipped a damaged checkpoint" in errors
     assert str(file) in errors
     assert f"continuing from {before}" in errors
     assert_same(result.checkpoint, uninterrupted / f"step-{STEPS}")

@@ -18,7 +18,6 @@ from ..files import is_empty, require_apart
 from ..loading import checkpoint_folder
 from ..tokenizer import load_tokenizer
 from ..train.inputs import Texts, open_texts
-from ..train.text_changes import describe_texts
 from ..world import World
 from .recipe import Recipe, RecipeError
 from .stages import RunError, Stages
@@ -118,7 +117,7 @@ def open_context(
             f"{recipe.train.sequence} tokens, and all of them are used"
         )
         recipe = replace(recipe, calibration=replace(recipe.calibration, blocks=there))
-    stages = Stages(out, tell, describe_texts(texts.stream), world)
+    stages = Stages(out, tell, texts.stream.origins, world)
     return Context(recipe, out, checkpoint, stages, tokenizer, texts, device, world, tell, quiet)
 
 

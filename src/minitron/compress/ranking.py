@@ -24,9 +24,10 @@ from ..distill.losses import DistillLoss, DistillOptions
 from ..distill.targets import DenseTargets, TeacherTargets
 from ..files import allocate, write_text
 from ..ops.packed_attention import packed_attention_in
+from ..train.heldout import heldout_loss
 from ..train.loop import train
 from ..train.machine import autocast
-from ..train.objective import Objective, heldout_loss, next_token_loss
+from ..train.objective import Objective, next_token_loss
 from ..train.parallel import prepare
 from ..train.resume import list_steps
 from ..train.schedule import TrainConfig

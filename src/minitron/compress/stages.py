@@ -34,7 +34,7 @@ class Stages:
     Args:
         folder: of the run.
         say: called with what begins, what continues and what is done already.
-        texts: `describe_texts` of the data, which explains why a stage is not the same.
+        texts: `origins` of the stream, which explains why a stage is not the same.
         world: the processes of the run. All call `run` alike; the first one reads and writes the notes.
     """
 

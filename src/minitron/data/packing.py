@@ -12,6 +12,7 @@ import hashlib
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -88,6 +89,18 @@ class PackedBlocks:
             digest.update(np.ascontiguousarray(numbers, dtype="<i8").tobytes())
         return digest.hexdigest()
 
+    def check(self, vocab_size: int, sequence: int) -> None:
+        """Refuse a model or a sequence length that the text was not tokenized and packed for.
+
+        Raises:
+            DataError: blocks of another length than `sequence`; a token that the vocabulary does not have.
+        """
+        if self.block != sequence:
+            raise DataError(f"the data's blocks have {self.block} tokens; they must have sequence = {sequence}")
+        highest = int(self.cache.tokens.max())
+        if highest >= vocab_size:
+            raise DataError(f"the data has token id {highest}; the model's vocab_size is {vocab_size}")
+
     def pieces(self, index: int) -> list[np.ndarray]:
         """The tokens of each piece of a block."""
         spans = ((self._starts[m], self._lengths[m]) for m in self._members[index])
@@ -144,6 +157,11 @@ class Batch:
         """Scored labels in this batch."""
         return int((self.labels != IGNORE_INDEX).sum())
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the batch, padding included."""
+        return self.input_ids.numel()
+
     def to(self, device: torch.device | str) -> Batch:
         """Return the batch on a device."""
         moved = (x.to(device) for x in (self.input_ids, self.position_ids, self.labels))
@@ -193,6 +211,21 @@ class BlockStream:
         """Blocks in an epoch."""
         return len(self._source)
 
+    @property
+    def key(self) -> dict[str, float]:
+        """The weight of each source by a digest of its tokens."""
+        return {s.cache.key[:16]: w for s, w in zip(self.sources, self.weights, strict=True)}
+
+    @property
+    def origins(self) -> list[dict[str, Any]]:
+        """Of each source: weight, files with their digests, tokenizer and how the text was read; JSON values."""
+        return [{"weight": w, **s.cache.origin} for s, w in zip(self.sources, self.weights, strict=True)]
+
+    def check(self, vocab_size: int, sequence: int) -> None:
+        """As of `PackedBlocks.check`, of every source."""
+        for blocks in self.sources:
+            blocks.check(vocab_size, sequence)
+
     def locate(self, position: int) -> tuple[int, int]:
         """(source, block) at a place of the stream."""
         epoch, inside = divmod(position, len(self))
@@ -210,16 +243,16 @@ class BlockStream:
         return self._permutations[purpose]
 
     def batches(
-        self, position: int, total: int, at_once: int, pad: int = 0, share: tuple[int, int] = (0, 1)
+        self, start: int, count: int, at_once: int, pad: int = 0, share: tuple[int, int] = (0, 1)
     ) -> list[Batch]:
-        """Blocks `position` to `position + total`, as batches of `at_once` that count as one step.
+        """Blocks `start` to `start + count`, as batches of `at_once` that count as one step.
 
         Of several processes each takes its `share`, (number, of how many): the first the first blocks, and so on.
         """
-        found = [self.locate(position + i) for i in range(total)]
+        found = [self.locate(start + i) for i in range(count)]
         scored = sum(self.sources[source].scored(index) for source, index in found)
         number, ways = share
-        mine = found[number * total // ways : (number + 1) * total // ways]
+        mine = found[number * count // ways : (number + 1) * count // ways]
         blocks = [self.sources[source].pieces(index) for source, index in mine]
         places = torch.tensor([self.firsts[source] + index for source, index in mine])
         return [

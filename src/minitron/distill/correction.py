@@ -51,11 +51,11 @@ class CorrectingLoss(nn.Module):
         self.corrected_lr = corrected_lr
         self._teacher = loss.targets
 
-    def forward(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+    def forward(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor | float]]:
         """As of `LossFunction`."""
         loss, numbers = self.student_loss(model, batch)
         hidden, self._teacher.hidden = self._teacher.hidden, None
         assert hidden is not None
         labels = shift_labels(batch.labels)
         own = linear_cross_entropy(hidden, head_weight(self.corrected), labels, batch.num_items)
-        return loss + (own - own.detach()), {**numbers, "teacher_ce": own.item()}
+        return loss + (own - own.detach()), {**numbers, "teacher_ce": own.detach()}

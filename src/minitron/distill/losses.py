@@ -93,12 +93,12 @@ class DistillLoss(nn.Module):
             self.teacher_layers, self.student_layers = (tuple(side) for side in zip(*pairs, strict=True))
             self.projection = nn.Linear(student.hidden_size, targets.hidden_size, bias=False)
 
-    def forward(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+    def forward(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor | float]]:
         """The batch's part of the mean over `batch.num_items` labels, and numbers to log, summed likewise.
 
-        Numbers: the divergence under the name of its kind (`kl` for the forward one; 0 for equal models), `ce` in nats
-        per token, `top1` the share of tokens where both agree on the most likely one, and with a hidden-state loss
-        `hidden` (L_is) and `alpha`.
+        Numbers, as tensors on the device: the divergence under the name of its kind (`kl` for the forward one; 0 for
+        equal models), `ce` in nats per token, `top1` the share of tokens where both agree on the most likely one, and
+        with a hidden-state loss `hidden` (L_is) and `alpha`.
         """
         targets = self.targets.targets_for(batch, self.teacher_layers)
         hidden, states = hidden_states(model, batch, self.student_layers)
@@ -114,7 +114,7 @@ class DistillLoss(nn.Module):
             share = (labels != IGNORE_INDEX).sum().to(between.dtype) / batch.num_items
             sums = torch.cat([sums, torch.stack([between.detach(), alpha * share]).to(sums)])
             names += ["hidden", "alpha"]
-        return loss, dict(zip(names, sums.tolist(), strict=True))
+        return loss, dict(zip(names, sums.unbind(), strict=True))
 
     def _compare(
         self, hidden: Tensor, head: Tensor, targets: DenseTargets | SparseTargets, labels: Tensor, num_items: int

@@ -11,12 +11,15 @@ import torch
 from torch import nn
 
 from ..config import NemotronConfig
-from ..data.packing import BlockStream
+from ..data.packing import BlockStream, PackedBlocks
 from ..tokenizer import tokenizer_difference
+from ..train.heldout import HeldoutText
 from ..train.loop import Result, Surroundings, train
 from ..train.objective import LossFunction, next_token_loss
 from ..train.run_folder import TrainError
 from ..train.schedule import TrainConfig
+from ..train.stream import Measure
+from ..world import World
 from .correction import CorrectedTeacher, CorrectingLoss
 from .losses import DistillLoss, DistillOptions
 from .targets import OnlineTeacher, TeacherTargets
@@ -90,6 +93,7 @@ def distill(
     teacher: nn.Module | None = None,
     corrected_lr: float = 0.2,
     identity: Mapping[str, Any] | None = None,
+    heldout: Mapping[str, PackedBlocks | Measure] | None = None,
     **surroundings: Unpack[Surroundings],
 ) -> Result:
     """Distil, or continue the run in `run`.
@@ -103,10 +107,9 @@ def distill(
             cross-entropy is measured.
         corrected_lr: learning rate of a `CorrectedTeacher` as a share of the student's.
         identity: what tells this teacher from another one, for instance `{"teacher": fingerprint}`.
+        heldout: as of `train`; of text the result has `kl`, in nats per token, and `top1`, the share of tokens where
+            teacher and student agree, beside `nats_per_token` and `bits_per_byte`.
         **surroundings: as of `train`.
-
-    The result's `heldout` has `kl`, in nats per token, and `top1` beside
-    `nats_per_token` and `bits_per_byte`.
 
     Raises:
         ValueError: teacher and student do not fit each other, or as `train`.
@@ -118,6 +121,13 @@ def distill(
     measure: LossFunction = next_token_loss
     if online is not None:
         measure = DistillLoss(OnlineTeacher(online), DistillOptions(), shape)
+    world = surroundings.get("world") or World()
+    measures: dict[str, Measure] = {
+        name: HeldoutText(held, config.at_once(world.data_size), measure, world)
+        if isinstance(held, PackedBlocks)
+        else held
+        for name, held in (heldout or {}).items()
+    }
     about = {"loss": asdict(options), **({"corrected_lr": corrected_lr} if corrected else {}), **(identity or {})}
     running: NemotronConfig | None = targets.model.config if isinstance(targets, OnlineTeacher) else None  # type: ignore[assignment]
     return train(
@@ -126,7 +136,7 @@ def distill(
         config,
         run,
         loss=make_loss(targets, options, student, corrected_lr, config.seed),
-        measure=measure,
+        heldout=measures,
         identity=about,
         flops_per_token=flops_per_token(shape, config.sequence, running, corrected),
         **surroundings,

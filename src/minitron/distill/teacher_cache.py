@@ -25,7 +25,7 @@ from ..data.packing import Batch, BlockStream, collate
 from ..files import is_empty, locked, new_file, write_bytes, write_text
 from ..finite import check_weights
 from ..ops.loss import IGNORE_INDEX, shift_labels
-from ..train.text_changes import describe_texts, text_changes
+from ..train.text_changes import text_changes
 from .target_codecs import CODECS, ENTRY_BYTES, ID_BITS, Codec, Decoded, HiddenCodec
 from .targets import DenseTargets, SparseTargets, head_weight, hidden_states
 
@@ -94,7 +94,7 @@ class CachePlan:
     vocabulary: int
     seed: int = 0
     texts: list[dict[str, Any]] = field(default_factory=list)
-    """`describe_texts` of the stream; it explains a difference in `order`."""
+    """`origins` of the stream; it explains a difference in `order`."""
     at_once: int = 8
     """Blocks per forward pass."""
     part_blocks: int = 64
@@ -136,7 +136,7 @@ def plan_cache(
     if blocks is not None and blocks < 1:
         raise ValueError(f"blocks is {blocks}; it must be at least 1")
     places = covered_places(stream, blocks or len(stream))
-    order, texts = text_order(stream), describe_texts(stream)
+    order, texts = text_order(stream), stream.origins
     return CachePlan(codec, teacher, places, order, stream.block, config.vocab_size, seed, texts)
 
 
@@ -370,7 +370,7 @@ def open_targets(folder: Path, stream: BlockStream, teacher: str | None = None) 
         raise TargetCacheError(f"{folder}: made for blocks of {meta['sequence']} tokens; the run has {stream.block}")
     if meta["text_order"] != text_order(stream):
         raise TargetCacheError(
-            f"{folder}: made from other data ({_other_text(meta, describe_texts(stream))}); give the same data "
+            f"{folder}: made from other data ({_other_text(meta, stream.origins)}); give the same data "
             f"settings, or cache the teacher on these"
         )
     if teacher is not None and meta["teacher"] != teacher:

@@ -1,13 +1,14 @@
 """The training loop: one loop for every kind of training, since the loss is a parameter.
 
-It knows a model as a module whose parameters have names, a loss as a function of model and batch, and data as a stream
-with places. A run is a folder: `train.json` (what it is), `metrics.jsonl`, `tensorboard/`, checkpoints `step-N` from
-which it continues bit for bit after any interruption, and at its end `model`, which is a checkpoint like any other.
+It knows a model as a module whose parameters have names, a loss as a function of model and batch, data as a `Stream`,
+and a held-out set as a `Measure`. A run is a folder: `train.json` (what it is), `metrics.jsonl`, `tensorboard/`,
+checkpoints `step-N` from which it continues bit for bit after any interruption, and at its end `model`, which is a
+checkpoint like any other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
@@ -15,21 +16,22 @@ from typing import Any, TypedDict
 import torch
 from torch import nn
 
-from ..data.documents import DataError
-from ..data.packing import Batch, BlockStream, PackedBlocks
+from ..data.packing import PackedBlocks
 from ..finite import check_weights
 from ..ops.packed_attention import packed_attention_in
 from ..world import World
 from .exclusive import alone_in_its_folder
 from .export import MODEL_FOLDER, export_model
+from .heldout import HeldoutText, heldout_loss
 from .log import RunLog, clock
 from .machine import Estimate, Stopwatch, autocast, peak_memory, state_bytes
-from .objective import LossFunction, Objective, heldout_loss, models_of, next_token_loss
+from .objective import LossFunction, Objective, models_of, next_token_loss
 from .parallel import prepare
 from .resume import newest_whole
 from .run_folder import RUN_FILE, TrainError, describe, open_run, require_positions
 from .schedule import TrainConfig, is_decaying, progress
 from .signals import StopSignals
+from .stream import Measure, Stream
 from .trainer import Trainer
 
 __all__ = ["RUN_FILE", "LossFunction", "Result", "TrainError", "estimate", "heldout_loss", "next_token_loss", "train"]
@@ -38,7 +40,6 @@ __all__ = ["RUN_FILE", "LossFunction", "Result", "TrainError", "estimate", "held
 class Surroundings(TypedDict, total=False):
     """Arguments of `train` that are the same for every loss, for functions that hand them on."""
 
-    heldout: Mapping[str, PackedBlocks] | None
     tokenizer: Any
     quiet: bool
     world: World | None
@@ -58,7 +59,8 @@ class Result:
     loss: float | None
     """Training loss of the last step, nats per token; None if there was nothing left to do."""
     heldout: dict[str, dict[str, float]]
-    """Per held-out text: `nats_per_token`, `bits_per_byte`, and what the loss measures besides."""
+    """Per held-out set what its measure found; of text `nats_per_token`, `bits_per_byte` and more, see
+    `HeldoutText`."""
     checkpoint: Path
     """The last checkpoint; of a run in one process it loads like any other model."""
     model: Path | None
@@ -66,12 +68,12 @@ class Result:
     stopped_by: str | None
     """Signal that ended it early, or "until=N"; the same call continues it."""
     skipped: int
-    """Steps whose update was left out, in the whole run."""
+    """Steps whose update was skipped, in the whole run."""
 
 
-def estimate(model: nn.Module, stream: BlockStream, config: TrainConfig, loss: LossFunction) -> Estimate:
+def estimate(model: nn.Module, stream: Stream, config: TrainConfig, loss: LossFunction) -> Estimate:
     """Time and memory of a step, by running the first one twice without changing the model, in one process."""
-    check(model, stream, {}, config)
+    _check(model, [stream], config)
     objective = Objective(model, loss)
     prepare(objective, config, World())
     trainer = Trainer(objective, stream, config, Path())
@@ -92,13 +94,12 @@ def estimate(model: nn.Module, stream: BlockStream, config: TrainConfig, loss: L
 @alone_in_its_folder
 def train(
     model: nn.Module,
-    stream: BlockStream,
+    stream: Stream,
     config: TrainConfig,
     run: Path,
     *,
-    heldout: Mapping[str, PackedBlocks] | None = None,
+    heldout: Mapping[str, PackedBlocks | Measure] | None = None,
     loss: LossFunction = next_token_loss,
-    measure: LossFunction = next_token_loss,
     identity: Mapping[str, Any] | None = None,
     tokenizer: Any = None,
     quiet: bool = False,
@@ -114,37 +115,43 @@ def train(
     """Train a model, or continue the run in `run`. In a run of many processes, each calls this.
 
     Args:
-        model: causal language model on its device, with the initial weights; changed in place.
-        stream: the data; its blocks have `config.sequence` tokens.
+        model: the model on its device, with the initial weights; changed in place.
+        stream: the data, packed text or other; its examples have at most `config.sequence` tokens.
         config: the settings.
-        run: folder of the run; made if it is not there, continued from if it is.
-        heldout: texts by name, whose loss is measured now and then.
+        run: folder of the run; created, or continued from if it exists.
+        heldout: held-out sets by name, measured every `config.eval_every` steps and at the end: packed text, whose
+            cross-entropy is measured, or any function of the model, see `stream.Measure`.
         loss: what is minimized.
-        measure: what is told of held-out text: the numbers of this loss if `ce` is among them, or else its value.
-        identity: what tells this loss from another one (its settings, its teacher), for JSON.
+        identity: what tells this loss from another one (its settings, its teacher), as JSON values.
         tokenizer: saved into each checkpoint if given.
         quiet: no progress bar.
         world: the processes, from `parallel.make_world`; this one alone if None.
         export_dtype: of the weights in `run/model`; as trained if None.
-        peak_flops: operations per second that the devices can do, and `flops_per_token`, those that a token needs:
-            with both, their ratio (MFU) is told.
+        peak_flops: operations per second that the devices can do. With `flops_per_token`, the operations that a token
+            takes, their ratio (MFU) is logged.
         flops_per_token: see `peak_flops`.
         until: stop after this step with a checkpoint, as after a signal, and with the measurements of an end; a later
             call continues from there.
         extend: make the run in the folder longer, if it differs from this one in its length alone; see `extending`.
-        accepted: is called when nothing stands against the run, before anything is written to its folder.
-        going_on: this process trained the run before, so that it is no news from where it continues.
+        accepted: called once all checks have passed, before anything is written to the folder.
+        going_on: this process trained the run before, so where it continues from is not logged.
 
     Raises:
-        LockedError, TargetError: see `alone.alone_in_its_folder`.
+        LockedError, TargetError: see `exclusive.alone_in_its_folder`.
         TrainError: the folder holds another run, no checkpoint of it is whole, or the loss is no longer a number.
+        ValueError: the data does not fit the model or the settings.
         CheckpointError: a checkpoint cannot be written.
-        NotFiniteError: the model has weights that are NaN or infinite, or its teacher.
+        NotFiniteError: the model or its teacher has weights that are NaN or infinite.
     """
     world = world or World()
-    check(model, stream, heldout or {}, config)
+    measures: dict[str, Measure] = {
+        name: HeldoutText(held, config.at_once(world.data_size), world=world)
+        if isinstance(held, PackedBlocks)
+        else held
+        for name, held in (heldout or {}).items()
+    }
+    _check(model, [stream, *measures.values()], config)
     check_weights(models_of(model, loss))
-    config.at_once(world.data_size)
     description = describe(model, stream, config, identity)
     opened = world.first_does(lambda: open_run(run, description, extend))
     objective = Objective(model, loss)
@@ -162,7 +169,7 @@ def train(
     log = RunLog(
         run, trainer.state.step, progress(config, trainer.state.step, trainer.state.seconds), quiet, world.first
     )
-    damaged = [f"passed over a damaged checkpoint: {problem}" for problem in problems]
+    damaged = [f"skipped a damaged checkpoint: {problem}" for problem in problems]
     for text in (*opened.notes, *damaged, *([log.note] if log.note else [])):
         log.say(text)
     if folder is not None and not going_on:
@@ -170,7 +177,7 @@ def train(
     efficiency = flops_per_token / peak_flops if peak_flops and flops_per_token else None
     try:
         with StopSignals() as signals, packed_attention_in(*objective.trained_models()):
-            result = _Loop(trainer, heldout or {}, measure, log, signals, efficiency, until).go(folder)
+            result = _Loop(trainer, measures, log, signals, efficiency, until).go(folder)
         return _finish(result, trainer, export_dtype)
     finally:
         log.close()
@@ -191,41 +198,31 @@ def _finish(result: Result, trainer: Trainer, dtype: torch.dtype | None) -> Resu
     return Result(**{**vars(result), "model": target})
 
 
-def check(model: nn.Module, stream: BlockStream, heldout: Mapping[str, PackedBlocks], config: TrainConfig) -> None:
-    """Refuse data that does not fit the model or the settings.
-
-    Raises:
-        TrainError: sequences of another length, or longer than the model's positions.
-        DataError: a token that the model's vocabulary does not have.
-    """
-    if any(blocks.block != config.sequence for blocks in (*stream.sources, *heldout.values())):
-        raise TrainError(f"the data's blocks must have sequence = {config.sequence} tokens")
+def _check(model: nn.Module, data: Sequence[Any], config: TrainConfig) -> None:
+    """Refuse data that does not fit the model or the settings; sets without a method `check` are trusted."""
     require_positions(model.config, config)  # type: ignore[arg-type]
-    vocabulary = model.config.vocab_size  # type: ignore[union-attr]
-    for blocks in (*stream.sources, *heldout.values()):
-        highest = int(blocks.cache.tokens.max())
-        if highest >= vocabulary:  # type: ignore[operator]
-            raise DataError(f"the data has token id {highest}; the model's vocab_size is {vocabulary}")
+    for each in data:
+        if hasattr(each, "check"):
+            each.check(model.config.vocab_size, config.sequence)  # type: ignore[union-attr]
 
 
 class _Loop:
-    """Steps until the run is over or somebody wants it to stop; measures, tells and saves in between."""
+    """Steps until the run is over or is asked to stop; measures, logs and saves in between."""
 
     def __init__(
         self,
         trainer: Trainer,
-        heldout: Mapping[str, PackedBlocks],
-        measure: LossFunction,
+        measures: Mapping[str, Measure],
         log: RunLog,
         signals: StopSignals,
         efficiency: float | None,
         until: int | None,
     ) -> None:
-        self.measure, self.until = measure, until
-        self.trainer, self.heldout, self.log, self.signals = trainer, heldout, log, signals
+        self.trainer, self.measures, self.log, self.signals = trainer, measures, log, signals
+        self.until = until
         self.efficiency = efficiency
         self.scores: dict[str, dict[str, float]] = {}
-        self.first, self.began = trainer.state.step, trainer.state.seconds
+        self.first, self.began, self.tokens = trainer.state.step, trainer.state.seconds, trainer.state.tokens
 
     def go(self, saved: Path | None) -> Result:
         """Run; `saved` is the checkpoint of where it starts, if there is one."""
@@ -242,7 +239,7 @@ class _Loop:
             # The first process's clock and anybody's signal decide, so that all do the same.
             state.seconds = trainer.world.agree(watch.seconds)
             stop = trainer.world.any(self.signals.received is not None) or self._is_far_enough()
-            self._tell(numbers)
+            self._log(numbers)
             saved = saved if saved is not None and saved.name == f"step-{state.step}" else None
             if config.eval_every and state.step % config.eval_every == 0 and self._done() < 1:
                 self._measure()
@@ -255,8 +252,7 @@ class _Loop:
             saved = trainer.save()
         if stopped is None or self._is_far_enough():
             self._measure()
-        tokens = state.step * config.tokens_per_step
-        return Result(state.step, tokens, numbers.get("loss"), self.scores, saved, None, stopped, state.skipped)
+        return Result(state.step, state.tokens, numbers.get("loss"), self.scores, saved, None, stopped, state.skipped)
 
     def _is_far_enough(self) -> bool:
         return self.until is not None and self.trainer.state.step >= self.until
@@ -269,10 +265,10 @@ class _Loop:
     def _done(self) -> float:
         return progress(self.trainer.config, self.trainer.state.step, self.trainer.state.seconds)
 
-    def _tell(self, numbers: Mapping[str, float]) -> None:
+    def _log(self, numbers: Mapping[str, float]) -> None:
         config, state = self.trainer.config, self.trainer.state
         spent, done = state.seconds - self.began, self._done()
-        speed = (state.step - self.first) * config.tokens_per_step / spent
+        speed = (state.tokens - self.tokens) / spent
         left = spent / max(1e-9, done - progress(config, self.first, self.began)) * (1 - done)
         mfu = {"mfu": speed * self.efficiency} if self.efficiency else {}
         self.log.write(state.step, {**numbers, "tokens_per_second": speed, **mfu, "seconds": state.seconds})
@@ -285,22 +281,15 @@ class _Loop:
             self.log.say(text)
         self.trainer.events.clear()
 
+    @torch.no_grad()
     def _measure(self) -> None:
-        trainer, config = self.trainer, self.trainer.config
-
-        def numbers_of(batch: Batch) -> dict[str, float]:
-            loss, numbers = trainer.objective(batch, self.measure)
-            return numbers if "ce" in numbers else {"ce": loss.item()}
-
-        for name, blocks in self.heldout.items():
-            found = heldout_loss(
-                trainer.model,
-                blocks,
-                config.at_once(trainer.world.data_size),
-                autocast(trainer.device, config.dtype),
-                measure=numbers_of,
-                world=trainer.world,
-            )
+        trainer = self.trainer
+        for name, measure in self.measures.items():
+            was_training = trainer.model.training
+            trainer.model.eval()
+            with autocast(trainer.device, trainer.config.dtype):
+                found = dict(trainer.objective(measure))
+            trainer.model.train(was_training)
             self.scores[name] = found
             self.log.write(trainer.state.step, {f"heldout/{name}/{k}": v for k, v in found.items()})
             self.log.say(f"step {trainer.state.step}: {name}: " + ", ".join(f"{v:.4f} {k}" for k, v in found.items()))

@@ -1,26 +1,47 @@
-"""What is minimized: a loss of model and batch, and what is measured on held-out text."""
+"""What is minimized: a loss of model and batch."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from ..data.packing import Batch, PackedBlocks, collate
-from ..world import World
+from ..data.packing import Batch
 
-LossFunction = Callable[[nn.Module, Batch], tuple[Tensor, dict[str, float]]]
+T = TypeVar("T")
+
+LossFunction = Callable[[nn.Module, Any], tuple[Tensor, Mapping[str, Tensor | float]]]
 """(model, batch) -> the batch's part of the mean over `batch.num_items` labels, and numbers to log, summed likewise.
 
-A loss may be a module. What it has of parameters that require gradients is then trained and saved with the model; its
-`corrected` (a teacher that learns beside the student), if it has one, with the learning rate times `corrected_lr`."""
+Numbers are tensors without dimensions, on the model's device: the loop reads them once a step, and a loss that reads
+them itself makes the device wait. The batch is of the stream's kind, see `stream.TrainingBatch`.
+
+A loss may be a module. Its parameters that require gradients are then trained and saved with the model. If it has a
+model `corrected` (a teacher that is trained beside the student), that one's learning rate is multiplied by its
+`corrected_lr`."""
 
 
-def next_token_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+class Numbers:
+    """Sums of numbers by name, in float64, which stay on the device until they are read."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._sums: dict[str, Tensor] = {}
+
+    def add(self, values: Mapping[str, Tensor | float], factor: float = 1.0) -> None:
+        """Add each value, times a factor, to the sum of its name."""
+        for name, value in values.items():
+            term = torch.as_tensor(value, dtype=torch.float64, device=self.device).detach() * factor
+            self._sums[name] = self._sums[name] + term if name in self._sums else term
+
+    def read(self) -> dict[str, float]:
+        """The sums, in one transfer from the device."""
+        return dict(zip(self._sums, torch.stack([*self._sums.values()]).tolist(), strict=True)) if self._sums else {}
+
+
+def next_token_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor | float]]:
     """Cross-entropy of the next token in nats: summed over the batch, divided by `batch.num_items`."""
     out = model(
         input_ids=batch.input_ids,
@@ -46,9 +67,13 @@ class Objective(nn.Module):
         self.model = model
         self.loss = loss
 
-    def forward(self, batch: Batch, other: LossFunction | None = None) -> tuple[Tensor, dict[str, float]]:
-        """The loss, or the `other` one, of a batch."""
-        return (other or self.loss)(self.model, batch)
+    def forward(self, work: Callable[[nn.Module], T]) -> T:
+        """Do something with the model; within this call the parameters of a sharded model are whole."""
+        return work(self.model)
+
+    def loss_of(self, batch: Any) -> tuple[Tensor, Mapping[str, Tensor | float]]:
+        """The loss of a batch, and its numbers."""
+        return self(lambda model: self.loss(model, batch))
 
     def own_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The model's parameters by the model's names, then trained ones of the loss as `loss.NAME`."""
@@ -70,49 +95,3 @@ class Objective(nn.Module):
         if theirs:
             groups += [(self.loss.corrected_lr, [p for p in trained if id(p) in theirs])]  # type: ignore[attr-defined]
         return groups
-
-
-@torch.no_grad()
-def heldout_loss(
-    model: nn.Module,
-    blocks: PackedBlocks,
-    at_once: int,
-    context: AbstractContextManager[Any] | None = None,
-    *,
-    measure: Callable[[Batch], dict[str, float]] | None = None,
-    world: World | None = None,
-) -> dict[str, float]:
-    """Mean loss over every token but the first of each document, and the same per byte of text.
-
-    Args:
-        model: a causal language model in any mode; evaluated in eval mode.
-        blocks: the held-out text.
-        at_once: blocks per forward pass.
-        context: for instance an autocast context.
-        measure: what is measured instead of the model's cross-entropy: a batch's part of means over
-            `batch.num_items`, among them `ce`.
-        world: processes that share the work; every one gets the result.
-
-    Returns:
-        `nats_per_token`, `bits_per_byte`, and what else `measure` gives. The end of a document counts as a token, and
-        its nats count in both.
-    """
-    world = world or World()
-    was_training = model.training
-    model.eval()
-    totals: dict[str, float] = {"ce": 0.0}
-    device = next(model.parameters()).device
-    for start in range(0, len(blocks), at_once * world.data_size):
-        # Each process makes as many forward passes as the others, which sharding asks for; the last may be idle ones.
-        first = start + at_once * world.data_rank
-        numbers = list(range(first, min(first + at_once, len(blocks))))
-        batch = collate([blocks.pieces(i) for i in numbers or [0]], blocks.block).to(device)
-        with context or torch.autocast(device.type, enabled=False):
-            found = measure(batch) if measure else {"ce": next_token_loss(model, batch)[0].item()}
-        for name, value in found.items():
-            totals[name] = totals.get(name, 0.0) + (value * batch.num_items if numbers else 0.0)
-    model.train(was_training)
-    totals = world.sum(totals)
-    nats = totals.pop("ce")
-    more = {name: value / blocks.num_scored for name, value in totals.items()}
-    return {"nats_per_token": nats / blocks.num_scored, "bits_per_byte": nats / math.log(2) / blocks.text_bytes, **more}

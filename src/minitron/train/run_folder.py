@@ -11,12 +11,12 @@ from typing import Any
 from torch import nn
 
 from ..config import NemotronConfig
-from ..data.packing import BlockStream
 from ..files import is_empty, write_text
 from .extending import LENGTHS, Extension, TrainError, plan_extension
 from .resume import list_steps
 from .schedule import TrainConfig
-from .text_changes import describe_texts, text_changes
+from .stream import Stream
+from .text_changes import text_changes
 
 __all__ = ["RUN_FILE", "OpenedRun", "TrainError", "describe", "open_run", "require_positions"]
 
@@ -31,16 +31,15 @@ _FREE = ("recompute", "keep", "eval_every", "save_every")
 
 
 def describe(
-    model: nn.Module, stream: BlockStream, config: TrainConfig, loss: Mapping[str, Any] | None = None
+    model: nn.Module, stream: Stream, config: TrainConfig, loss: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """What a run is: two runs with the same description and the same machine give the same weights."""
     shape = {k: v for k, v in model.config.to_dict().items() if k not in ("transformers_version", "_name_or_path")}  # type: ignore[operator, union-attr]
-    data = {s.cache.key[:16]: w for s, w in zip(stream.sources, stream.weights, strict=True)}
     frozen = sorted(name for name, p in model.named_parameters() if not p.requires_grad)
     description = {
         "train": asdict(config),
-        "data": data,
-        TEXTS: describe_texts(stream),
+        "data": dict(stream.key),
+        TEXTS: stream.origins,
         "model": {**shape, **({"frozen": frozen} if frozen else {})},
         "loss": dict(loss or {}),
     }

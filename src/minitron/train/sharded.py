@@ -29,11 +29,13 @@ def gradient_norm(parameters: Iterable[nn.Parameter], world: World) -> float:
     if world.mesh is None:
         return nn.utils.get_total_norm(gradients).item()
     # Squares of this process's parts: of what is split over the data axis only, and of what is split over both.
-    squares = torch.zeros(2, dtype=torch.float64)
+    device = gradients[0].device if gradients else "cpu"
+    squares = torch.zeros(2, dtype=torch.float64, device=device)
     for gradient in gradients:
         local = gradient.to_local() if isinstance(gradient, DTensor) else gradient
         both = isinstance(gradient, DTensor) and gradient.device_mesh.ndim == 2
-        squares[int(both)] += local.float().norm().double().square().cpu()
+        squares[int(both)] += local.float().norm().double().square()
+    squares = squares.cpu()  # one transfer for all of them
     dist.all_reduce(squares, group=world.mesh.get_group("data"))
     split = squares[1:].clone()
     dist.all_reduce(split, group=world.mesh.get_group("tensor"))

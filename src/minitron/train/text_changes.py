@@ -5,23 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ..data.packing import BlockStream
-
 _MOST_NAMES = 5
-
-
-def describe_texts(stream: BlockStream) -> list[dict[str, Any]]:
-    """The sources of a stream: weight, files with their digests, tokenizer and how the text was read; JSON values."""
-    return [
-        {"weight": weight, **source.cache.origin} for source, weight in zip(stream.sources, stream.weights, strict=True)
-    ]
 
 
 def text_changes(before: Sequence[Mapping[str, Any]] | None, now: Sequence[Mapping[str, Any]]) -> str:
     """What differs between two descriptions, in a few clauses; empty if nothing does, or if it is not known.
 
     Args:
-        before: of `describe_texts`; None if it was not written down.
+        before: `origins` of a stream; None if it was not written down.
         now: the same of the text that is given now.
     """
     if before is None or not all(source.get("files") for source in (*before, *now)):

@@ -12,17 +12,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..data.packing import BlockStream
 from ..quiet import progress_bars
 from ..world import World
 from . import sharded
 from .log import METRICS_FILE
 from .machine import autocast
-from .objective import Objective, models_of
+from .objective import Numbers, Objective, models_of
 from .optimizers import load_state, make_optimizer, placed_like, scale_gradients, set_rate, state_tensors
 from .resume import OPTIMIZER_FILE, check_step, remove_old, save_step
 from .run_folder import TrainError
 from .schedule import TrainConfig, learning_rate, progress
+from .stream import Stream
 
 # Adapters are saved in the format of peft for others, and under the names of the parameters for us.
 TRAINED_FILE = "trained.safetensors"
@@ -40,7 +40,9 @@ class State:
     step: int = 0
     """Optimizer steps done."""
     blocks: int = 0
-    """Place in the data: blocks used."""
+    """Position in the stream: examples used, of packed text blocks."""
+    tokens: int = 0
+    """Tokens used, padding included."""
     seconds: float = 0.0
     """Time spent in training."""
     decay_step: int | None = None
@@ -59,7 +61,7 @@ class Trainer:
     def __init__(
         self,
         objective: Objective,
-        stream: BlockStream,
+        stream: Stream,
         config: TrainConfig,
         run: Path,
         tokenizer: Any = None,
@@ -78,19 +80,18 @@ class Trainer:
     # --- a step --------------------------------------------------------------------------------------------------
 
     def forward_backward(self) -> tuple[float, dict[str, float]]:
-        """Add up the gradients of the next batch: (loss, other numbers), of all processes together."""
-        config = self.config
-        totals = {"loss": 0.0}
+        """Add up the gradients of the next step: (loss, other numbers), of all processes together."""
+        config, totals, tokens = self.config, Numbers(self.device), 0
         at_once = config.at_once(self.world.data_size)
         share = (self.world.data_rank, self.world.data_size)
         for batch in self.stream.batches(self.state.blocks, config.batch, at_once, share=share):
+            tokens += batch.num_tokens
             with autocast(self.device, config.dtype):
-                loss, more = self.objective(batch.to(self.device))
+                loss, more = self.objective.loss_of(batch.to(self.device))
             loss.backward()
-            for name, value in {"loss": loss.item(), **more}.items():
-                totals[name] = totals.get(name, 0.0) + float(value)
-        totals = self.world.sum(totals)
-        return totals.pop("loss"), totals
+            totals.add({"loss": loss, **more})
+        found = self.world.sum({**totals.read(), "tokens": float(tokens)})
+        return found.pop("loss"), found
 
     def step(self) -> dict[str, float]:
         """One optimizer step; numbers to log."""
@@ -111,6 +112,7 @@ class Trainer:
         self.optimizer.zero_grad()
         state.step += 1
         state.blocks += config.batch
+        state.tokens += int(numbers.pop("tokens"))
         teacher = {"teacher_grad_norm": norms[1]} if len(norms) > 1 else {}
         skipped = {"skipped": float(state.skipped)} if state.skipped else {}
         return {"loss": loss, "lr": rate, "grad_norm": norms[0], **teacher, **skipped, **numbers}
@@ -220,7 +222,8 @@ class Trainer:
                     parameter.copy_(placed_like(weights[name], parameter))
         load_state(self.optimizer, self.objective.own_parameters(), tensors)
         self._load_random(tensors, state["step"])
-        self.state = State(**state)
+        # A checkpoint of an older version does not count them; its batches were all full.
+        self.state = State(**{"tokens": state["step"] * self.config.tokens_per_step, **state})
 
     def _whole_weights(self, folder: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         weights: dict[str, Tensor] = {}

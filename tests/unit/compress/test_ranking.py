@@ -15,8 +15,8 @@ from minitron.compress.ranking import Contender, SharedTargets, Standing, rank
 from minitron.data.packing import Batch
 from minitron.distill.losses import DistillLoss, DistillOptions
 from minitron.distill.targets import DenseTargets, OnlineTeacher
+from minitron.train.heldout import heldout_loss
 from minitron.train.loop import train
-from minitron.train.objective import heldout_loss
 from minitron.train.schedule import TrainConfig
 
 STEPS = 8

@@ -152,7 +152,7 @@ def test_parts_of_a_batch_add_up_to_the_whole() -> None:
     parts = [whole(student, part) for part in small_stream().batches(0, 4, 1)]
     assert sum(part.item() for part, _ in parts) == pytest.approx(loss.item(), rel=1e-12)
     for name, value in numbers.items():
-        assert sum(more[name] for _, more in parts) == pytest.approx(value, rel=1e-12)
+        assert sum(more[name] for _, more in parts) == pytest.approx(value.item(), rel=1e-12)
 
 
 def test_the_teacher_gets_no_gradient_and_keeps_its_mode() -> None:

@@ -15,7 +15,7 @@ from minitron.data.packing import BlockStream
 from minitron.tokenizer import load_tokenizer
 from minitron.train.inputs import open_texts
 from minitron.train.schedule import TrainConfig
-from minitron.train.text_changes import describe_texts, text_changes
+from minitron.train.text_changes import text_changes
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def stream(corpus: Path, *data: str, tokenizer: str = "tokenizer", **options: An
 
 
 def remember(made: BlockStream) -> Any:
-    return json.loads(json.dumps(describe_texts(made)))
+    return json.loads(json.dumps(made.origins))
 
 
 CHANGES: list[tuple[Callable[[Path], object], str]] = [
@@ -57,17 +57,17 @@ CHANGES: list[tuple[Callable[[Path], object], str]] = [
 def test_the_file_is_named(corpus: Path, change: Callable[[Path], object], says: str) -> None:
     before = remember(stream(corpus))
     change(corpus)
-    assert text_changes(before, describe_texts(stream(corpus))) == says
+    assert text_changes(before, stream(corpus).origins) == says
 
 
 def test_how_the_text_is_read_is_told_too(corpus: Path) -> None:
     before = remember(stream(corpus))
-    assert text_changes(before, describe_texts(stream(corpus, f"{corpus}:2"))) == "weight of a.txt was 1.0, is 2.0"
+    assert text_changes(before, stream(corpus, f"{corpus}:2").origins) == "weight of a.txt was 1.0, is 2.0"
     save_byte_tokenizer(corpus.parent / "other", extra=1)
-    assert text_changes(before, describe_texts(stream(corpus, tokenizer="other"))) == "the tokenizer is another one"
-    latin = describe_texts(stream(corpus, encoding="latin-1"))
+    assert text_changes(before, stream(corpus, tokenizer="other").origins) == "the tokenizer is another one"
+    latin = stream(corpus, encoding="latin-1").origins
     assert text_changes(before, latin) == "encoding of a.txt was 'utf-8', is 'latin-1'"
-    two = describe_texts(stream(corpus, str(corpus / "a.txt"), str(corpus / "b.txt")))
+    two = stream(corpus, str(corpus / "a.txt"), str(corpus / "b.txt")).origins
     assert text_changes(before, two) == "1 sources of text were given, 2 are given now"
     assert text_changes(None, two) == ""
 
@@ -75,4 +75,4 @@ def test_how_the_text_is_read_is_told_too(corpus: Path) -> None:
 def test_it_does_not_matter_where_the_folder_lies(corpus: Path) -> None:
     before = remember(stream(corpus))
     moved = corpus.rename(corpus.with_name("moved"))
-    assert text_changes(before, describe_texts(stream(moved))) == ""
+    assert text_changes(before, stream(moved).origins) == ""
