@@ -367,6 +367,24 @@ class NemotronConfig(PreTrainedConfig):
         attended = 2 * self.num_attention_heads * self.head_dim * context  # type: ignore[operator]
         return 2 * (matrices + self.num_hidden_layers * attended)
 
+    def training_flops_per_token(
+        self, sequence: int, teacher: NemotronConfig | None = None, corrected: bool = False
+    ) -> int:
+        """Operations of training on a token: three forward passes of this model, and one of a teacher.
+
+        A token attends to half a sequence on average. What is computed twice to save memory is not counted, as is
+        usual for MFU.
+
+        Args:
+            sequence: tokens of a sequence.
+            teacher: a teacher that runs beside this model.
+            corrected: whether the teacher is trained too, which takes three passes of it.
+        """
+        passes = 3 * self.flops_per_token(sequence // 2)
+        if teacher is not None:
+            passes += (3 if corrected else 1) * teacher.flops_per_token(sequence // 2)
+        return passes
+
     def kv_bytes_per_token(self, bytes_per_value: float = 2) -> float:
         """Bytes of keys and values that one token adds to the cache, over all layers."""
         return 2 * self.num_hidden_layers * self.num_key_value_heads * self.head_dim * bytes_per_value  # type: ignore[operator]

@@ -20,13 +20,25 @@ def parse_dtype(name: str | torch.dtype, option: str = "dtype") -> torch.dtype |
     Raises:
         ValueError: no such dtype, or one that weights cannot have here.
     """
-    text = str(name).removeprefix("torch.").lower()
-    short = _OTHER_NAMES.get(text, text)
-    if short == "auto":
+    short = short_name(str(name))
+    if short.lower() == "auto":
         return None
     if short not in DTYPES:
         raise ValueError(f"{option} is {str(name)!r}; it must be auto, {', '.join(DTYPES)}")
     return DTYPES[short]
+
+
+def short_name(name: str) -> str:
+    """The short name of a dtype, of any of its names in any case; other words come back as they are."""
+    text = name.removeprefix("torch.").lower()
+    short = _OTHER_NAMES.get(text, text)
+    return short if short in DTYPES else name
+
+
+def long_name(name: str) -> str:
+    """As `short_name`, the name that torch has for it: "bfloat16" for "bf16"."""
+    known = DTYPES.get(short_name(name))
+    return name if known is None else str(known).removeprefix("torch.")
 
 
 def dtype_name(dtype: torch.dtype) -> str | None:

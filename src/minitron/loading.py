@@ -13,7 +13,7 @@ from .checkpoint.detect import detect
 from .checkpoint.hf import check_checkpoint, read_config
 from .config import NemotronConfig
 from .converted import converted_folder
-from .dtypes import dtype_name, parse_dtype
+from .dtypes import dtype_name, parse_dtype, short_name
 from .engine.memory import require_memory
 from .engine.quantize import FORMATS
 from .locate import fetch, locate
@@ -52,7 +52,7 @@ def load(
             found and what was expected. Nothing is ever filled with random numbers.
     """
     chosen = parse_dtype(dtype)
-    format = format.lower() if format else format
+    format = short_name(format.lower()) if format else format
     source = checkpoint_folder(path, say)
     if format is not None:
         return _load_packed(source, chosen, device, format)

@@ -52,6 +52,10 @@ def bench(
 
       minitron bench path/to/checkpoint --json
     """
+    if format is not None:
+        from ..dtypes import short_name  # imports torch
+
+        format = short_name(format.lower())
     _check(model, preset, layers, random_weights, peers, format)
     for name, value, least in (
         ("prompt-tokens", prompt_tokens, 1),

@@ -25,8 +25,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 MODEL_HELP = "Checkpoint (Hugging Face, GGUF, NeMo, LoRA), repository id, `bundled` or `bundled-half`."
 ModelArgument = typer.Argument(None, help=f"{MODEL_HELP} Default: `bundled`.")
 DtypeOption = typer.Option("auto", "--dtype", help="auto, bf16, fp16 or fp32.")
-DeviceOption = typer.Option("auto", "--device", help="auto, cpu, cuda, cuda:1, ...")
-JsonOption = typer.Option(False, "--json", help="Print one JSON object on stdout, progress on stderr.")
+DEVICE_HELP = "auto, cpu, cuda, cuda:1, ..."
+DeviceOption = typer.Option("auto", "--device", help=DEVICE_HELP)
+JSON_HELP = "Print one JSON object on stdout, progress on stderr."
+JsonOption = typer.Option(False, "--json", help=JSON_HELP)
 
 
 def sentence_errors(verb: F) -> F:

@@ -10,66 +10,34 @@ import typer
 
 from ..locate import locate
 from . import training as options
-from .common import MODEL_HELP, DeviceOption, JsonOption, quiet_libraries, say, sentence_errors
+from .common import MODEL_HELP, quiet_libraries, say, sentence_errors
 
 # Typer reads the annotations at run time, where it wants Optional.
 # ruff: noqa: UP045
 
 
 @sentence_errors
+@options.with_run_options()
 def train(
-    data: Annotated[list[str], options.DataOption],
-    out: Annotated[Path, options.RunOption],
-    heldout: Annotated[Optional[list[str]], options.HeldoutOption] = None,
-    heldout_share: float = options.HeldoutShareOption,
+    run: options.RunOptions,
     tokenizer: Annotated[
         Optional[str], typer.Option(help="Folder of a tokenizer, or a model with one; --model's by default.")
     ] = None,
-    field: str = options.FieldOption,
-    encoding: str = options.EncodingOption,
-    skip_bad: bool = options.SkipBadOption,
-    cache: Annotated[Optional[Path], options.CacheOption] = None,
     model: Annotated[
         Optional[str], typer.Option("--model", "--init", help=f"Start from the weights of a model: {MODEL_HELP}")
     ] = None,
-    tune: str = typer.Option("full", help="With --model: what is trained: full, norms, or lora (peft)."),
-    lora_rank: int = typer.Option(16, help="Rank of the adapters of lora."),
+    tune: Annotated[str, typer.Option(help="With --model: what is trained: full, norms, or lora (peft).")] = "full",
+    lora_rank: Annotated[int, typer.Option(help="Rank of the adapters of lora.")] = 16,
     config: Annotated[Optional[Path], typer.Option(help="Start a new model from this config.json.")] = None,
     preset: Annotated[Optional[str], typer.Option(help="Start a new model of a published shape.")] = None,
-    layers: Optional[int] = typer.Option(None, help="Start a new model: decoder layers."),
-    hidden_size: Optional[int] = typer.Option(None, help="New model: width."),
-    intermediate_size: Optional[int] = typer.Option(None, help="New model: hidden neurons of the MLP."),
-    heads: Optional[int] = typer.Option(None, help="New model: query heads."),
-    kv_heads: Optional[int] = typer.Option(None, help="New model: key/value heads; --heads by default."),
-    head_dim: Optional[int] = typer.Option(None, help="New model: width of a head; hidden size / heads by default."),
-    steps: Optional[int] = options.StepsOption,
-    tokens: Optional[int] = options.TokensOption,
-    hours: Optional[float] = options.HoursOption,
-    batch: int = options.BatchOption,
-    micro_batch: Optional[int] = options.MicroBatchOption,
-    sequence: int = options.SequenceOption,
-    lr: float = typer.Option(2e-3, help="Highest learning rate."),
-    schedule: str = options.ScheduleOption,
-    warmup: int = options.WarmupOption,
-    decay: float = options.DecayOption,
-    final_lr: float = options.FinalLrOption,
-    weight_decay: float = options.WeightDecayOption,
-    clip: float = options.ClipOption,
-    seed: int = options.SeedOption,
-    eval_every: int = options.EvalEveryOption,
-    save_every: int = options.SaveEveryOption,
-    keep: int = options.KeepOption,
-    extend: bool = options.ExtendOption,
-    dtype: str = options.DtypeOption,
-    optimizer: str = options.OptimizerOption,
-    recompute: str = options.RecomputeOption,
-    compile: bool = options.CompileOption,
-    on_spike: str = options.OnSpikeOption,
-    spike: float = options.SpikeOption,
-    tensor_parallel: int = options.TensorParallelOption,
-    peak_tflops: Optional[float] = options.PeakOption,
-    device: str = DeviceOption,
-    as_json: bool = JsonOption,
+    layers: Annotated[Optional[int], typer.Option(help="Start a new model: decoder layers.")] = None,
+    hidden_size: Annotated[Optional[int], typer.Option(help="New model: width.")] = None,
+    intermediate_size: Annotated[Optional[int], typer.Option(help="New model: hidden neurons of the MLP.")] = None,
+    heads: Annotated[Optional[int], typer.Option(help="New model: query heads.")] = None,
+    kv_heads: Annotated[Optional[int], typer.Option(help="New model: key/value heads; --heads by default.")] = None,
+    head_dim: Annotated[
+        Optional[int], typer.Option(help="New model: width of a head; hidden size / heads by default.")
+    ] = None,
 ) -> None:
     """Train a model from text.
 
@@ -87,7 +55,7 @@ def train(
 
       minitron train --init teacher --tune lora --data corpus/ --steps 500 --lr 4e-5 --out runs/corrected-teacher
     """
-    settings = options.settings_from(locals())
+    settings = run.settings()
     shape = {
         "num_hidden_layers": layers,
         "hidden_size": hidden_size,
@@ -104,11 +72,11 @@ def train(
     vocabulary = tokenizer or model
     if vocabulary is None:
         raise ValueError("a new model needs --tokenizer, the folder of a tokenizer")
-    options.check_run(out, [model], [*data, *(heldout or [])], cache)
+    run.check_run([model])
     if model is not None:
         locate(model)
     quiet_libraries()
-    with options.processes(device, tensor_parallel) as (world, place):
+    with options.processes(run.device, run.tensor_parallel) as (world, place):
         from ..checkpoint.hf import read_config
         from ..data.token_cache import TokenFolder
         from ..loading import checkpoint_folder
@@ -123,23 +91,23 @@ def train(
         if start is not None:
             made = read_config(start)
         else:
-            made = fresh_config(encoder, sequence, file=config, preset=preset, shape=given)
+            made = fresh_config(encoder, settings.sequence, file=config, preset=preset, shape=given)
         require_positions(made, settings)
         require_memory(made, settings, place, world, trained=None if tune == "full" else 0)
-        with TokenFolder(cache or out.parent / "token-cache") as store:
+        with TokenFolder(run.cache_folder) as store:
             texts = world.first_then_all(
                 lambda: open_texts(
-                    data, heldout or [], heldout_share, encoder, settings, store, field, encoding, skip_bad
+                    run.data, run.heldout or [], run.heldout_share, encoder, settings, store, **run.reading
                 )
             )
             net: Any
             if start is None:
-                net = new_model(made, seed).to(place)  # type: ignore[arg-type]
+                net = new_model(made, settings.seed).to(place)  # type: ignore[arg-type]
             else:
                 # Adapters are drawn beside weights that are there.
                 net = saved_model(start, place, None if tune == "lora" else world)
                 net = choose_trained(net, tune, lora_rank)
-            _run(net, texts, settings, out, encoder, world, place, peak_tflops, as_json, extend, store.keep)
+            _run(run, net, texts, settings, encoder, world, place, store.keep)
 
 
 def _tokenizer_folder(name: str) -> Any:
@@ -151,45 +119,34 @@ def _tokenizer_folder(name: str) -> Any:
 
 
 def _run(
+    run: options.RunOptions,
     net: Any,
     texts: Any,
     settings: Any,
-    out: Path,
     tokenizer: Any,
     world: Any,
     place: Any,
-    peak_tflops: float | None,
-    as_json: bool,
-    extend: bool,
     accepted: Callable[[], None],
 ) -> None:
-    from ..distill.recipe import flops_per_token
-    from ..train.loop import estimate, next_token_loss
+    from ..train.loop import next_token_loss
     from ..train.loop import train as run_training
 
-    if world.first:
-        options.tell(texts.notes)
-    peak = options.peak_flops(peak_tflops, place, settings.dtype, world)
-    flops = flops_per_token(net.config, settings.sequence)
-    need: dict[str, Any] | None = None
-    if world.mesh is None:
-        count = sum(p.numel() for p in net.parameters())
-        measured = estimate(net, texts.stream, settings, next_token_loss)
-        how = "given" if peak_tflops else "measured"
-        need = options.announce(measured, texts.stream, settings, count, peak, flops, how)
+    flops = net.config.training_flops_per_token(settings.sequence)
+    with_loss = options.Measured(net, texts.stream, next_token_loss, flops)
+    peak, need = options.prepare(run, texts.notes, with_loss, settings, world, place)
     result = run_training(
         net,
         texts.stream,
         settings,
-        out,
+        run.out,
         heldout=texts.heldout,
         tokenizer=tokenizer,
-        quiet=as_json,
+        quiet=run.as_json,
         world=world,
         peak_flops=peak,
         flops_per_token=flops,
-        extend=extend,
+        extend=run.extend,
         accepted=accepted,
     )
     if world.first:
-        options.report(result, need, as_json)
+        options.report(result, need, run.as_json)

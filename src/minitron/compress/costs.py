@@ -39,9 +39,7 @@ class StageCost:
 
 def training_flops(student: NemotronConfig, teacher: NemotronConfig | None, tokens: float, sequence: int) -> float:
     """Of training on `tokens`: three passes of the student, one of the teacher."""
-    context = sequence // 2
-    own = 3 * student.flops_per_token(context)
-    return tokens * (own + (teacher.flops_per_token(context) if teacher is not None else 0))
+    return tokens * student.training_flops_per_token(sequence, teacher)
 
 
 def compensation_flops(source: NemotronConfig, student: NemotronConfig, tokens: float, sequence: int) -> float:

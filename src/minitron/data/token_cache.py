@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..files import TargetError, new_folder
+from ..files import TargetError, new_folder, write_json
 from .documents import DataError, Problems, Source, read_all
 from .documents.formats import kind_of
 
@@ -188,7 +188,7 @@ def _make_cache(
             meta = _write_tokens(work, files, source, tokenizer, problems)
             if problems.refuses:
                 raise _RefusedError
-            _write_json(work / "meta.json", {"version": CACHE_VERSION, "key": key, **meta})
+            write_json(work / "meta.json", {"version": CACHE_VERSION, "key": key, **meta})
     except _RefusedError:
         return
     except TargetError:
@@ -241,12 +241,6 @@ def _write_tokens(
         "tokens_sha256": digest.hexdigest(),
         "notes": problems.notes(),
     }
-
-
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    with path.open("w", encoding="utf-8") as sink:
-        json.dump(values, sink, indent=1)
-        _sync(sink)
 
 
 def _grouped(texts: Iterable[str]) -> Iterator[list[str]]:

@@ -54,18 +54,6 @@ def require_same_vocabulary(
         )
 
 
-def flops_per_token(
-    student: NemotronConfig, sequence: int, teacher: NemotronConfig | None = None, corrected: bool = False
-) -> float:
-    """Operations of training on a token: three forward passes of the student, and one of the teacher.
-
-    A token attends to half a sequence on average. What is computed twice to save memory is not counted, as is usual
-    for MFU.
-    """
-    count = 3.0 * student.flops_per_token(sequence // 2)
-    return count + (teacher.flops_per_token(sequence // 2) * (3 if corrected else 1) if teacher is not None else 0)
-
-
 def make_loss(
     targets: TeacherTargets, options: DistillOptions, student: nn.Module, corrected_lr: float = 0.2, seed: int = 0
 ) -> LossFunction:
@@ -138,6 +126,6 @@ def distill(
         loss=make_loss(targets, options, student, corrected_lr, config.seed),
         heldout=measures,
         identity=about,
-        flops_per_token=flops_per_token(shape, config.sequence, running, corrected),
+        flops_per_token=shape.training_flops_per_token(config.sequence, running, corrected),
         **surroundings,
     )

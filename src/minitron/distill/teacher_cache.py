@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..data.packing import Batch, BlockStream, collate
-from ..files import is_empty, locked, new_file, write_bytes, write_text
+from ..files import is_empty, locked, new_file, write_bytes, write_json
 from ..finite import check_weights
 from ..ops.loss import IGNORE_INDEX, shift_labels
 from ..train.text_changes import text_changes
@@ -227,7 +227,7 @@ def _open_folder(folder: Path, plan: CachePlan, model: nn.Module) -> None:
             save_file({"head": head_weight(model).detach().cpu().contiguous()}, draft)
     with new_file(folder / PLACES_FILE, overwrite=True) as draft, draft.open("wb") as sink:
         np.save(sink, plan.places)
-    write_text(path, json.dumps(plan.meta(), indent=1))  # last: with it the rest is there
+    write_json(path, plan.meta())  # last: with it the rest is there
 
 
 def _part_name(number: int) -> str:

@@ -4,7 +4,7 @@
 exists already, and `locked` lets one process at a time into a folder. This room needs nothing but the standard library.
 """
 
-from .drafts import new_file, new_folder, scratch_folder, write_bytes, write_text
+from .drafts import new_file, new_folder, scratch_folder, write_bytes, write_json, write_text
 from .errors import WriteError, allocate, explain, require_space, writing, written_bytes
 from .locks import LockedError, locked, require_unlocked
 from .ownership import RECORD, write_record
@@ -28,6 +28,7 @@ __all__ = [
     "require_unlocked",
     "scratch_folder",
     "write_bytes",
+    "write_json",
     "write_record",
     "write_text",
     "writing",

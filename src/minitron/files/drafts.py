@@ -7,12 +7,14 @@ in the same folder. The folder of a living process is never touched.
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from .errors import DRAFT_SUFFIX, WriteError, writing
 from .locks import DRAFT_OWNER, Lock, read_note, try_lock
@@ -30,6 +32,11 @@ def write_text(path: Path, text: str) -> None:
         WriteError: the file cannot be written; the old content stays.
     """
     write_bytes(path, text.encode())
+
+
+def write_json(path: Path, values: Any) -> None:
+    """As `write_text`, of values as JSON with one field a line."""
+    write_text(path, json.dumps(values, indent=1))
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ..config import NemotronConfig
+from ..dtypes import short_name
 from .architecture import AXES, Architecture, ArchitectureError
 
 BUDGETS = ("params", "non_embedding_params", "memory", "speed")
@@ -35,13 +36,14 @@ class Machine:
     """What memory and speed depend on besides the shape."""
 
     dtype: str = "bf16"
-    """Of the weights: one of `BYTES_PER_VALUE`."""
+    """Of the weights: one of `BYTES_PER_VALUE`, or another name of it (bfloat16 is bf16)."""
     context: int = 0
     """Tokens in the cache."""
     bytes_per_second: float | None = None
     """That decoding reads: the measured bandwidth of the memory, or what a short run of the engine achieved."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "dtype", short_name(self.dtype))
         if self.dtype not in BYTES_PER_VALUE:
             raise SearchError(f"dtype is {self.dtype!r}; it must be {', '.join(BYTES_PER_VALUE)}")
         if self.context < 0:

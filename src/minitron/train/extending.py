@@ -13,8 +13,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from ..checkpoint.limits import CheckpointError
 from ..files import check_target
-from .resume import CheckpointError, check_step, list_steps
+from .resume import check_step, list_steps
 from .schedule import TrainConfig, learning_rate, progress
 
 LENGTHS = ("steps", "tokens", "hours")

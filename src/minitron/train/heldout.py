@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ..data.packing import PackedBlocks, collate
+from ..data.packing import Batch, PackedBlocks, collate
 from ..world import World
 from .objective import LossFunction, Numbers, next_token_loss
 
@@ -56,19 +57,31 @@ class HeldoutText:
 
 @torch.no_grad()
 def heldout_loss(
-    model: nn.Module, blocks: PackedBlocks, at_once: int, context: AbstractContextManager[Any] | None = None
+    model: nn.Module,
+    blocks: PackedBlocks,
+    at_once: int,
+    context: AbstractContextManager[Any] | None = None,
+    *,
+    measure: Callable[[Batch], Mapping[str, Tensor | float]] | None = None,
+    world: World | None = None,
 ) -> dict[str, float]:
-    """`HeldoutText` of a causal language model in any mode, which it keeps, in one process.
+    """`HeldoutText` of a causal language model in any mode, which it keeps.
 
     Args:
         model: the model.
         blocks: the held-out text.
         at_once: blocks per forward pass.
         context: for instance an autocast context.
+        measure: what is measured instead of the model's cross-entropy: a batch's part of means over
+            `batch.num_items`, among them `ce`.
+        world: processes that share the work; every one gets the result.
     """
     was_training = model.training
     model.eval()
+    text = HeldoutText(blocks, at_once, world=world or World())
+    if measure is not None:
+        text = replace(text, loss=lambda _, batch: (torch.zeros(()), measure(batch)))
     with context or torch.autocast(next(model.parameters()).device.type, enabled=False):
-        found = HeldoutText(blocks, at_once)(model)
+        found = text(model)
     model.train(was_training)
     return found

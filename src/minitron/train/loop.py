@@ -288,7 +288,7 @@ class _Loop:
             was_training = trainer.model.training
             trainer.model.eval()
             with autocast(trainer.device, trainer.config.dtype):
-                found = dict(trainer.objective(measure))
+                found = dict(trainer.objective.measure(measure))
             trainer.model.train(was_training)
             self.scores[name] = found
             self.log.write(trainer.state.step, {f"heldout/{name}/{k}": v for k, v in found.items()})

@@ -67,13 +67,16 @@ class Objective(nn.Module):
         self.model = model
         self.loss = loss
 
-    def forward(self, work: Callable[[nn.Module], T]) -> T:
-        """Do something with the model; within this call the parameters of a sharded model are whole."""
-        return work(self.model)
+    def forward(self, batch: Any, other: Callable[[nn.Module, Any], Any] | None = None) -> Any:
+        """The loss of a batch and its numbers, or the result of an `other` function of model and batch.
 
-    def loss_of(self, batch: Any) -> tuple[Tensor, Mapping[str, Tensor | float]]:
-        """The loss of a batch, and its numbers."""
-        return self(lambda model: self.loss(model, batch))
+        The parameters of a sharded model are whole within this call, and only there.
+        """
+        return (other or self.loss)(self.model, batch)
+
+    def measure(self, work: Callable[[nn.Module], T]) -> T:
+        """The result of a function of the model, which may be sharded."""
+        return self(None, lambda model, _: work(model))
 
     def own_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The model's parameters by the model's names, then trained ones of the loss as `loss.NAME`."""

@@ -20,15 +20,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..files import explain
+from ..checkpoint.limits import CheckpointError
+from ..files import explain, write_json
 
 STATE_FILE = "state.json"
 OPTIMIZER_FILE = "optimizer.safetensors"
 _NAME = re.compile(r"step-(\d+)$")
-
-
-class CheckpointError(ValueError):
-    """A checkpoint of a run that cannot be used; the message names the file."""
 
 
 def list_steps(run: Path) -> list[tuple[int, Path]]:
@@ -86,10 +83,10 @@ def finish_step(run: Path, step: int, state: Mapping[str, Any], sha256: Mapping[
     known = sha256 or {}
     sums = {name: known.get(name) or file_sha256(p) for p in files for name in (str(p.relative_to(work)),)}
     record = {"step": step, "state": dict(state), "sha256": sums}
-    (work / STATE_FILE).write_text(json.dumps(record, indent=1), encoding="utf-8")
-    for path in (*files, work / STATE_FILE, *{p.parent for p in files}, work):
+    write_json(work / STATE_FILE, record)
+    for path in (*files, *{p.parent for p in files}, work):
         _sync(path)
-    if final.exists():  # a damaged one of the same step, passed over when the run was resumed
+    if final.exists():  # a damaged one of the same step, skipped when the run was resumed
         shutil.rmtree(final)
     work.rename(final)
     _sync(run)

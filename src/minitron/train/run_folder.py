@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from ..config import NemotronConfig
-from ..files import is_empty, write_text
+from ..files import is_empty, write_json
 from .extending import LENGTHS, Extension, TrainError, plan_extension
 from .resume import list_steps
 from .schedule import TrainConfig
@@ -76,7 +76,7 @@ class OpenedRun:
         self.run.mkdir(parents=True, exist_ok=True)
         if self.extension is not None:
             self.extension.rewind(self.run)
-        write_text(self.run / RUN_FILE, json.dumps(self.description, indent=1))
+        write_json(self.run / RUN_FILE, self.description)
 
 
 def open_run(run: Path, description: Mapping[str, Any], extend: bool = False) -> OpenedRun:

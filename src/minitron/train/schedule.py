@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from ..dtypes import long_name
+
 _CHOICES = {
     "schedule": ("wsd", "cosine", "constant"),
     "dtype": ("auto", "bfloat16", "float32"),
@@ -66,7 +68,8 @@ class TrainConfig:
     spike: float = 0.0
     """A gradient longer than this many times its running average is a spike; 0: none is."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    """What matrix products run in; weights and optimizer are in fp32. auto: bfloat16 where the hardware has it."""
+    """What matrix products run in, by any name (bf16 is bfloat16); weights and optimizer are in fp32. auto: bfloat16
+    where the hardware has it."""
 
     def __post_init__(self) -> None:
         given = [n for n in ("steps", "tokens", "hours") if getattr(self, n) is not None]
@@ -81,6 +84,8 @@ class TrainConfig:
             _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "from 0 to 1")
         for beta in self.betas:
             _require(0 <= beta < 1, "betas", self.betas, "from 0 to less than 1")
+        if long_name(self.dtype) in _CHOICES["dtype"]:
+            object.__setattr__(self, "dtype", long_name(self.dtype))
         for name, allowed in _CHOICES.items():
             right = f"{', '.join(allowed[:-1])} or {allowed[-1]}"
             _require(getattr(self, name) in allowed, name, getattr(self, name), right)

@@ -16,9 +16,10 @@ from torch.distributed.checkpoint.state_dict_loader import load as load_shards
 from torch.distributed.checkpoint.state_dict_saver import save as save_shards
 from torch.distributed.tensor import DTensor
 
+from ..checkpoint.limits import CheckpointError
 from ..files import explain
 from ..world import World
-from .resume import CheckpointError, begin_step, failed_step, file_sha256, finish_step
+from .resume import begin_step, failed_step, file_sha256, finish_step
 
 FOLDER = "sharded"
 

@@ -87,7 +87,7 @@ class Trainer:
         for batch in self.stream.batches(self.state.blocks, config.batch, at_once, share=share):
             tokens += batch.num_tokens
             with autocast(self.device, config.dtype):
-                loss, more = self.objective.loss_of(batch.to(self.device))
+                loss, more = self.objective(batch.to(self.device))
             loss.backward()
             totals.add({"loss": loss, **more})
         found = self.world.sum({**totals.read(), "tokens": float(tokens)})

@@ -18,7 +18,7 @@ from minitron import NemotronConfig, NemotronForCausalLM
 from minitron.data.packing import Batch, collate
 from minitron.distill.correction import CorrectedTeacher, CorrectingLoss
 from minitron.distill.losses import DistillLoss, DistillOptions
-from minitron.distill.recipe import flops_per_token, require_same_tokens
+from minitron.distill.recipe import require_same_tokens
 from minitron.distill.targets import OnlineTeacher
 from minitron.ops.packed_attention import packed_attention_in
 from minitron.train.adapters import choose_trained
@@ -307,8 +307,8 @@ def test_tokenizers_that_differ_are_refused_with_what_differs() -> None:
 def test_operations_are_those_of_the_published_comparison() -> None:
     """15B forward 28.1 and 4B training 20.4 GFLOP per token without attention; minitron.md 5.2."""
     teacher, student = NemotronConfig.preset("nemotron-4-15b"), NemotronConfig.preset("minitron-4b")
-    assert flops_per_token(student, 1) == pytest.approx(20.4e9, rel=0.01)
-    assert flops_per_token(student, 1, teacher) == pytest.approx(48.5e9, rel=0.01)
+    assert student.training_flops_per_token(1) == pytest.approx(20.4e9, rel=0.01)
+    assert student.training_flops_per_token(1, teacher) == pytest.approx(48.5e9, rel=0.01)
 
 
 def test_mfu_is_speed_times_operations_over_the_peak(tmp_path: Path) -> None:
