@@ -39,5 +39,5 @@ def test_options_refuse_other_names_as_they_were_given() -> None:
     assert [short_name(n) for n in ("int8", "auto", "INT4")] == ["int8", "auto", "INT4"]
     with pytest.raises(ValueError, match="dtype is 'fp16'; it must be auto, bfloat16 or float32"):
         TrainConfig(steps=1, dtype="fp16")  # type: ignore[arg-type]
-    with pytest.raises(SearchError, match="dtype is 'fp16'; it must be"):
-        Machine("float16")
+    with pytest.raises(SearchError, match="dtype is 'fp8'; it must be"):
+        Machine("fp8")

@@ -1,4 +1,4 @@
-"""`minitron teacher-cache`: write down a teacher's answers, to distil from without it."""
+"""`minitron teacher-cache`: store a teacher's outputs, to distil without running it."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def teacher_cache(
     device: str = DeviceOption,
     as_json: bool = JsonOption,
 ) -> None:
-    """Write a teacher's answers to the training text into a folder.
+    """Store a teacher's outputs on the training text in a folder.
 
     Data, held-out share, sequence and seed must be those of the distillation; the cache refuses others.
 

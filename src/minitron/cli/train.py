@@ -68,7 +68,7 @@ def train(
     if sum(x is not None for x in (model, config, preset)) + bool(given) != 1:
         raise ValueError("give exactly one of --model, --config, --preset and the shape of a new model (--layers ...)")
     if model is None and tune != "full":
-        raise ValueError(f"--tune {tune} needs --model: a new model has nothing to keep")
+        raise ValueError(f"--tune {tune} needs --model: a new model has no weights to keep")
     vocabulary = tokenizer or model
     if vocabulary is None:
         raise ValueError("a new model needs --tokenizer, the folder of a tokenizer")
@@ -104,7 +104,7 @@ def train(
             if start is None:
                 net = new_model(made, settings.seed).to(place)  # type: ignore[arg-type]
             else:
-                # Adapters are drawn beside weights that are there.
+                # Adapters are initialized from weights that are loaded.
                 net = saved_model(start, place, None if tune == "lora" else world)
                 net = choose_trained(net, tune, lora_rank)
             _run(run, net, texts, settings, encoder, world, place, store.keep)

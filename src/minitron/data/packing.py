@@ -1,7 +1,7 @@
-"""Tokens to packed blocks: a memory-mapped cache -> blocks -> batches in a reproducible order.
+"""From tokens to packed blocks: a memory-mapped cache -> blocks -> batches in a reproducible order.
 
-Every step is a function of its inputs and a seed, so that the place in the data is one number: how many blocks have
-been used. This file knows nothing about models; `documents` reads files and `data.token_cache` makes tokens of them.
+Every step is a function of its inputs and a seed, so that the position in the data is one number: how many blocks
+were used. This file knows nothing about models; `documents` reads files and `data.token_cache` makes tokens of them.
 
 Shapes: B sequences of a batch, T tokens of a block.
 """
@@ -56,7 +56,7 @@ class PackedBlocks:
         cache: the tokens.
         block: T.
         documents: numbers of the documents to use; all if None.
-        seed: decides which documents of the same length share blocks.
+        seed: determines which documents of the same length share blocks.
     """
 
     def __init__(self, cache: TokenCache, block: int, documents: np.ndarray | None = None, seed: int = 0) -> None:
@@ -144,7 +144,7 @@ class Batch:
 
     input_ids: Tensor
     position_ids: Tensor
-    """Start again at 0 with each piece: transformers sees by this where one ends and keeps attention inside."""
+    """Start again at 0 with each piece, from which transformers sees where one ends, and keeps attention inside."""
     labels: Tensor
     """Hugging Face convention (not shifted); -100 at the first token of each piece and at padding."""
     num_items: int
@@ -169,7 +169,7 @@ class Batch:
 
 
 def collate(blocks: Sequence[Sequence[np.ndarray]], length: int, pad: int = 0) -> Batch:
-    """Lay the pieces of each block in a row of `length` tokens; what remains is padding that nothing attends to."""
+    """Put the pieces of each block into a row of `length` tokens; the rest is padding that nothing attends to."""
     ids = np.full((len(blocks), length), pad, dtype=np.int64)
     positions = np.zeros_like(ids)
     labels = np.full_like(ids, IGNORE_INDEX)
@@ -187,10 +187,10 @@ def collate(blocks: Sequence[Sequence[np.ndarray]], length: int, pad: int = 0) -
 
 
 class BlockStream:
-    """An endless stream of blocks from weighted sources, in an order fixed by the seed; any place is found in O(1).
+    """An endless stream of blocks from weighted sources, in an order fixed by the seed, with random access.
 
-    An epoch takes `weight * len(blocks)` blocks of each source and shuffles them together. Each source is passed over
-    without repetition: a new permutation begins where the last one ended, not where the epoch does.
+    An epoch takes `weight * len(blocks)` blocks of each source and shuffles them together. Each source is used up
+    before it repeats: a new permutation begins where the last one ended, not where the epoch does.
     """
 
     def __init__(self, sources: Sequence[tuple[PackedBlocks, float]], seed: int) -> None:
@@ -200,7 +200,7 @@ class BlockStream:
         self.weights = [weight for _, weight in sources]
         self.block = self.sources[0].block
         self.counts = [max(1, round(weight * len(blocks))) for blocks, weight in sources]
-        # Number of the first block of each source when all are counted on, and their total.
+        # Index of the first block of each source among all blocks, and the number of all.
         self.firsts = [0, *itertools.accumulate(len(blocks) for blocks in self.sources)]
         self.seed = seed
         self._source = np.repeat(np.arange(len(sources)), self.counts)
@@ -227,7 +227,7 @@ class BlockStream:
             blocks.check(vocab_size, sequence)
 
     def locate(self, position: int) -> tuple[int, int]:
-        """(source, block) at a place of the stream."""
+        """(source, block) at a position of the stream."""
         epoch, inside = divmod(position, len(self))
         item = self._permutation(len(self), 0, epoch)[inside]
         source = int(self._source[item])

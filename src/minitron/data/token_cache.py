@@ -1,4 +1,4 @@
-"""Token caches: the tokens of texts, made once and mapped from disk.
+"""Token caches: the tokens of texts, created once and mapped from disk.
 
 A cache is a folder named for its text, the tokenizer and how the text was read, so that runs share it. This file knows
 tokenizers only by `__call__` and special ids.
@@ -27,7 +27,7 @@ _TEXTS_PER_CALL = 512
 
 
 class Encoder(Protocol):
-    """What is asked of a tokenizer; every Hugging Face tokenizer fits."""
+    """What a tokenizer must offer; every Hugging Face tokenizer does."""
 
     bos_token_id: int | None
     eos_token_id: int | None
@@ -53,7 +53,7 @@ class TokenCache:
     key: str
     """Hash of the text, of how it was read, and of the tokenizer."""
     notes: tuple[str, ...] = ()
-    """Sentences about what was left out of the text."""
+    """Sentences about text that was skipped."""
     origin: Mapping[str, Any] = field(default_factory=dict)
     """What `key` is made of, as JSON values: `files` (name and digest of each), `tokenizer`, `field`, and so on."""
 
@@ -64,11 +64,11 @@ class TokenCache:
 
 
 class TokenFolder:
-    """A folder of token caches. As a context manager it takes back what was made in it if the block fails before
+    """A folder of token caches. As a context manager it removes what was created in it if the block fails before
     `keep`, so that a run that is refused leaves nothing behind.
 
     Args:
-        path: the folder; made when it is needed.
+        path: the folder; created when it is needed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -77,22 +77,22 @@ class TokenFolder:
         self._parents: list[Path] = []
 
     def prepare(self) -> None:
-        """Make the folder if it is not there."""
+        """Create the folder if it does not exist."""
         missing = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         self.path.mkdir(parents=True, exist_ok=True)
         self._parents += missing
 
     def add(self, cache: Path) -> None:
-        """Take note of a cache that was made."""
+        """Remember a cache that was created."""
         self._made.append(cache)
 
     def keep(self) -> None:
-        """What was made stays."""
+        """Keep what was created."""
         self._made.clear()
         self._parents.clear()
 
     def discard(self) -> None:
-        """Remove what was made since the last `keep`, and the folders made for it if nothing else is in them."""
+        """Remove what was created since the last `keep`, and the folders created for it if they are empty."""
         for cache in self._made:
             shutil.rmtree(cache, ignore_errors=True)
         for folder in sorted(self._parents, key=lambda folder: -len(folder.parts)):
@@ -105,7 +105,7 @@ class TokenFolder:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        # An interrupted command may be given again: whole caches are of use then.
+        # An interrupted command may be repeated, and then complete caches are useful.
         if kind is not None and issubclass(kind, Exception):
             self.discard()
 
@@ -116,9 +116,9 @@ def tokenize(source: Source, tokenizer: Encoder, folder: Path | TokenFolder) -> 
 
 
 def tokenize_all(sources: Sequence[Source], tokenizer: Encoder, folder: Path | TokenFolder) -> list[TokenCache]:
-    """The token caches of sources, made on first use in folders named for the text and the tokenizer.
+    """The token caches of sources, created on first use in folders named for the text and the tokenizer.
 
-    Each document is stored as bos + tokens + eos, as far as the tokenizer has these two.
+    Each document is stored as bos + tokens + eos, if the tokenizer has these two.
 
     Raises:
         FileNotFoundError: a source has no file.
@@ -161,7 +161,7 @@ def _fingerprint(files: Sequence[Path], tokenizer: Encoder, source: Source) -> t
                 found = hashlib.file_digest(content, "sha256")
             digest.update(found.digest())
             contents.append([_name_in(path, source), found.hexdigest()[:16]])
-        except OSError as error:  # reading it will say so, beside what is wrong with other files
+        except OSError as error:  # reading the file reports it, with the problems of other files
             digest.update(repr(error).encode())
     mark = hashlib.sha256(spelled).hexdigest()[:16]
     return digest.hexdigest(), {"files": contents, "tokenizer": mark, **how}
@@ -181,7 +181,7 @@ def _make_cache(
     final: Path, store: TokenFolder, files: Sequence[Path], source: Source, tokenizer: Encoder, key: str,
     problems: Problems,
 ) -> None:  # fmt: skip
-    """Write a cache; nothing is left of it if a document is refused."""
+    """Write a cache; nothing of it stays if a document is refused."""
     store.prepare()
     try:
         with new_folder(final, record=False) as work:
@@ -264,12 +264,12 @@ def open_cache(folder: Path, notes: Sequence[str] = ()) -> TokenCache:
 
     Args:
         folder: the cache.
-        notes: what else is to be told of the text.
+        notes: further sentences about the text.
 
     Raises:
         DataError: a part is missing or does not match.
     """
-    advice = "delete this folder and it will be made again"
+    advice = "delete this folder, and it is created again"
     try:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         documents = np.load(folder / "documents.npy", allow_pickle=False)

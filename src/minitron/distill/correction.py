@@ -1,7 +1,7 @@
-"""Teacher correction: a teacher learns the data of the distillation, before it or beside it.
+"""Teacher correction: a teacher is fine-tuned on the data of the distillation, during it.
 
-A teacher that never saw the data a student is trained on is a worse guide on it; the second Minitron paper (2408.11796)
-fine-tunes it first, or together with the student, at a fifth of its former learning rate.
+A teacher that never saw the data of the student teaches it less well. The second Minitron paper (2408.11796) fine-tunes
+it first, or together with the student, at a fifth of its former learning rate.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .targets import DenseTargets, OnlineTeacher, head_weight, hidden_states
 
 
 class CorrectedTeacher(OnlineTeacher):
-    """A teacher that answers as it is now, and keeps what its own loss needs."""
+    """A teacher that is trained, so its outputs change; it keeps what its own loss needs."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
@@ -32,7 +32,7 @@ class CorrectedTeacher(OnlineTeacher):
 
 
 class CorrectingLoss(nn.Module):
-    """A distillation loss whose teacher learns the next token of the same batch, from the same forward pass.
+    """A distillation loss that also trains the teacher, on the next tokens of the same batch and forward pass.
 
     The value is the student's loss; the gradient is that of the student's loss for the student and of the
     cross-entropy for the teacher. Numbers: those of the loss, and the teacher's `teacher_ce` in nats per token.
@@ -45,7 +45,9 @@ class CorrectingLoss(nn.Module):
     def __init__(self, loss: DistillLoss, corrected_lr: float = 0.2) -> None:
         super().__init__()
         if not isinstance(loss.targets, CorrectedTeacher):
-            raise TrainError("a teacher is corrected beside the student only if it is online")
+            raise TrainError(
+                "only a teacher that runs during training can be corrected; its targets must be a CorrectedTeacher"
+            )
         self.student_loss = loss
         self.corrected = loss.targets.model
         self.corrected_lr = corrected_lr

@@ -1,4 +1,4 @@
-"""Losses of distillation as the training loop takes them: (model, batch) -> (loss, numbers).
+"""Distillation losses for the training loop: (model, batch) -> (loss, numbers).
 
 The losses are those of the Minitron paper (2407.14679, section 2.3): L = L_logits + ce_weight L_CLM + alpha L_is, of
 which the paper's final models use L_logits alone.
@@ -24,12 +24,12 @@ HIDDEN_LOSSES = ("cosine", "mse")
 
 @dataclass(frozen=True)
 class DistillOptions:
-    """Which losses; the default is the paper's choice, the forward KL of the logits alone."""
+    """Which losses to use; the default is the paper's choice, the forward KL of the logits alone."""
 
     kind: str = FORWARD_KL
     """`forward_kl`, `reverse_kl` or `jsd`."""
     temperature: float = 1.0
-    """Divides the logits of both; the loss is not multiplied by its square."""
+    """Divides the logits of both models; the loss is not multiplied by its square."""
     ce_weight: float = 0.0
     """Weight of the next token's cross-entropy."""
     hidden: str | None = None
@@ -39,10 +39,10 @@ class DistillOptions:
     embeddings: bool = False
     """Whether the embeddings are compared too; needs `hidden`."""
     alpha: float | None = None
-    """Weight of the hidden-state losses; None for L_logits / L_is, taken anew for each batch."""
+    """Weight of the hidden-state losses; None for L_logits / L_is, computed for each batch."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be."""
+        """Refuse invalid values."""
         if self.kind not in KINDS:
             raise ValueError(f"kind is {self.kind!r}; it must be one of {', '.join(KINDS)}")
         if not self.temperature > 0:
@@ -61,15 +61,15 @@ class DistillLoss(nn.Module):
     """Loss of a student against a teacher's targets; usable as the `loss` of `train`.
 
     With a hidden-state loss it has a parameter, the shared projection from the student's width to the teacher's,
-    which is to be trained and saved with the student; otherwise it has none.
+    which is trained and saved with the student; otherwise it has none.
 
     Args:
-        targets: the teacher's answers.
-        options: which losses.
+        targets: the teacher's outputs.
+        options: which losses to use.
         student: the student's configuration.
 
     Raises:
-        ValueError: vocabularies that differ, layers that do not exist, or targets that cannot serve the options.
+        ValueError: vocabularies that differ, layers that do not exist, or targets that do not support the options.
     """
 
     def __init__(self, targets: TeacherTargets, options: DistillOptions, student: NemotronConfig) -> None:
@@ -81,7 +81,7 @@ class DistillLoss(nn.Module):
             )
         if not targets.hidden_size and (options.kind != FORWARD_KL or options.temperature != 1):
             raise ValueError(
-                f"a sparse cache of the teacher serves forward_kl at temperature 1; "
+                f"a sparse cache of the teacher supports only forward_kl at temperature 1; "
                 f"kind is {options.kind!r} and temperature {options.temperature}"
             )
         self.targets, self.options = targets, options

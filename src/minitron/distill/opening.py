@@ -1,4 +1,4 @@
-"""What a distillation starts from: two checkpoints, checked against each other and against the memory, and texts."""
+"""The inputs of a distillation: text and two checkpoints, which must fit each other and the memory."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from .teacher_cache import open_targets
 
 @dataclass(frozen=True)
 class Distillation:
-    """All that `recipe.distill` wants."""
+    """The arguments of `recipe.distill`."""
 
     student: nn.Module
     targets: TeacherTargets
@@ -38,18 +38,18 @@ class Distillation:
     texts: Texts
     tokenizer: Any
     identity: dict[str, Any]
-    """Which checkpoints these are, by their content."""
+    """Fingerprints of the checkpoints."""
     export_dtype: torch.dtype | None
-    """The dtype of the student's checkpoint, in which its successor is written."""
+    """The dtype of the student's checkpoint, in which the result is written as well."""
 
     @property
     def corrected(self) -> bool:
-        """Whether the teacher learns too."""
+        """Whether the teacher is trained too."""
         return isinstance(self.targets, CorrectedTeacher)
 
     @property
     def running(self) -> NemotronConfig | None:
-        """Shape of the teacher that runs beside the student; None if a cache stands for it."""
+        """Configuration of the teacher that runs during training; None with a cache."""
         return self.targets.model.config if isinstance(self.targets, OnlineTeacher) else None  # type: ignore[return-value]
 
 
@@ -70,32 +70,35 @@ def open_distillation(
     correct_teacher: bool = False,
     teacher_cache: Path | None = None,
 ) -> Distillation:
-    """Check what can be checked without loading weights, tokenize, then load both models.
+    """Check everything that needs no weights, tokenize the text, then load both models.
 
     Args:
         student: any model that `locate.locate` knows; loaded in fp32.
-        teacher: the same; loaded in the dtype of the matrix products, in fp32 if it is corrected. Beside a
-            cache it is needed only for the KL of held-out text.
+        teacher: the same; loaded in the dtype of the matrix products, in fp32 if it is corrected. With a cache it is
+            needed only for the KL of held-out text.
         data: `PATH[:WEIGHT]` of text to train on; or training and held-out text that `open_texts` opened with the
             same tokenizer and settings.
         config: the settings.
         device: where both go.
         world: the processes.
         heldout: paths of text that is only measured.
-        heldout_share: part of the documents of `data` that is held out besides.
-        cache: folder of token caches; needed where `data` are paths.
+        heldout_share: share of the documents of `data` that is held out as well.
+        cache: folder of token caches; required if `data` are paths.
         field, encoding, skip_bad: how text is read, as of `inputs.open_texts`.
-        correct_teacher: whether the teacher is trained beside the student.
-        teacher_cache: folder of the teacher's answers, which then does not run on the text to train on.
+        correct_teacher: whether the teacher is trained too.
+        teacher_cache: folder of the teacher's outputs, which replace the teacher during training.
 
     Raises:
         ValueError: tokenizers or vocabularies differ, the memory does not suffice, or the text cannot be used.
-        FileNotFoundError: a checkpoint, a tokenizer or a text is not there.
+        FileNotFoundError: a checkpoint, a tokenizer or a text does not exist.
     """
     if teacher is None and teacher_cache is None:
-        raise TrainError("give --teacher, the checkpoint folder of the teacher, or --teacher-cache, its answers")
+        raise TrainError("give --teacher, the checkpoint of the teacher, or --teacher-cache, its outputs")
     if correct_teacher and teacher_cache is not None:
-        raise TrainError("a teacher whose answers come from a cache cannot learn; leave out one of the two")
+        raise TrainError(
+            "a teacher whose outputs come from a cache cannot be trained; "
+            "give either --correct-teacher or --teacher-cache"
+        )
     student = world.first_then_all(lambda: checkpoint_folder(student))
     if teacher is not None:
         teacher = world.first_then_all(lambda: checkpoint_folder(teacher))
@@ -117,7 +120,7 @@ def open_distillation(
         path = teacher
         identity["teacher"] = world.first_does(lambda: fingerprint(path))
         wide = correct_teacher or not uses_bfloat16(device, config.dtype)
-        # Beside a cache it is no part of the step, so nothing shards it.
+        # With a cache it takes no part in the step, so nothing shards it.
         guide = saved_model(
             teacher, device, world if teacher_cache is None else None, torch.float32 if wide else torch.bfloat16
         )
@@ -145,7 +148,7 @@ def _checked_shapes(student: Path, teacher: Path | None) -> tuple[NemotronConfig
 
 
 def shared_tokenizer(student: Path, teacher: Path | None) -> Any:
-    """The tokenizer of both; that of the other if one folder has none.
+    """The tokenizer of both; if one folder has none, that of the other.
 
     Raises:
         TrainError: they differ.

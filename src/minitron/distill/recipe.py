@@ -1,4 +1,4 @@
-"""Distillation of a student from a teacher, on top of the loop: what fits together, what is checked and measured."""
+"""Distillation on top of the training loop: checks that teacher and student fit, the loss, and the run."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from .targets import OnlineTeacher, TeacherTargets
 
 
 def require_same_tokens(student: Any, teacher: Any, student_name: object, teacher_name: object) -> None:
-    """Refuse tokenizers that do not give the same ids for the same text.
+    """Refuse tokenizers that do not encode the same text as the same ids.
 
     Raises:
-        TrainError: they differ; says in what.
+        TrainError: they differ; the message says how.
     """
     what = tokenizer_difference(student, teacher, names=("the student's", "the teacher's"))
     if what:
@@ -57,16 +57,16 @@ def require_same_vocabulary(
 def make_loss(
     targets: TeacherTargets, options: DistillOptions, student: nn.Module, corrected_lr: float = 0.2, seed: int = 0
 ) -> LossFunction:
-    """The loss of a student, on its device; if the targets are a `CorrectedTeacher`, one that trains it too.
+    """The loss of a student, on its device; if the targets are a `CorrectedTeacher`, the loss trains it as well.
 
-    A projection depends on `seed` alone, so that every process of a run begins with the same one.
+    A projection depends on `seed` alone, so that every process of a run starts with the same one.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         loss = DistillLoss(targets, options, student.config)  # type: ignore[arg-type]
-    place = next(student.parameters()).device
-    if place.type != "meta":  # else sharding moves it
-        loss.to(place)
+    device = next(student.parameters()).device
+    if device.type != "meta":  # otherwise sharding moves it
+        loss.to(device)
     return CorrectingLoss(loss, corrected_lr) if isinstance(targets, CorrectedTeacher) else loss
 
 
@@ -84,23 +84,23 @@ def distill(
     heldout: Mapping[str, PackedBlocks | Measure] | None = None,
     **surroundings: Unpack[Surroundings],
 ) -> Result:
-    """Distil, or continue the run in `run`.
+    """Distil a teacher into a student, or continue the run in `run`.
 
     Args:
         student: the model that learns, on its device, in fp32; changed in place.
-        targets: the teacher's answers: `OnlineTeacher(model)`, a cache, or `CorrectedTeacher(model)`, which learns
-            the next token of the same batches beside the student.
-        options: which losses; logits alone if None.
-        teacher: a model to measure held-out text against; that of `targets` by default. Without one only the
-            cross-entropy is measured.
+        targets: the teacher's outputs: `OnlineTeacher(model)`, a cache, or `CorrectedTeacher(model)`, a teacher that
+            is trained on the next tokens of the same batches at the same time.
+        options: which losses; the logits' alone if None.
+        teacher: a model to compare the student with on held-out text; that of `targets` by default. Without one only
+            the cross-entropy is measured.
         corrected_lr: learning rate of a `CorrectedTeacher` as a share of the student's.
-        identity: what tells this teacher from another one, for instance `{"teacher": fingerprint}`.
+        identity: what distinguishes this teacher from others, for instance `{"teacher": fingerprint}`.
         heldout: as of `train`; of text the result has `kl`, in nats per token, and `top1`, the share of tokens where
             teacher and student agree, beside `nats_per_token` and `bits_per_byte`.
         **surroundings: as of `train`.
 
     Raises:
-        ValueError: teacher and student do not fit each other, or as `train`.
+        ValueError: teacher and student do not fit together, or as of `train`.
     """
     options = options or DistillOptions()
     shape: NemotronConfig = student.config  # type: ignore[assignment]

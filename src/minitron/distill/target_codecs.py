@@ -1,7 +1,7 @@
-"""How a teacher's answers are written: whole as hidden states, sampled, or cut to the most likely tokens.
+"""How a teacher's outputs are stored: as hidden states, as samples, or as the most likely tokens.
 
-A codec turns the teacher's hidden states of a block into two byte strings: a row of the same length for every token,
-and entries of which a token may have any number. Letters of shapes: T tokens of a block, D hidden, V vocabulary, N
+A codec turns the teacher's hidden states of a block into two byte strings: a row of fixed length for every token, and
+entries, of which a token may have any number. Letters of shapes: T tokens of a block, D hidden, V vocabulary, N
 samples, K tokens kept.
 """
 
@@ -53,7 +53,7 @@ class Decoded:
 
 @dataclass(frozen=True)
 class HiddenCodec:
-    """The teacher's last hidden states as they are: with its head, its whole distribution, exactly."""
+    """The teacher's last hidden states, unchanged: with its head they are its whole distribution, exactly."""
 
     dtype: str
     width: int
@@ -115,7 +115,7 @@ class SampledCodec(_SparseCodec):
     row_bytes: ClassVar[int] = _SparseCodec.ROW_START + 1
 
     def __post_init__(self) -> None:
-        """Refuse what an entry cannot hold."""
+        """Refuse more samples than an entry can count."""
         if not 1 <= self.samples < 1 << COUNT_BITS:
             raise ValueError(f"samples is {self.samples}; it must be 1 to {(1 << COUNT_BITS) - 1}")
 
@@ -153,7 +153,7 @@ class TopKCodec(_SparseCodec):
     kind: ClassVar[str] = "topk"
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be."""
+        """Refuse invalid values."""
         if not 1 <= self.k <= self.vocabulary:
             raise ValueError(f"k is {self.k}; it must be 1 to the vocabulary's {self.vocabulary}")
 

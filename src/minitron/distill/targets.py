@@ -1,4 +1,4 @@
-"""What the teacher says about a batch: from the teacher itself, or from what was kept of it.
+"""The teacher's outputs for a batch: from the teacher itself, or from a cache.
 
 Letters of shapes: B blocks, T tokens of a block, V vocabulary, D the teacher's hidden size, K ids kept per token.
 """
@@ -25,7 +25,7 @@ class DenseTargets:
     head: Tensor
     """(V, D)."""
     states: tuple[Tensor, ...] = ()
-    """(B, T, D) for each layer that was asked for; see `normed_states`."""
+    """(B, T, D) for each requested layer, see `normed_states`."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class SparseTargets:
     """A few tokens of the teacher's distribution."""
 
     ids: Tensor
-    """(B, T, K) int64; unused places have share 0."""
+    """(B, T, K) int64; unused entries have share 0."""
     shares: Tensor
     """(B, T, K) fp32."""
     top: Tensor
@@ -43,21 +43,21 @@ class SparseTargets:
 
 
 class TeacherTargets(Protocol):
-    """Where the teacher's answers come from."""
+    """Where the teacher's outputs come from."""
 
     vocab_size: int
     hidden_size: int
-    """Width of the teacher; 0 where there are no hidden states."""
+    """Width of the teacher; 0 if there are no hidden states."""
     num_layers: int
-    """Layers whose states can be had; 0 where there are none."""
+    """Layers whose states are available; 0 if there are none."""
 
     def targets_for(self, batch: Batch, layers: Sequence[int] = ()) -> DenseTargets | SparseTargets:
-        """Answers for every position of a batch, on the device of the batch, without gradient."""
+        """Outputs for every position of a batch, on the device of the batch, without gradient."""
         ...
 
 
 class OnlineTeacher:
-    """A teacher that runs beside the student.
+    """A teacher that runs during training.
 
     Args:
         model: a causal language model; put into eval mode at each call, and never changed.
@@ -103,7 +103,7 @@ def hidden_states(model: nn.Module, batch: Batch, layers: Sequence[int] = ()) ->
 
 @contextmanager
 def normed_states(backbone: Any, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
-    """Collect what layers hand on, as the next norm sees it, while the backbone runs.
+    """Collect the outputs of layers, after the next norm, while the backbone runs.
 
     The state of layer k (from 0) is its output after the input norm of layer k + 1, or after the last norm for the
     last layer; that of -1 is the embedding after the input norm of layer 0. This is the "after layer norm" of the
@@ -118,7 +118,7 @@ def normed_states(backbone: Any, layers: Sequence[int]) -> Iterator[dict[int, Te
     for layer in layers:
         if not -1 <= layer < count:
             raise ValueError(
-                f"layer {layer} was asked for; the model has layers 0 to {count - 1}, and -1 for its input"
+                f"layer {layer} does not exist; the model has layers 0 to {count - 1}, and -1 for its input"
             )
         norm = backbone.norm if layer == count - 1 else backbone.layers[layer + 1].input_layernorm
         hooks.append(norm.register_forward_hook(lambda *call, layer=layer: found.__setitem__(layer, call[2])))

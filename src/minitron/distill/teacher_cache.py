@@ -1,9 +1,9 @@
-"""A teacher's answers on disk: written once, read by any number of runs over the same blocks.
+"""A teacher's outputs on disk: written once, read by any number of runs over the same blocks.
 
-A cache is a folder: `meta.json` says whose answers to what they are, `places.npy` which blocks are there, and
-`part-N.bin` holds the answers of a few blocks each, with its own checksum at its end. A part is written under another
-name and renamed, and depends on nothing but the meta data, so that writing goes on after any interruption and gives the
-same bytes. Letters of shapes as in `targets`.
+A cache is a folder: `meta.json` names the teacher and the data, `places.npy` lists the indices of its blocks, and each
+`part-N.bin` holds the outputs for a few blocks and a checksum at its end. A part is written under another name and
+renamed, and depends on nothing but the metadata, so that writing continues after any interruption and gives the same
+bytes. Letters of shapes as in `targets`.
 """
 
 from __future__ import annotations
@@ -58,19 +58,19 @@ def make_codec(kind: str, model: nn.Module, *, samples: int = 50, k: int = 8) ->
 
 
 def text_order(stream: BlockStream) -> str:
-    """SHA-256 of what every place of a stream holds: texts, tokenizer, and how documents lie in blocks."""
+    """SHA-256 of the blocks of a stream: texts, tokenizer, and how documents are packed."""
     digest = hashlib.sha256(json.dumps([stream.block, [blocks.layout() for blocks in stream.sources]]).encode())
     return digest.hexdigest()
 
 
 def covered_places(stream: BlockStream, blocks: int) -> np.ndarray:
-    """Places of the first `blocks` blocks of a stream, each once, in the order in which they come up."""
+    """Indices of the first `blocks` blocks of a stream, each once, in the order in which they occur."""
     found = (stream.locate(position) for position in range(blocks))
     return np.array(list(dict.fromkeys(stream.firsts[source] + index for source, index in found)), dtype=np.int64)
 
 
 def batch_of(stream: BlockStream, places: Sequence[int]) -> Batch:
-    """The blocks at some places."""
+    """The blocks with some indices."""
     sources = [bisect_right(stream.firsts, place) - 1 for place in places]
     blocks = [stream.sources[s].pieces(place - stream.firsts[s]) for s, place in zip(sources, places, strict=True)]
     batch = collate(blocks, stream.block)
@@ -82,7 +82,7 @@ def batch_of(stream: BlockStream, places: Sequence[int]) -> Batch:
 
 @dataclass(frozen=True)
 class CachePlan:
-    """What a cache will hold; the same plan gives the same bytes."""
+    """What a cache holds; the same plan gives the same bytes."""
 
     codec: Codec
     teacher: str
@@ -106,7 +106,7 @@ class CachePlan:
         return -(-len(self.places) // self.part_blocks)
 
     def meta(self) -> dict[str, Any]:
-        """What `meta.json` says."""
+        """The content of `meta.json`."""
         return {
             "version": CACHE_VERSION,
             "kind": self.codec.kind,
@@ -124,7 +124,7 @@ class CachePlan:
         }
 
     def part(self, number: int) -> np.ndarray:
-        """Places of a file."""
+        """Indices of the blocks of a file."""
         return self.places[number * self.part_blocks : (number + 1) * self.part_blocks]
 
 
@@ -149,15 +149,15 @@ def write_cache(
     progress: Callable[[int, int], None] | None = None,
     accepted: Callable[[], object] | None = None,
 ) -> None:
-    """Write a cache, or the parts of it that are not there yet.
+    """Write a cache, or the parts of it that are missing.
 
     Args:
-        folder: made if it is not there.
+        folder: created if it does not exist.
         plan: what to write.
         stream: the blocks.
         model: the teacher, on its device.
         progress: called with (files there, files in all).
-        accepted: called when the folder is taken.
+        accepted: called once the folder passed all checks.
 
     Raises:
         TargetCacheError: the folder holds another cache, or something else.
@@ -195,7 +195,7 @@ def _write_parts(
 
 
 def measure_bytes(plan: CachePlan, stream: BlockStream, model: nn.Module) -> int:
-    """Bytes that a cache will take, from those of a few blocks and of the head."""
+    """Estimated bytes of a cache, from a few blocks and the head."""
     few = plan.places[: min(4, len(plan.places))]
     with torch.no_grad():
         size = sum(map(sum, ((len(rows), len(entries)) for rows, entries in _encode(plan, stream, model, few))))
@@ -220,14 +220,14 @@ def _open_folder(folder: Path, plan: CachePlan, model: nn.Module) -> None:
             raise TargetCacheError(f"{folder} holds another cache; choose another folder: {'; '.join(differing)}")
         return
     if folder.exists() and not is_empty(folder, but=(PLACES_FILE, HEAD_FILE)):  # what an interrupted start leaves
-        raise TargetCacheError(f"{folder} is not empty and is no cache (no {META_FILE}); choose another folder")
+        raise TargetCacheError(f"{folder} is not empty and is not a cache (no {META_FILE}); choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
     if plan.codec.kind == "hidden":
         with new_file(folder / HEAD_FILE, overwrite=True) as draft:
             save_file({"head": head_weight(model).detach().cpu().contiguous()}, draft)
     with new_file(folder / PLACES_FILE, overwrite=True) as draft, draft.open("wb") as sink:
         np.save(sink, plan.places)
-    write_json(path, plan.meta())  # last: with it the rest is there
+    write_json(path, plan.meta())  # last, so that its presence means that the rest exists
 
 
 def _part_name(number: int) -> str:
@@ -265,7 +265,7 @@ def _read_meta(folder: Path) -> dict[str, Any]:
         if not isinstance(meta, dict):
             raise ValueError("not an object")
     except (OSError, ValueError) as error:
-        raise TargetCacheError(f"{folder}: no cache of teacher targets ({META_FILE}: {error})") from None
+        raise TargetCacheError(f"{folder}: not a cache of teacher targets ({META_FILE}: {error})") from None
     if meta.get("version") != CACHE_VERSION:
         raise TargetCacheError(f"{folder}: written as version {meta.get('version')}; this reads {CACHE_VERSION}")
     return meta
@@ -276,7 +276,7 @@ def _other_text(meta: Mapping[str, Any], now: list[dict[str, Any]]) -> str:
     before = meta.get("texts")
     changes = text_changes(before, now)
     if not changes and before == now and all(source.get("files") for source in now):
-        changes = "the files are the same, the seed or the held-out share is another"
+        changes = "the files are the same, but the seed or the held-out share differs"
     return changes or "another text, tokenizer, seed or held-out share"
 
 
@@ -325,7 +325,7 @@ class TargetCache:
         slot = self._slots.get(place)
         if slot is None:
             raise TargetCacheError(
-                f"{self.folder}: block {place} of the data is not among the {len(self._slots)} that were cached; "
+                f"{self.folder}: block {place} of the data is not among the {len(self._slots)} in the cache; "
                 f"cache more blocks, or train fewer steps"
             )
         number, index = divmod(slot, self.meta["part_blocks"])
@@ -337,7 +337,7 @@ class TargetCache:
     def _open_part(self, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Rows (blocks, T, row bytes), entries (n, 3), and where each block's entries start; mapped from disk."""
         path = self.folder / _part_name(number)
-        advice = "delete this file and write the cache again, which makes what is missing"
+        advice = "delete this file and run the command again, which writes what is missing"
         try:
             content = np.memmap(path, dtype=np.uint8, mode="r")
         except (OSError, ValueError) as error:
@@ -359,8 +359,8 @@ def open_targets(folder: Path, stream: BlockStream, teacher: str | None = None) 
 
     Args:
         folder: the cache.
-        stream: the blocks that will be asked for.
-        teacher: fingerprint of the teacher that is meant, if one is.
+        stream: the blocks of the run.
+        teacher: fingerprint of the expected teacher, if there is one.
 
     Raises:
         TargetCacheError: no cache, an unfinished one, or one of another teacher, tokenizer, text or order.

@@ -1,4 +1,4 @@
-"""Which parameters of a model are trained: all, its norms, or adapters; and adapters merged into what they adapt."""
+"""Which parameters of a model are trained: all, its norms, or adapters; and merging adapters into the weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TUNE = ("full", "norms", "lora")
 
 
 def choose_trained(model: nn.Module, tune: str, rank: int = 16) -> nn.Module:
-    """Decide which parameters of a model are trained.
+    """Choose which parameters of a model are trained.
 
     Args:
         model: a causal language model; changed in place.

@@ -15,7 +15,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def alone_in_its_folder(train: F) -> F:
-    """Let `train` run while its first process holds the lock of `run`, and `run/model` is free to be written.
+    """Let `train` run only while its first process holds the lock of `run`, and only if `run/model` may be written.
 
     Raises:
         LockedError: another process trains there.

@@ -26,17 +26,17 @@ def export_model(
     tokenizer: Any = None,
     world: World | None = None,
 ) -> None:
-    """Write weights, config and tokenizer; an adapter is merged into what it adapts, in a copy.
+    """Write weights, config and tokenizer; adapters are merged into a copy of the weights.
 
     Args:
         model: the trained model; sharded, adapted or plain. It stays as it is.
-        folder: where to; whole or not there. Replaced if it exists and holds only what was exported before.
+        folder: the target; it appears when it is complete, and replaces an earlier export.
         dtype: of the weights; as they are if None.
         tokenizer: saved beside them if given.
         world: the processes of the run; all of them must call this.
 
     Raises:
-        TargetError: the folder holds files of others.
+        TargetError: the folder holds files that the export did not write.
         WriteError: the disk is full or refuses.
     """
     world = world or World()

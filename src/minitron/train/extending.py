@@ -1,8 +1,8 @@
-"""A finished or interrupted run made longer: from which checkpoint, and whether that is what a longer run would be.
+"""Making a finished or interrupted run longer: from which checkpoint, and whether a longer run would have been there.
 
 The learning rate of `constant` does not depend on the length of a run, and that of `wsd` not before it begins to go
-down. From such a place the longer run is the one that it would have been from its start, bit for bit. A cosine depends
-on the length from its first step: it can be lengthened too, and the note says that the result is another.
+down. From such a checkpoint the longer run is what it would have been from its start, bit for bit. A cosine depends on
+the length from its first step: it can be lengthened too, and a note says that the result differs.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MODEL_FOLDER = "model"
 
 
 class TrainError(ValueError):
-    """A run that cannot start or go on."""
+    """A run that cannot start or continue."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Extension:
     """The same for JSON."""
 
     def rewind(self, run: Path) -> None:
-        """Set the model of the shorter run aside, and remove checkpoints that are no part of the longer one."""
+        """Set the model of the shorter run aside, and remove checkpoints that are not part of the longer one."""
         finished = run / MODEL_FOLDER
         if finished.exists():
             aside = run / f"{MODEL_FOLDER}-step-{self.last}"
@@ -50,7 +50,7 @@ class Extension:
             finished.rename(aside)
         for step, folder in reversed(list_steps(run)):
             if step > self.step:
-                # Renamed first: a folder that is half deleted must not look like a checkpoint.
+                # Renamed first, because a folder that is half deleted must not look like a checkpoint.
                 shutil.rmtree(folder.rename(run / f".{folder.name}.old"))
 
 
@@ -61,10 +61,10 @@ def plan_extension(run: Path, before: Mapping[str, Any], now: Mapping[str, Any],
         run: the run folder.
         before: the settings of its run, from JSON.
         now: the same settings with another length.
-        wanted: whether it was asked for.
+        wanted: whether the user asked for it.
 
     Raises:
-        TrainError: it was not, or the new length is not longer, or no checkpoint is whole.
+        TrainError: the user did not, or the new length is not longer, or no checkpoint is whole.
     """
     old, new = _config(before), _config(now)
     lengths = f"{_length(old)}, {_length(new)} {'are' if (new.hours is None) else 'is'} asked for"
@@ -87,7 +87,7 @@ def plan_extension(run: Path, before: Mapping[str, Any], now: Mapping[str, Any],
     rate = learning_rate(new, step, done)
     if same:
         back = f", the last before the learning rate went down (it was at {last})" if step < last else ""
-        what = f"so far it is the run that it would be with {_length(new)} from the start"
+        what = f"so far it is the same as a run of {_length(new)}"
     else:
         back = ""
         what = (
@@ -95,7 +95,7 @@ def plan_extension(run: Path, before: Mapping[str, Any], now: Mapping[str, Any],
             f"now {rate:.3g}: the result is not that of a run of {_length(new)} from the start"
         )
     finished = f"; its model is kept as {MODEL_FOLDER}-step-{last}" if (run / MODEL_FOLDER).exists() else ""
-    note = f"lengthened from {_length(old)} to {_length(new)}, going on from step {step}{back}; {what}{finished}"
+    note = f"lengthened from {_length(old)} to {_length(new)}, continuing from step {step}{back}; {what}{finished}"
     record = {"from": _length(old), "to": _length(new), "step": step, "as_from_the_start": bool(same)}
     return Extension(step, last, note, record)
 

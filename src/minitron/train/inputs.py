@@ -1,4 +1,4 @@
-"""What a run starts from: texts by their paths, and a model from a checkpoint or a shape."""
+"""The inputs of a run: text from paths, and a model from a checkpoint or a shape."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ..world import World
 from .meta_loading import unloaded_model
 from .schedule import TrainConfig
 
-# The parts of a shape that have no sensible default.
+# The parts of a shape without a sensible default.
 _NEEDED = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads")
 
 
@@ -32,10 +32,10 @@ class Texts:
     stream: BlockStream
     heldout: dict[str, PackedBlocks]
     notes: tuple[str, ...] = ()
-    """Sentences about what was left out of the text."""
+    """Sentences about text that was skipped."""
 
 
-_ADVICE = "--skip-bad leaves them out; --encoding names that of text which is not UTF-8 (cp1252: Western Windows)"
+_ADVICE = "--skip-bad skips them; --encoding names the encoding of text that is not UTF-8 (cp1252: Western Windows)"
 
 
 def open_texts(
@@ -52,15 +52,15 @@ def open_texts(
     """Tokenize (once) and pack texts.
 
     Args:
-        data: `PATH[:WEIGHT]` to train on.
+        data: `PATH[:WEIGHT]` of text to train on.
         heldout: paths of text that is only measured.
-        share: part of the documents of each `data` that is held out besides, 0 to less than 1.
-        tokenizer: what makes the tokens.
+        share: share of the documents of each `data` that is held out as well, 0 to less than 1.
+        tokenizer: encodes the text.
         config: for the sequence length and the seed.
-        cache: folder of the token caches; may be shared by runs.
-        field: which field or column holds the text, in files that have some.
+        cache: folder of the token caches; runs may share it.
+        field: which field or column holds the text, in files that have fields.
         encoding: of files without a byte-order mark.
-        skip_bad: leave out documents that cannot be used instead of refusing all.
+        skip_bad: skip documents that cannot be used instead of refusing all.
 
     Raises:
         ValueError, FileNotFoundError: as `data.tokenize_all` and `data.split_documents`.
@@ -96,7 +96,7 @@ def _new_name(name: str, taken: Mapping[str, Any]) -> str:
 def fresh_config(
     tokenizer: Any, sequence: int, *, file: Path | None = None, preset: str | None = None, shape: Mapping[str, int]
 ) -> NemotronConfig:
-    """The configuration of a new model: from a config.json, a preset, or the numbers in `shape`.
+    """The configuration of a new model, from a config.json, a preset, or the numbers in `shape`.
 
     The vocabulary and the special ids are the tokenizer's, unless the file says otherwise.
     """
@@ -130,7 +130,7 @@ def saved_model(
 ) -> NemotronForCausalLM:
     """The model of a checkpoint folder on a device; a damaged or incomplete one is refused.
 
-    In a world of many processes its weights are read when it is sharded, by `parallel.prepare`, if that can be.
+    In a world of several processes its weights are read when it is sharded, by `parallel.prepare`, where possible.
     """
     check_checkpoint(folder)
     model = unloaded_model(folder, dtype) if world is not None and world.mesh is not None else None

@@ -1,4 +1,4 @@
-"""What a run tells: a line of JSON per measurement, TensorBoard, and a progress bar."""
+"""The log of a run: a line of JSON per measurement, TensorBoard, and a progress bar."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class RunLog:
         step: the step that the run continues from.
         done: share of the run that is over, for the progress bar.
         quiet: no progress bar.
-        first: whether this process writes and speaks; of many only one does.
+        first: whether this process writes and prints; of many only one does.
     """
 
     def __init__(self, run: Path, step: int, done: float, quiet: bool, first: bool = True) -> None:
@@ -79,7 +79,7 @@ class RunLog:
             tqdm.write(text, file=sys.stderr)
 
     def flush(self) -> None:
-        """Hand everything to the operating system."""
+        """Pass everything to the operating system."""
         if self._sink is not None:
             with writing(self._path):
                 self._sink.flush()
@@ -105,7 +105,7 @@ def _step_of(line: str) -> float:
         row: Any = json.loads(line)
         return row["step"]
     except (ValueError, KeyError, TypeError):
-        return float("inf")  # cut short by a crash
+        return float("inf")  # truncated by a crash
 
 
 def clock(seconds: float) -> str:

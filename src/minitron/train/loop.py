@@ -24,7 +24,7 @@ from .exclusive import alone_in_its_folder
 from .export import MODEL_FOLDER, export_model
 from .heldout import HeldoutText, heldout_loss
 from .log import RunLog, clock
-from .machine import Estimate, Stopwatch, autocast, peak_memory, state_bytes
+from .machine import StepCost, Stopwatch, autocast, peak_memory, state_bytes
 from .objective import LossFunction, Objective, models_of, next_token_loss
 from .parallel import prepare
 from .resume import newest_whole
@@ -71,7 +71,7 @@ class Result:
     """Steps whose update was skipped, in the whole run."""
 
 
-def estimate(model: nn.Module, stream: Stream, config: TrainConfig, loss: LossFunction) -> Estimate:
+def estimate(model: nn.Module, stream: Stream, config: TrainConfig, loss: LossFunction) -> StepCost:
     """Time and memory of a step, by running the first one twice without changing the model, in one process."""
     _check(model, [stream], config)
     objective = Objective(model, loss)
@@ -84,11 +84,11 @@ def estimate(model: nn.Module, stream: Stream, config: TrainConfig, loss: LossFu
         watch = Stopwatch()
         trainer.forward_backward()
         seconds = watch.seconds
-    # Adam's averages, which a first step does not have yet, are half of the state.
+    # Adam's averages, which do not exist before the first update, are half of the state.
     peak = peak_memory(trainer.device) + state_bytes(model) // 2
     objective.zero_grad()
     torch.set_rng_state(random_state)
-    return Estimate(seconds, peak)
+    return StepCost(seconds, peak)
 
 
 @alone_in_its_folder
@@ -184,7 +184,7 @@ def train(
 
 
 def _forget_old_decay(trainer: Trainer) -> None:
-    """A run that was lengthened has its decay still before it."""
+    """Forget where the decay began if the run was lengthened, so that it is still to come."""
     state = trainer.state
     if not is_decaying(trainer.config, progress(trainer.config, state.step, state.seconds)):
         state.decay_step = None
@@ -236,7 +236,7 @@ class _Loop:
                 state.decay_step = state.step
                 saved = trainer.save()
             numbers = trainer.step()
-            # The first process's clock and anybody's signal decide, so that all do the same.
+            # The clock of the first process and a signal to any of them decide, so that all do the same.
             state.seconds = trainer.world.agree(watch.seconds)
             stop = trainer.world.any(self.signals.received is not None) or self._is_far_enough()
             self._log(numbers)

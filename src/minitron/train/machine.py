@@ -1,4 +1,4 @@
-"""What this machine can do for training: bfloat16, memory reuse, and how long a run will take."""
+"""What this machine can do for training: bfloat16, memory reuse, peak speed; and what a step costs on it."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-# glibc's mallopt: parameter -> value. Buffers of activations are freed and taken again at every step; with the
-# defaults they go back to the kernel, and clearing their pages anew takes a third of the time of a small model.
+# glibc's mallopt: parameter -> value. Buffers of activations are freed and allocated again at every step. With the
+# defaults they go back to the kernel, and clearing their pages again takes a third of the time of a small model.
 _MALLOC_SETTINGS = {-1: 2**31 - 1, -2: 2**28, -3: 2**30}  # trim threshold, top pad, mmap threshold
 
 
 def keep_freed_memory() -> bool:
-    """Let the C library keep freed memory for the next step; whether it could be asked to (glibc only)."""
+    """Let the C library keep freed memory for the next step (glibc only); whether it does."""
     if not sys.platform.startswith("linux"):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
@@ -44,12 +44,12 @@ def uses_bfloat16(device: torch.device, dtype: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """What a run will need, from one measured step."""
+class StepCost:
+    """Time and memory of one measured step."""
 
     seconds_per_step: float
     peak_bytes: int
-    """Memory of the process (CPU) or of the device at its highest, optimizer included."""
+    """Peak memory of the process (CPU) or of the device, optimizer included."""
 
 
 def state_bytes(model: nn.Module) -> int:
@@ -59,7 +59,7 @@ def state_bytes(model: nn.Module) -> int:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Highest memory so far in bytes: of the device if it has its own, else of the process."""
+    """Peak memory so far in bytes: of the device if it has its own, otherwise of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
@@ -67,7 +67,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 class Stopwatch:
-    """Seconds since it was made, plus those it is given."""
+    """Seconds since it was created, plus those given."""
 
     def __init__(self, before: float = 0.0) -> None:
         self._start = time.monotonic() - before
@@ -79,7 +79,7 @@ class Stopwatch:
 
 
 def measured_peak(device: torch.device, dtype: str) -> float:
-    """Operations per second of a large square matrix product, the best of several: what MFU is measured against."""
+    """Operations per second of a large square matrix product, the best of several: the denominator of MFU."""
     size = 8192 if device.type == "cuda" else 1024
     a = torch.randn(size, size, device=device, dtype=torch.bfloat16 if uses_bfloat16(device, dtype) else torch.float32)
     best = 0.0

@@ -1,4 +1,4 @@
-"""What a run needs of memory, by arithmetic and before anything is loaded, and the setting that would fit."""
+"""How much memory a run takes, computed before anything is loaded, and the settings with which it would fit."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from .machine import uses_bfloat16
 from .run_folder import TrainError
 from .schedule import TrainConfig
 
-# Of what is free, this much may be planned with: allocators and the arithmetic are not exact.
+# The share of free memory that a run may plan with: neither allocators nor this arithmetic are exact.
 _USABLE = 0.95
 
 
 @dataclass(frozen=True)
-class Need:
-    """Bytes of one process at the height of a step."""
+class MemoryEstimate:
+    """Bytes of one process at the peak of a step."""
 
     weights: int
-    """Weights, gradients and optimizer state of what is trained; a compute copy of the weights in bfloat16."""
+    """Weights, and gradients and optimizer state of those that are trained; with bfloat16 a copy to compute with."""
     teacher: int
-    """Weights of the teacher, and of its state if it is trained too."""
+    """Weights of the teacher, and its gradients and optimizer state if it is trained too."""
     activations: int
     """What the forward pass of `micro_batch` sequences keeps for the backward pass."""
     loss: int
@@ -61,12 +61,12 @@ def activation_bytes(shape: NemotronConfig, tokens: int, width: int, recompute: 
 
 
 def attention_bytes(shape: NemotronConfig, sequences: int, length: int, recompute: str) -> int:
-    """Bytes of attention weights that the layers keep for the backward pass on a CPU; see `ops.packed_attention`."""
+    """Bytes of attention weights that the layers keep for the backward pass on a CPU, see `ops.packed_attention`."""
     layers = 1 if recompute == "layers" else shape.num_hidden_layers
     return layers * kept_bytes(sequences, shape.num_attention_heads, length)
 
 
-def needed(
+def estimate_memory(
     shape: NemotronConfig,
     config: TrainConfig,
     teacher: NemotronConfig | None = None,
@@ -76,7 +76,7 @@ def needed(
     trained: int | None = None,
     processes: int = 1,
     on_cpu: bool = False,
-) -> Need:
+) -> MemoryEstimate:
     """The memory of one process of a run.
 
     Args:
@@ -86,8 +86,8 @@ def needed(
         bfloat16: whether matrix products run in it.
         correct_teacher: whether the teacher is trained too.
         trained: parameters that are trained; all if None.
-        processes: how many share weights and state (FSDP2).
-        on_cpu: whether attention is that of a CPU, which keeps its weights.
+        processes: how many share weights and optimizer state (FSDP2).
+        on_cpu: whether it runs on a CPU, where attention keeps its weights for the backward pass.
     """
     width = 2 if bfloat16 else 4
     count = shape.num_parameters()
@@ -106,11 +106,11 @@ def needed(
     if teacher is not None:
         theirs = teacher.num_parameters()
         beside = (16 * theirs // processes if correct_teacher else width * theirs) + 4 * tokens * teacher.hidden_size
-    return Need(weights, beside, activations, loss)
+    return MemoryEstimate(weights, beside, activations, loss)
 
 
 def available_bytes(device: torch.device) -> int | None:
-    """Memory that is free on the device, or for this process on a CPU; None where that cannot be known."""
+    """Memory that is free on the device, or for this process on a CPU; None if that cannot be known."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return available_memory() if device.type == "cpu" else None
@@ -127,20 +127,20 @@ def require_fit(
     trained: int | None = None,
     processes: int = 1,
     on_cpu: bool = False,
-) -> Need:
-    """The need of a run, if it fits into what is free.
+) -> MemoryEstimate:
+    """The memory of a run, if that much is free.
 
     Args:
-        free: bytes; None where it is not known, and then anything fits.
+        free: bytes; None if it is not known, and then anything fits.
 
-    The others are those of `needed`.
+    The others are those of `estimate_memory`.
 
     Raises:
-        TrainError: it does not fit; says what is needed and which setting would fit.
+        TrainError: it does not fit; the message says how much it takes and which settings would fit.
     """
 
-    def need_of(settings: TrainConfig) -> Need:
-        return needed(
+    def estimate_of(settings: TrainConfig) -> MemoryEstimate:
+        return estimate_memory(
             shape,
             settings,
             teacher,
@@ -151,13 +151,13 @@ def require_fit(
             on_cpu=on_cpu,
         )
 
-    need = need_of(config)
-    if free is None or need.total <= free * _USABLE:
-        return need
-    fitting = _setting_that_fits(config, processes, lambda settings: need_of(settings).total <= free * _USABLE)
-    gigabytes: Mapping[str, float] = {name: value / 1e9 for name, value in vars(need).items()}
+    estimate = estimate_of(config)
+    if free is None or estimate.total <= free * _USABLE:
+        return estimate
+    fitting = _setting_that_fits(config, processes, lambda settings: estimate_of(settings).total <= free * _USABLE)
+    gigabytes: Mapping[str, float] = {name: value / 1e9 for name, value in vars(estimate).items()}
     raise TrainError(
-        f"this needs about {need.total / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free: "
+        f"this needs about {estimate.total / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free: "
         f"{gigabytes['weights']:.1f} for weights and optimizer, {gigabytes['teacher']:.1f} for the teacher, "
         f"{gigabytes['activations']:.1f} for {config.at_once(processes)} x {config.sequence} tokens at once, "
         f"{gigabytes['loss']:.1f} for the loss. "
@@ -174,8 +174,8 @@ def require_memory(
     *,
     correct_teacher: bool = False,
     trained: int | None = None,
-) -> Need:
-    """`require_fit` on a device as it is now; the processes of a machine share the memory of its CPU."""
+) -> MemoryEstimate:
+    """`require_fit` with what is free now; on a CPU, processes of one machine share its memory."""
     free = available_bytes(device)
     if device.type == "cpu" and free is not None:
         free //= world.local_size
@@ -193,7 +193,7 @@ def require_memory(
 
 
 def _setting_that_fits(config: TrainConfig, processes: int, fits: Callable[[TrainConfig], bool]) -> str | None:
-    """The mildest change after which a run fits, in the words of the command line."""
+    """The smallest change with which a run fits, as options of the command line."""
     share = config.batch // processes
     now = config.at_once(processes)
     divisors = [n for n in range(now, 0, -1) if share % n == 0]

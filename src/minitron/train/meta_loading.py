@@ -1,4 +1,4 @@
-"""A checkpoint's model without its weights, which each process reads after sharding: only its own part of them."""
+"""Loading onto the meta device: a model without weights, of which each process reads its own part after sharding."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SOURCE = "_minitron_weights"
 def unloaded_model(folder: Path, dtype: torch.dtype) -> NemotronForCausalLM | None:
     """The model of a checked checkpoint folder with parameters on the meta device; `load_weights` fills them.
 
-    None where the tensors of the folder are not its parameters one by one (tied or renamed ones).
+    None if the tensors of the folder do not match its parameters one to one (tied or renamed ones).
     """
     config = read_config(folder)
     tensors = read_tensors(folder)
@@ -55,7 +55,7 @@ def load_weights(model: nn.Module | None, device: torch.device) -> None:
 
 
 def _own_part(tensor: LazyTensor, like: Any) -> Tensor:
-    """What of a tensor on disk belongs into a parameter here."""
+    """The part of a tensor on disk that belongs to a parameter of this process."""
     if not isinstance(like, DTensor) or list(like.placements) != [Shard(0)]:
         return placed_like(tensor.load(), like)
     shape, offset = compute_local_shape_and_global_offset(like.shape, like.device_mesh, like.placements)

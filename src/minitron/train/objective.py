@@ -54,7 +54,7 @@ def next_token_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, T
 
 
 def models_of(model: nn.Module, loss: LossFunction) -> dict[str, nn.Module]:
-    """The models that a loss runs, by what their users call them."""
+    """The models that a loss runs, by the names that messages give them."""
     teacher = getattr(loss, "corrected", None) or getattr(getattr(loss, "targets", None), "model", None)
     return {"the model": model} if teacher is None else {"the student": model, "the teacher": teacher}
 

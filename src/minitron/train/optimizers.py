@@ -1,4 +1,4 @@
-"""AdamW in three kinds, and its state as tensors by name."""
+"""Three kinds of AdamW, and their state as tensors by name."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _AVERAGES = ("exp_avg", "exp_avg_sq")
 def make_optimizer(
     groups: Sequence[tuple[float, Sequence[nn.Parameter]]], config: TrainConfig
 ) -> torch.optim.Optimizer:
-    """AdamW that decays matrices and leaves vectors alone.
+    """AdamW with weight decay on matrices only, not on vectors.
 
     Args:
         groups: (factor of the learning rate, parameters that are trained).
@@ -40,11 +40,11 @@ def make_optimizer(
         if members
     ]
     if config.optimizer == "adamw":
-        # One pass over memory instead of a dozen; there is such a kernel for CPU and CUDA.
+        # One pass over memory instead of a dozen; torch has such a kernel for CPU and CUDA.
         fused = all(p.device.type in ("cpu", "cuda") for p in trained)
         return torch.optim.AdamW(split, lr=config.lr, betas=config.betas, fused=fused)
     if any(isinstance(p, DTensor) for p in trained):
-        raise TrainError(f"optimizer {config.optimizer!r} works in one process; take adamw, whose state is sharded")
+        raise TrainError(f"optimizer {config.optimizer!r} works in one process only; use adamw, whose state is sharded")
     try:
         from torchao.optim import AdamW8bit, CPUOffloadOptimizer  # heavy, and an extra
     except ImportError:
@@ -66,7 +66,7 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def scale_gradients(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], factor: float) -> None:
-    """Multiply gradients by a factor, those that an offloading optimizer has already copied to the CPU too."""
+    """Multiply gradients by a factor, also those that an offloading optimizer has already copied to the CPU."""
     on_cpu: Mapping[nn.Parameter, Tensor] = getattr(optimizer, "param_d2h_map", {})
     for parameter in parameters:
         if parameter.grad is not None:
@@ -99,7 +99,7 @@ def state_tensors(optimizer: torch.optim.Optimizer, named: Named) -> dict[str, T
 
 
 def load_state(optimizer: torch.optim.Optimizer, named: Named, tensors: Mapping[str, Tensor]) -> None:
-    """Put back what `state_tensors` gave; whole tensors are sharded as their parameters are."""
+    """Restore what `state_tensors` returned; whole tensors are sharded as their parameters are."""
     for name, parameter in named:
         if f"step.{name}" not in tensors:
             continue
@@ -125,6 +125,6 @@ def _eight_bits(key: str, name: str, tensors: Mapping[str, Tensor], device: torc
 def placed_like(value: Tensor, model: Tensor) -> Tensor:
     """A whole tensor on the device of `model`, or its shard if `model` is one."""
     if isinstance(model, DTensor) and not isinstance(value, DTensor):
-        # Every process has the whole tensor, so each takes its own part of it and nothing is sent.
+        # Every process has the whole tensor, so each takes its own part and nothing is sent.
         return distribute_tensor(value.to(model.device), model.device_mesh, model.placements, src_data_rank=None)
     return value.to(model.device)

@@ -1,7 +1,7 @@
-"""What is done to a model before its first step, in the one order that works.
+"""Preparing a model for its first step, in the one order that works.
 
 Tensor parallelism splits matrices; recomputation wraps parts of a layer; compilation sees a layer with both; sharding
-comes last and gathers what a layer needs just before it runs. Then weights are read, where they were not yet.
+comes last and gathers what a layer needs just before it runs. Then weights are read, if they were not read yet.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ _STYLES = {"colwise": ColwiseParallel, "rowwise": RowwiseParallel}
 
 
 def make_world(tensor_parallel: int = 1, device: torch.device | str = "cpu") -> World:
-    """The world of the processes that `world.join` brought together.
+    """The world of the processes that `world.join` connected.
 
     Args:
-        tensor_parallel: how many neighbouring processes share each matrix; the rest of the number splits the data.
-        device: where tensors are.
+        tensor_parallel: how many neighbouring processes share each matrix; the data is split over the groups of them.
+        device: where the tensors are.
 
     Raises:
         TrainError: the number of processes is not a multiple of it.
@@ -54,7 +54,7 @@ def make_world(tensor_parallel: int = 1, device: torch.device | str = "cpu") -> 
 
 
 def prepare(objective: Objective, config: TrainConfig, world: World) -> None:
-    """Apply `config.recompute`, `config.compile` and the world to a model, in place; once is enough, twice no harm.
+    """Apply `config.recompute`, `config.compile` and the world to a model in place; a second call changes nothing.
 
     Args:
         objective: model and loss on their device.
@@ -79,7 +79,7 @@ def prepare(objective: Objective, config: TrainConfig, world: World) -> None:
 
 
 def _guide(objective: Objective) -> nn.Module | None:
-    """A teacher that only answers."""
+    """A teacher that is not trained."""
     return getattr(getattr(objective.loss, "targets", None), "model", None)
 
 
@@ -119,7 +119,7 @@ def _split_matrices(model: nn.Module, world: World) -> None:
 
 def _recompute(model: nn.Module, what: str) -> None:
     if not isinstance(_backbone(model), NemotronPreTrainedModel) and what == "mlp":
-        raise TrainError("recompute 'mlp' is for models of this family; take 'layers'")
+        raise TrainError("recompute 'mlp' works for Nemotron models only; use 'layers'")
     for layer in _layers(model):
         # What `gradient_checkpointing_enable` of transformers does, whose name changes between versions.
         layer.gradient_checkpointing = what == "layers"  # type: ignore[assignment]
@@ -155,8 +155,8 @@ def _shard(objective: Objective, world: World) -> None:
         module.set_force_sum_reduction_for_comms(True)  # type: ignore[attr-defined]  # gloo has nothing else
     guide = _guide(objective)
     if guide is not None:
-        # The teacher is no part of the objective. Its layers gather themselves; embedding and head, which the loss
-        # reads, stay whole in every process.
+        # The teacher is not part of the objective. Its layers are gathered as they run; embedding and head, which the
+        # loss reads, stay whole in every process.
         for layer in _layers(guide):
             if not isinstance(next(layer.parameters()), DTensor):  # one teacher may guide several students in turn
                 fully_shard(layer, mesh=mesh, reshard_after_forward=True)

@@ -1,8 +1,8 @@
 """Checkpoints of a training run: folders `step-N` that are either whole or not there.
 
 Everything is written to a temporary folder, synced to disk and renamed, so that no moment of a crash leaves a folder
-that looks complete and is not. A damaged one (a lost disk block, a cut copy) is found by its checksums. This file knows
-tensors and JSON; which model and which optimizer they belong to is the caller's business.
+that looks complete and is not. A damaged one (a lost disk block, a truncated copy) is found by its checksums. This file
+knows tensors and JSON; which model and optimizer they belong to is up to the caller.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def save_step(
         write_model: writes weights and whatever makes them loadable into the folder it is given.
 
     Raises:
-        CheckpointError: it cannot be written, for instance because the disk is full. Checkpoints that are there stay
-            as they are, and what was written of the new one is removed.
+        CheckpointError: it cannot be written, for instance because the disk is full. Older checkpoints stay as they
+            are, and the unfinished one is removed.
     """
     try:
         work = begin_step(run, step)
@@ -70,13 +70,13 @@ def begin_step(run: Path, step: int) -> Path:
 
 
 def finish_step(run: Path, step: int, state: Mapping[str, Any], sha256: Mapping[str, str] | None = None) -> Path:
-    """Make a checkpoint of what lies in the folder of `begin_step`: checksums, sync, rename.
+    """Turn the folder of `begin_step` into a checkpoint: checksums, sync, rename.
 
     Args:
         run: the run folder.
         step: the step.
         state: anything JSON can hold.
-        sha256: checksums that are known already, by path within the folder.
+        sha256: checksums that are known already, by path in the folder.
     """
     final, work = run / f"step-{step}", _work_folder(run, step)
     files = sorted(path for path in work.rglob("*") if path.is_file())
@@ -94,7 +94,7 @@ def finish_step(run: Path, step: int, state: Mapping[str, Any], sha256: Mapping[
 
 
 def failed_step(run: Path, step: int, error: Exception) -> CheckpointError:
-    """Remove what was written of a checkpoint, and say which one is left."""
+    """Remove an unfinished checkpoint; the error to raise, which names the one that is left."""
     reason = explain(error, run / f"step-{step}")
     drop_step(run, step)
     steps = list_steps(run)
@@ -103,7 +103,7 @@ def failed_step(run: Path, step: int, error: Exception) -> CheckpointError:
 
 
 def drop_step(run: Path, step: int) -> None:
-    """Remove what was written of a checkpoint that is not finished."""
+    """Remove an unfinished checkpoint."""
     shutil.rmtree(_work_folder(run, step), ignore_errors=True)
 
 
@@ -127,7 +127,7 @@ def check_step(folder: Path) -> dict[str, Any]:
         if not path.is_file():
             raise CheckpointError(f"{path}: missing")
         if file_sha256(path) != digest:
-            raise CheckpointError(f"{path}: its content is not what was written; the file is damaged or cut short")
+            raise CheckpointError(f"{path}: its content is not what was written; the file is damaged or truncated")
     return state
 
 

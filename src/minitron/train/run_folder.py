@@ -1,4 +1,4 @@
-"""The folder of a run: what it holds, and whether a run that wants to continue there is the same one."""
+"""The folder of a run: what it contains, and whether a run that would continue in it is the same one."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ __all__ = ["RUN_FILE", "OpenedRun", "TrainError", "describe", "open_run", "requi
 
 RUN_FILE = "train.json"
 TEXTS = "texts"
-"""Key of the run file: the files that the data is made of. They explain a difference; `data` decides."""
+"""Key of the run file: where the data comes from. It explains a difference; `data` decides."""
 HISTORY = "extended"
-"""Key of the run file: how often and where the run was lengthened."""
+"""Key of the run file: when the run was lengthened, and from which step."""
 
-# Settings that a run may change when it continues: they decide what it costs, not what it computes.
+# Settings that may change when a run continues: they change what it costs, not what it computes.
 _FREE = ("recompute", "keep", "eval_every", "save_every")
 
 
@@ -60,7 +60,7 @@ def require_positions(model: NemotronConfig, config: TrainConfig) -> None:
 
 @dataclass(frozen=True)
 class OpenedRun:
-    """A run folder that will be taken; nothing is written before `begin`."""
+    """A run folder that passed all checks; nothing is written to it before `begin`."""
 
     run: Path
     description: dict[str, Any]
@@ -68,11 +68,11 @@ class OpenedRun:
 
     @property
     def notes(self) -> list[str]:
-        """Sentences about what is kept of a run that is lengthened."""
+        """Sentences about what a lengthened run keeps."""
         return [self.extension.note] if self.extension else []
 
     def begin(self) -> None:
-        """Make the folder, or make it that of the longer run."""
+        """Create the folder, or turn it into that of the longer run."""
         self.run.mkdir(parents=True, exist_ok=True)
         if self.extension is not None:
             self.extension.rewind(self.run)
@@ -80,17 +80,17 @@ class OpenedRun:
 
 
 def open_run(run: Path, description: Mapping[str, Any], extend: bool = False) -> OpenedRun:
-    """Find out whether a run can begin or continue in a folder; nothing is changed.
+    """Check whether a run can begin or continue in a folder; nothing is changed.
 
-    A run without a checkpoint has nothing to lose, so it begins anew, with other settings too.
+    A run without a checkpoint has nothing to lose, so it starts over, with other settings too.
 
     Args:
         run: the folder.
-        description: what the run shall be, from `describe`.
-        extend: whether a run that differs in its length alone may be lengthened.
+        description: what the run is, from `describe`.
+        extend: whether a run that differs only in its length may be lengthened.
 
     Raises:
-        TrainError: it is of another run, or is no run folder, or cannot be lengthened.
+        TrainError: it holds another run, or is not a run folder, or cannot be lengthened.
     """
     path = run / RUN_FILE
     if not path.exists():
@@ -99,7 +99,7 @@ def open_run(run: Path, description: Mapping[str, Any], extend: bool = False) ->
                 f"{run} is not empty and is not the folder of a run (no {RUN_FILE}); choose another folder"
             )
         if extend:
-            raise TrainError(f"{run} holds no run that could be lengthened; leave out --extend to begin one")
+            raise TrainError(f"{run} holds no run that could be lengthened; to begin one, drop --extend")
         return OpenedRun(run, dict(description))
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
@@ -121,7 +121,7 @@ def open_run(run: Path, description: Mapping[str, Any], extend: bool = False) ->
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
-    """What differs, by part and name: a clause with both values."""
+    """Differences by part and name; each is a clause with both values."""
     out = {}
     # A setting that is newer than the run had its default then.
     defaults = {"train": {f.name: f.default for f in fields(TrainConfig)}}

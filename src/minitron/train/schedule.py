@@ -1,4 +1,4 @@
-"""How long a run lasts and what the learning rate is at each step."""
+"""The settings of a run: how long it lasts, and the learning rate at each step."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ class TrainConfig:
     steps: int | None = None
     """Optimizer steps in all."""
     tokens: int | None = None
-    """Tokens in all, padding included; the last step that begins before them is the last."""
+    """Tokens in all, at `batch` x `sequence` a step, padding included; the step that reaches them is the last."""
     hours: float | None = None
-    """Hours of training in all, pauses between resumed runs not counted; the schedule follows the clock."""
+    """Hours of training in all, without the pauses of a resumed run; the schedule follows the clock."""
     batch: int = 32
     """Sequences per optimizer step."""
     micro_batch: int | None = None
     """Sequences per forward pass; the gradients of `batch / micro_batch` passes are added. All of `batch` if None."""
     sequence: int = 512
-    """Tokens per sequence."""
+    """Tokens per sequence: exactly of packed text, at most of other examples."""
     lr: float = 2e-3
     """Highest learning rate."""
     schedule: Literal["wsd", "cosine", "constant"] = "wsd"
@@ -48,25 +48,25 @@ class TrainConfig:
     betas: tuple[float, float] = (0.9, 0.95)
     """AdamW's averaging factors."""
     clip: float = 1.0
-    """Largest norm of the gradient; a longer one is scaled down to it. 0 leaves it alone."""
+    """Largest norm of the gradient; a longer one is scaled down to it. 0 for no limit."""
     seed: int = 0
-    """Decides the initial weights and the order of the data."""
+    """Determines the initial weights and the order of the data."""
     eval_every: int = 500
     """Steps between held-out losses; 0 for only one, at the end."""
     save_every: int = 500
     """Steps between checkpoints; 0 for only one, at the end."""
     keep: int = 2
-    """Checkpoints kept, the newest first; the one before the decay of `wsd` is kept besides."""
+    """Newest checkpoints to keep; the one before the decay of `wsd` is kept as well."""
     optimizer: Literal["adamw", "adamw8bit", "offload"] = "adamw"
     """AdamW with averages in fp32, in 8 bits (torchao), or in fp32 in the memory of the CPU (torchao; GPUs only)."""
     recompute: Literal["none", "mlp", "layers"] = "none"
-    """What the backward pass computes anew instead of keeping: the squared ReLU, or everything inside a layer."""
+    """What the backward pass recomputes instead of keeping: the squared ReLU, or everything inside a layer."""
     compile: bool = False
     """Compile each layer (torch.compile)."""
     on_spike: Literal["stop", "skip"] = "stop"
-    """After a loss or gradient that is no number, or a spike: end the run, or leave this batch out and go on."""
+    """After a loss or gradient that is not finite, or a spike: end the run, or skip this batch and continue."""
     spike: float = 0.0
-    """A gradient longer than this many times its running average is a spike; 0: none is."""
+    """A gradient longer than this many times its running average is a spike; 0 for no limit."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     """What matrix products run in, by any name (bf16 is bfloat16); weights and optimizer are in fp32. auto: bfloat16
     where the hardware has it."""
@@ -123,14 +123,14 @@ def _require(true: bool, name: str, value: object, right: str) -> None:
 
 
 def progress(config: TrainConfig, step: int, seconds: float) -> float:
-    """The share of the run that is over after `step` steps and `seconds` of training: 0 to 1."""
+    """The share of the run, 0 to 1, that is done after `step` steps and `seconds` of training."""
     total = config.total_steps
     done = seconds / (3600 * config.hours) if config.hours is not None else step / (total or 1)
     return min(1.0, done)
 
 
 def learning_rate(config: TrainConfig, step: int, done: float) -> float:
-    """Learning rate of step number `step` (from 0), which begins when the share `done` of the run is over."""
+    """Learning rate of step number `step` (from 0), which begins when the share `done` of the run is done."""
     if config.schedule == "cosine":
         shape = 0.5 * (1 + math.cos(math.pi * done))
     elif is_decaying(config, done):
@@ -142,5 +142,5 @@ def learning_rate(config: TrainConfig, step: int, done: float) -> float:
 
 
 def is_decaying(config: TrainConfig, done: float) -> bool:
-    """Whether `wsd` has begun to go down."""
+    """Whether the learning rate of `wsd` is going down."""
     return config.schedule == "wsd" and done > 1 - config.decay

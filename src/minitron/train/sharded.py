@@ -1,4 +1,4 @@
-"""Sharded parameters: the norm of their gradients, their checkpoints, and the whole model out of them."""
+"""Sharded parameters: the norm of their gradients, their checkpoints, and the whole model made of them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def gradient_norm(parameters: Iterable[nn.Parameter], world: World) -> float:
     gradients = [p.grad for p in parameters if p.grad is not None]
     if world.mesh is None:
         return nn.utils.get_total_norm(gradients).item()
-    # Squares of this process's parts: of what is split over the data axis only, and of what is split over both.
+    # Sums of squares of this process's parts: those split over the data axis only, and those split over both axes.
     device = gradients[0].device if gradients else "cpu"
     squares = torch.zeros(2, dtype=torch.float64, device=device)
     for gradient in gradients:
@@ -58,7 +58,7 @@ def save(
 ) -> Path:
     """Write a checkpoint in which each process writes its own shards (torch.distributed.checkpoint).
 
-    As `train.resume.save_step`: whole or not there, with checksums.
+    As `resume.save_step`: complete or not there, with checksums.
 
     Raises:
         CheckpointError: a process could not write; in all processes.
@@ -94,16 +94,16 @@ def _reason(error: BaseException, path: Path) -> str:
 
 
 def load(folder: Path, like: Mapping[str, nn.Parameter], names: Iterable[str], suffix: str) -> dict[str, Tensor]:
-    """The tensors of a checkpoint, of those that belong to parameters each process's own shard.
+    """The tensors of a checkpoint; of those that belong to a parameter, the shard of this process.
 
     Args:
         folder: the checkpoint.
-        like: parameters by name, which say how a tensor is sharded here.
+        like: parameters by name; their tensors are sharded in the same way.
         names: the parameters whose tensors are wanted.
-        suffix: which random state is wanted, if it is there.
+        suffix: which random state to load, if it is there.
 
     Raises:
-        CheckpointError: a tensor has another shape than its parameter, or is not there.
+        CheckpointError: a tensor is missing or has another shape than its parameter.
     """
     reader = FileSystemReader(folder / FOLDER)
     metadata: dict[str, Any] = dict(reader.read_metadata().state_dict_metadata)
@@ -120,7 +120,7 @@ def load(folder: Path, like: Mapping[str, nn.Parameter], names: Iterable[str], s
         if f"step.{name}" in metadata:
             wanted[f"step.{name}"] = torch.zeros(())
         if f"parameter.{name}" not in metadata:
-            raise CheckpointError(f"{folder}: {name} is not in it")
+            raise CheckpointError(f"{folder}: {name} is missing")
     for key in (f"rng.cpu{suffix}", f"rng.cuda{suffix}"):
         if key in metadata:
             wanted[key] = torch.empty(metadata[key].size, dtype=torch.uint8)
@@ -129,7 +129,7 @@ def load(folder: Path, like: Mapping[str, nn.Parameter], names: Iterable[str], s
 
 
 def whole_weights(model: nn.Module, world: World) -> dict[str, Tensor]:
-    """The model's weights in one piece on the CPU of the first process; empty in the others."""
+    """The whole weights of the model, on the CPU of the first process; empty in the others."""
     weights: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
         value = parameter.detach()

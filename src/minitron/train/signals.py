@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C as a wish."""
+"""Stopping gracefully on SIGTERM and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class StopSignals:
-    """Turns the first SIGTERM or Ctrl-C into a wish to stop after the step; the second one ends at once."""
+    """Records the first SIGTERM or Ctrl-C, so that training stops after the step; a second one ends it at once."""
 
     def __init__(self) -> None:
         self.received: str | None = None

@@ -1,4 +1,4 @@
-"""Which text a run reads, file by file, so that a changed one is told by its name and not by a hash."""
+"""How the text of two runs differs, file by file, so that a message names the file that changed and not a hash."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _MOST_NAMES = 5
 
 
 def text_changes(before: Sequence[Mapping[str, Any]] | None, now: Sequence[Mapping[str, Any]]) -> str:
-    """What differs between two descriptions, in a few clauses; empty if nothing does, or if it is not known.
+    """What differs between two descriptions, in a few clauses; empty if nothing does, or if that is not known.
 
     Args:
         before: `origins` of a stream; None if it was not written down.
@@ -33,9 +33,9 @@ def _clauses(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
     yield from _named("added", come)
     yield from _named("renamed", [f"{n} (now {m})" for n, m in renamed])
     if was == now and list(was) != list(now):
-        yield "the files come in another order"
+        yield "the files are in another order"
     if old.get("tokenizer") != new.get("tokenizer"):
-        yield "the tokenizer is another one"
+        yield "the tokenizer changed"
     for key in ("weight", "field", "encoding", "skip_bad"):
         if old.get(key) != new.get(key):
             yield f"{key} of {next(iter(now))} was {old.get(key)!r}, is {new.get(key)!r}"

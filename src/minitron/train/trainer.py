@@ -1,4 +1,4 @@
-"""A run at work: model, optimizer, data and place; a step, and checkpoints."""
+"""A run in memory: model, optimizer, stream and position; its steps and its checkpoints."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from .run_folder import TrainError
 from .schedule import TrainConfig, learning_rate, progress
 from .stream import Stream
 
-# Adapters are saved in the format of peft for others, and under the names of the parameters for us.
+# Adapters are saved twice: in the format of peft for other programs, and under the names of parameters to resume from.
 TRAINED_FILE = "trained.safetensors"
 _LOSS = "loss."
 _LOSS_FILE_PREFIX = "parameter."
-# The running average of the gradient's norm forgets over about this many steps, and judges after as many.
+# Steps over which the gradient's norm is averaged, and after which the average is used to recognize a spike.
 _MEMORY = 50
 _MOST_SKIPPED = 10
 
 
 @dataclass
 class State:
-    """Where a run stands; everything but weights and optimizer."""
+    """The progress of a run: everything in a checkpoint but weights and optimizer."""
 
     step: int = 0
     """Optimizer steps done."""
@@ -50,13 +50,13 @@ class State:
     usual_norm: float = 0.0
     """Running average of the gradient's norm."""
     skipped: int = 0
-    """Steps whose update was left out."""
+    """Steps whose update was skipped."""
     skipped_in_a_row: int = 0
-    """How many of them were the last ones."""
+    """Skipped steps since the last update."""
 
 
 class Trainer:
-    """Model, optimizer, data and place of a run, and what is done with them."""
+    """Model, optimizer, stream and position of a run."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class Trainer:
         self.optimizer = make_optimizer(objective.groups(), config)
         self.state = State()
         self.events: list[str] = []
-        """What the step had to say; the caller empties it."""
+        """Messages of the steps so far; the caller logs them and clears the list."""
 
     # --- a step --------------------------------------------------------------------------------------------------
 
@@ -118,7 +118,7 @@ class Trainer:
         return {"loss": loss, "lr": rate, "grad_norm": norms[0], **teacher, **skipped, **numbers}
 
     def _clip(self, members: list[nn.Parameter]) -> float:
-        """The norm of the gradient of some parameters, which is scaled down to `clip` if it is longer."""
+        """The norm of the gradient of some parameters, before it is scaled down to `clip`."""
         norm = sharded.gradient_norm(members, self.world)
         if self.config.clip and math.isfinite(norm):
             factor = self.config.clip / (norm + 1e-6)
@@ -127,10 +127,10 @@ class Trainer:
         return norm
 
     def _what_is_wrong(self, loss: float, norms: list[float], rate: float, numbers: Mapping[str, float]) -> str | None:
-        """Why this update should not be made, if it should not and the run goes on.
+        """Why this update must be skipped, if it must; None for an ordinary step.
 
         Raises:
-            TrainError: it should not, and the run ends.
+            TrainError: the run ends here, because the settings say so or because too many updates were skipped.
         """
         config, state = self.config, self.state
         finite = all(map(math.isfinite, (loss, *norms)))
@@ -142,19 +142,19 @@ class Trainer:
             f", {norms[0] / state.usual_norm:.1f} times the usual" if finite else ""
         )
         if config.on_spike == "skip" and state.skipped_in_a_row < _MOST_SKIPPED:
-            return f"{what}; this update was left out"
+            return f"{what}; this update was skipped"
         if not finite and state.step == state.skipped:
             raise TrainError(f"{what}, so training stopped. {self._who(numbers)}")
-        row = f" after {state.skipped_in_a_row} updates in a row were left out" if state.skipped_in_a_row else ""
+        row = f" after {state.skipped_in_a_row} updates in a row were skipped" if state.skipped_in_a_row else ""
         raise TrainError(
             f"{what}, so training stopped{row}. A lower learning rate (now {rate:.2g}) or a longer warmup helps, "
             f"or on_spike = 'skip'; see {self.run / METRICS_FILE}"
         )
 
     def _who(self, numbers: Mapping[str, float]) -> str:
-        """Which model computes what is not finite, where no update has been made that could be the cause."""
+        """Which model computes NaN or infinity, if no update was made yet that could be the cause."""
         names = list(models_of(self.model, self.objective.loss))
-        # The student's own loss on the text is finite: then it is what the teacher says.
+        # The student's own loss on the text is finite, so the teacher is the cause.
         who = names[-1] if math.isfinite(numbers.get("ce", math.nan)) else names[0]
         return (
             f"No update was made yet, so the learning rate is not the cause: {who} computes NaN or infinity from "
@@ -207,7 +207,7 @@ class Trainer:
             self.tokenizer.save_pretrained(folder)
 
     def load(self, folder: Path) -> None:
-        """Continue from a checkpoint, whichever number of processes wrote it. Its checksums were compared before."""
+        """Continue from a checkpoint that any number of processes wrote."""
         state = check_step(folder) if self.world.mesh is None else self.world.first_does(lambda: check_step(folder))
         if sharded.is_sharded(folder):
             names = [name for name, _ in self.objective.own_parameters()]
@@ -237,7 +237,7 @@ class Trainer:
         if wrong or not weights.keys() <= known:
             unknown = sorted(weights.keys() - known)
             raise TrainError(
-                f"{folder}: weights do not fit the model; missing or of another shape {wrong}, not known {unknown}"
+                f"{folder}: weights do not fit the model; missing or of another shape: {wrong}; unknown: {unknown}"
             )
         for name, _ in self.objective.own_parameters():
             if name.startswith(_LOSS):
@@ -246,7 +246,7 @@ class Trainer:
 
     def _load_random(self, tensors: dict[str, Tensor], step: int) -> None:
         if f"rng.cpu{self._suffix}" not in tensors:
-            # Written by another number of processes, so there is no state to take up; only dropout draws numbers.
+            # Written by another number of processes, so there is no state to restore; only dropout needs one.
             torch.manual_seed(hash((self.config.seed, step, self.world.data_rank)) % 2**63)
             return
         torch.set_rng_state(tensors[f"rng.cpu{self._suffix}"])

@@ -176,5 +176,5 @@ def test_from_a_cache_of_the_teachers_answers(folder: Path, tmp_path: Path) -> N
     both = ["--teacher", folder / "teacher", "--teacher-cache", tmp_path / "targets", "--correct-teacher"]
     code, _, errors = call(distill, folder / "student", *both, *run, "--out", tmp_path / "refused")
     assert code == 2
-    assert "cannot learn" in errors
+    assert "cannot be trained; give either --correct-teacher or --teacher-cache" in errors
     assert not (tmp_path / "refused").exists()

@@ -113,13 +113,13 @@ def test_bad_text_is_listed_at_once_and_a_refused_run_leaves_nothing(texts: Path
     assert [line.split("corpus/")[1].split(":")[0] for line in lines[1:6]] == [
         "rows.jsonl, line 1", "rows.jsonl, line 3", "windows0.txt", "windows1.txt", "windows2.txt"
     ]  # fmt: skip
-    assert "--skip-bad leaves them out; --encoding names" in lines[6]
+    assert "--skip-bad skips them; --encoding names" in lines[6]
     assert not (tmp_path / "runs").exists()
-    # Windows-1252 is named and two rows are left out.
+    # Windows-1252 is named and two rows are skipped.
     code, _, errors = call(*there, "--encoding", "cp1252", "--skip-bad", "--json")
     assert code == 0, errors
-    assert "left out: 1 .docx, 1 hidden" in errors
-    assert "note: 2 bad documents in 1 file were left out: " in errors
+    assert "skipped: 1 .docx, 1 hidden" in errors
+    assert "note: 2 bad documents in 1 file were skipped: " in errors
     (meta,) = (tmp_path / "runs" / "token-cache").glob("*/meta.json")
     assert json.loads(meta.read_text())["documents"] == 5
 

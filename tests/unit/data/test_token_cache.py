@@ -68,7 +68,7 @@ def test_bad_documents_of_all_sources_are_one_error_and_leave_nothing(tmp_path: 
         f"{tmp_path}/b.jsonl, line 1: expected an object with a string in the field 'text'; it holds 1",
     ]
     assert not (tmp_path / "runs").exists()
-    with pytest.raises(DataError, match=r"a\.txt: no text in it; 1 bad documents in 1 file were left out: "):
+    with pytest.raises(DataError, match=r"a\.txt: no text in it; 1 bad documents in 1 file were skipped: "):
         tokenize(Source(str(tmp_path / "a.txt"), skip_bad=True), ByteTokenizer(), tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
 
@@ -81,7 +81,7 @@ def test_what_was_left_out_is_told_again_when_the_cache_is_there(tmp_path: Path)
     first, again = (tokenize(source, ByteTokenizer(), tmp_path / "cache").notes for _ in range(2))
     assert first == again
     assert [note.split(": ", 1)[-1][:30] for note in first] == [
-        "1 file is read; left out: 1 .p", "1 documents hold nothing but w", f"{tmp_path}/text/a.jsonl, line"[:30]
+        "1 file is read; skipped: 1 .p", "1 documents hold nothing but w", f"{tmp_path}/text/a.jsonl, line"[:30]
     ]  # fmt: skip
 
 

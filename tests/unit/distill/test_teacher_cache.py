@@ -179,7 +179,7 @@ def test_a_student_can_learn_from_samples_and_equal_models_are_near_zero(tmp_pat
     _, numbers = DistillLoss(cache, DistillOptions(), small_model().config)(small_model(), batch)
     assert abs(numbers["kl"]) < 0.05
     assert numbers["top1"] == 1
-    with pytest.raises(ValueError, match="a sparse cache of the teacher serves forward_kl at temperature 1"):
+    with pytest.raises(ValueError, match="a sparse cache of the teacher supports only forward_kl at temperature 1"):
         DistillLoss(cache, DistillOptions(temperature=2.0), small_model().config)
     with pytest.raises(ValueError, match="which a cache does not hold"):
         DistillLoss(cache, DistillOptions(hidden="mse"), small_model().config)
@@ -226,7 +226,7 @@ def refusal(work: Any) -> str:
 def test_a_cache_that_does_not_belong_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "c"
     plan: CachePlan = small_plan("topk")
-    assert "no cache of teacher targets" in refusal(lambda: open_targets(folder, small_stream()))
+    assert "not a cache of teacher targets" in refusal(lambda: open_targets(folder, small_stream()))
     write_cache(folder, plan, small_stream(), small_model())
     assert "made by another teacher (fingerprint tttttttttttt, the given one has uuuuuuuuuuuu)" in refusal(
         lambda: open_targets(folder, small_stream(), "u" * 64)
@@ -246,7 +246,7 @@ def test_a_cache_that_does_not_belong_is_refused(tmp_path: Path) -> None:
     )
     cache = open_targets(folder, small_stream())
     (last,) = small_stream().batches(len(small_stream()) - 1, 1, 1)
-    assert "is not among the 11 that were cached" in refusal(lambda: cache.targets_for(last))
+    assert "is not among the 11 in the cache" in refusal(lambda: cache.targets_for(last))
     (outside,) = small_stream().batches(0, 1, 1)
     assert "only blocks of the stream" in refusal(lambda: cache.targets_for(replace_places(outside)))
 
@@ -269,10 +269,10 @@ def test_damaged_and_unfinished_caches_are_refused(tmp_path: Path) -> None:
     cache.targets_for(batches[0])
     assert "part-000001.bin: its content is not what was written" in refusal(lambda: cache.targets_for(batches[1]))
     (folder / "meta.json").write_text("[")
-    assert "no cache of teacher targets (meta.json" in refusal(lambda: open_targets(folder, small_stream()))
+    assert "not a cache of teacher targets (meta.json" in refusal(lambda: open_targets(folder, small_stream()))
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "a.txt").write_text("x")
-    assert "is not empty and is no cache" in refusal(
+    assert "is not empty and is not a cache" in refusal(
         lambda: write_cache(tmp_path / "notes", small_plan("topk"), small_stream(), small_model())
     )
 

@@ -50,8 +50,8 @@ def test_a_longer_run_is_what_it_would_have_been(
     capfd.readouterr()
     train(small_model(), small_stream(), long, tmp_path / "run", extend=True, until=12)
     said = capfd.readouterr().err
-    assert f"lengthened from 10 steps to 14 steps, going on from step {step}" in said
-    assert "so far it is the run that it would be with 14 steps from the start" in said
+    assert f"lengthened from 10 steps to 14 steps, continuing from step {step}" in said
+    assert "so far it is the same as a run of 14 steps" in said
     assert not (tmp_path / "run" / "model").exists()  # not that of another length while the run is going on
     kept = weights(tmp_path / "run" / "model-step-10")
     assert all(torch.equal(kept[name], finished[name]) for name in finished)
@@ -78,7 +78,7 @@ def test_a_cosine_goes_on_and_says_that_it_is_another_run(tmp_path: Path, capfd:
         run(tmp_path / "run", long, extend=True)
     train(small_model(), small_stream(), config_of(9, schedule="cosine"), tmp_path / "run", extend=True)
     said = capfd.readouterr().err
-    assert "going on from step 6; its steps so far had the learning rates of 6 steps" in said
+    assert "continuing from step 6; its steps so far had the learning rates of 6 steps" in said
     assert "the result is not that of a run of 9 steps from the start" in said
     record = json.loads((tmp_path / "run" / "train.json").read_text())["extended"]
     assert record[0]["as_from_the_start"] is False

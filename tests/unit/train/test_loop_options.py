@@ -1,4 +1,4 @@
-"""What the loop can do besides: leave out spikes, keep less in memory, other optimizers, a teacher that learns."""
+"""What the loop can do besides: skip spikes, keep less in memory, other optimizers, a teacher that learns."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from minitron.distill.targets import OnlineTeacher
 from minitron.ops.packed_attention import packed_attention_in
 from minitron.train.adapters import choose_trained
 from minitron.train.loop import train
-from minitron.train.memory import activation_bytes, needed, require_fit
+from minitron.train.memory import activation_bytes, estimate_memory, require_fit
 from minitron.train.objective import Objective, next_token_loss
 from minitron.train.optimizers import load_state, make_optimizer, set_rate, state_tensors
 from minitron.train.parallel import prepare
@@ -82,7 +82,7 @@ def test_a_spike_is_judged_by_the_usual_gradient(tmp_path: Path) -> None:
 
 def test_many_in_a_row_end_the_run(tmp_path: Path) -> None:
     config = small_config(30, on_spike="skip", save_every=0)
-    with pytest.raises(TrainError, match=r"step 13: .* after 10 updates in a row were left out"):
+    with pytest.raises(TrainError, match=r"step 13: .* after 10 updates in a row were skipped"):
         train(small_model(), small_stream(), config, tmp_path, loss=poisoned(set(range(3, 40)), math.nan), quiet=True)
 
 
@@ -175,7 +175,7 @@ def test_the_arithmetic_of_activations_is_near_what_autograd_keeps(recompute: st
 def test_a_run_that_cannot_fit_says_what_would() -> None:
     student, teacher = NemotronConfig.preset("minitron-4b"), NemotronConfig.preset("nemotron-4-15b")
     config = TrainConfig(steps=1, batch=32, sequence=4096)
-    need = needed(student, replace(config, micro_batch=1), teacher, bfloat16=True)
+    need = estimate_memory(student, replace(config, micro_batch=1), teacher, bfloat16=True)
     assert need.teacher == pytest.approx(31.3e9, rel=0.02)  # 15.63 billion parameters in bfloat16
     assert need.weights == pytest.approx(4.19e9 * 18, rel=0.01)
     with pytest.raises(TrainError, match=r"needs about .* GB of memory and 139.0 GB .*fit with --micro-batch"):

@@ -64,7 +64,7 @@ def test_how_the_text_is_read_is_told_too(corpus: Path) -> None:
     before = remember(stream(corpus))
     assert text_changes(before, stream(corpus, f"{corpus}:2").origins) == "weight of a.txt was 1.0, is 2.0"
     save_byte_tokenizer(corpus.parent / "other", extra=1)
-    assert text_changes(before, stream(corpus, tokenizer="other").origins) == "the tokenizer is another one"
+    assert text_changes(before, stream(corpus, tokenizer="other").origins) == "the tokenizer changed"
     latin = stream(corpus, encoding="latin-1").origins
     assert text_changes(before, latin) == "encoding of a.txt was 'utf-8', is 'latin-1'"
     two = stream(corpus, str(corpus / "a.txt"), str(corpus / "b.txt")).origins

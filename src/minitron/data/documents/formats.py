@@ -1,4 +1,4 @@
-"""Kinds of text files by their names, and their bytes as characters."""
+"""Kinds of text files by their names, and how their bytes are decoded."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
-# How files begin that are no text whatever their names say; many encodings would take any bytes.
+# How files begin that are not text, whatever their names say; many encodings would accept any bytes.
 _BINARY = {
     b"\x1f\x8b": "gzip",
     b"\xfd7zXZ\0": "xz",
@@ -55,7 +55,7 @@ MARK_BYTES = 8
 
 
 def kind_of(path: Path) -> Kind | None:
-    """What a file holds, by its name in capitals or small letters; None if it is no text that is known here."""
+    """What a file holds, by its name in any case; None if it is not a known kind of text."""
     name = path.name.lower()
     packed = next((suffix for suffix in _PACKED if name.endswith(suffix)), "")
     kind = _KINDS.get(Path(name.removesuffix(packed)).suffix)
@@ -63,18 +63,18 @@ def kind_of(path: Path) -> Kind | None:
 
 
 def check_encoding(name: str) -> None:
-    """Refuse what is no encoding of text.
+    """Refuse a name that is not an encoding of text.
 
     Raises:
-        DataError: Python knows none of that name.
+        DataError: Python has no such encoding.
     """
     try:
         b"".decode(name)
         "\n".encode(name)
     except (LookupError, ValueError):
         raise DataError(
-            f"encoding is {name!r}, which is no encoding of text; expected one as utf-8, cp1252 (Western Windows), "
-            f"latin-1, shift_jis or gb18030"
+            f"encoding is {name!r}, which is not an encoding of text; expected one like utf-8, cp1252 (Western "
+            f"Windows), latin-1, shift_jis or gb18030"
         ) from None
 
 
@@ -87,13 +87,13 @@ def encoding_of(head: bytes, encoding: str) -> tuple[str, int]:
 
 
 def binary_kind(head: bytes) -> str | None:
-    """What a file is that begins with `head`, if it is certainly no text."""
+    """The format of a file that begins with `head`, if it is certainly not text."""
     return next((name for magic, name in _BINARY.items() if head.startswith(magic)), None)
 
 
 @contextmanager
 def open_bytes(path: Path) -> Iterator[IO[bytes]]:
-    """The bytes of a file, unpacked by its suffix."""
+    """The bytes of a file, decompressed according to its suffix."""
     suffix = path.suffix.lower()
     if suffix != ".zst":
         opener: Any = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}.get(suffix, open)
@@ -106,7 +106,7 @@ def open_bytes(path: Path) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def damage_of_arrow(path: Path) -> Iterator[None]:
-    """Raises `BadFileError` for what pyarrow says of a damaged file."""
+    """Turns pyarrow's errors about a damaged file into `BadFileError`."""
     arrow = require_arrow(path)
     try:
         yield
@@ -123,7 +123,7 @@ def require_arrow(path: Path) -> Any:
     """The library pyarrow.
 
     Raises:
-        DataError: it is not installed; `path` is what wants it.
+        DataError: it is not installed; `path` is the file that needs it.
     """
     try:
         import pyarrow

@@ -1,4 +1,4 @@
-"""What is wrong with texts: collected while they are read, so that one message names every bad file."""
+"""Problems of texts, collected while they are read, so that one message names every bad file."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 MOST_LISTED = 20
 """Problems that a message names; the others are counted."""
 MOST_OF_A_FILE = 100
-"""Problems after which the rest of a file is not looked at, unless bad documents are left out."""
+"""Problems after which the rest of a file is not read, unless bad documents are skipped."""
 MOST_OF_ALL = 1000
-"""Problems after which nothing more is read, unless bad documents are left out."""
+"""Problems after which nothing more is read, unless bad documents are skipped."""
 
 
 class DataError(ValueError):
@@ -33,34 +33,34 @@ class Problem:
 
 @dataclass(frozen=True)
 class Bad:
-    """Stands where a document would, and says why there is none."""
+    """Takes the place of a document, and says why there is none."""
 
     what: str
 
 
 class BadFileError(Exception):
-    """Why no more documents can be read from a file; does not leave this package."""
+    """Why no more documents can be read from a file; never raised outside this package."""
 
 
 class BadTextError(DataError):
-    """Documents that cannot be used, all of them in one message, which has several lines if they are several."""
+    """Documents that cannot be used: one message for all of them, with a line for each."""
 
     keeps_lines = True
     """A program that shows the message should keep its line breaks."""
 
     def with_advice(self, advice: str) -> BadTextError:
-        """The same error with what can be done about it."""
+        """The same error with advice on what to do."""
         return BadTextError(f"{self}\n{advice}" if "\n" in str(self) else f"{self}; {advice}")
 
 
 @dataclass
 class Problems:
-    """Collects problems, and counts what was left out."""
+    """Collects problems, and counts what was skipped."""
 
     skip: bool = False
-    """Whether bad documents are left out; otherwise `raise_any` refuses them."""
+    """Whether bad documents are skipped; otherwise `raise_any` refuses them."""
     refused: int = 0
-    """Problems of other sources for which everything is refused already."""
+    """Problems of other sources, because of which everything is refused already."""
     listed: list[Problem] = field(default_factory=list)
     of_file: Counter[Path] = field(default_factory=Counter)
     empty: int = 0
@@ -74,7 +74,7 @@ class Problems:
         return self.of_file.total()
 
     def add(self, problem: Problem) -> bool:
-        """Take note of a problem; whether it is worth reading on in this file."""
+        """Record a problem; whether the rest of the file should be read."""
         self.of_file[problem.path] += 1
         if len(self.listed) < MOST_LISTED:
             self.listed.append(problem)
@@ -84,12 +84,12 @@ class Problems:
 
     @property
     def full(self) -> bool:
-        """Whether there are so many that nothing more needs to be read."""
+        """Whether there are so many that reading can stop."""
         return not self.skip and self.refused + self.count >= MOST_OF_ALL
 
     @property
     def refuses(self) -> bool:
-        """Whether the text is refused, so that only what else is wrong with it matters."""
+        """Whether the text is refused, so that it is only read for further problems."""
         return bool(self.refused or (self.count and not self.skip))
 
     def merge(self, other: Problems) -> None:
@@ -100,7 +100,7 @@ class Problems:
             self.stopped |= other.stopped
 
     def raise_any(self) -> None:
-        """Refuse what was found, unless it is left out.
+        """Refuse the text if there are problems, unless bad documents are skipped.
 
         Raises:
             BadTextError: there is a problem.
@@ -122,14 +122,14 @@ class Problems:
         )
 
     def notes(self) -> list[str]:
-        """Sentences about what was left out."""
+        """Sentences about what was skipped."""
         notes = []
         if self.empty:
-            notes.append(f"{self.empty:,} documents hold nothing but white space and were left out")
+            notes.append(f"{self.empty:,} documents hold nothing but white space and were skipped")
         if self.count:
             rest = self.count - len(self.listed)
             named = "; ".join([*map(str, self.listed), *([f"and {rest:,} more"] if rest else [])])
-            notes.append(f"{self.count:,} bad documents in {_files(len(self.of_file))} were left out: {named}")
+            notes.append(f"{self.count:,} bad documents in {_files(len(self.of_file))} were skipped: {named}")
         return notes
 
 

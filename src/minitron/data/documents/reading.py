@@ -24,7 +24,7 @@ _READERS = {
 
 
 def read_documents(path: Path, field: str = "text", encoding: str = "utf-8") -> Iterator[str]:
-    """The documents of a file: each row's `field` where it has rows, the whole file otherwise. Empty ones are left out.
+    """The documents of a file: each row's `field` where it has rows, the whole file otherwise. Empty ones are skipped.
 
     Raises:
         DataError: a document that cannot be used, or a damaged file.
@@ -37,7 +37,7 @@ def read_documents(path: Path, field: str = "text", encoding: str = "utf-8") -> 
 
 
 def read_all(files: Iterable[Path], field: str, encoding: str, problems: Problems) -> Iterator[str]:
-    """The documents of files that can be used; what is wrong with the others goes to `problems`."""
+    """The usable documents of files; those that are not go to `problems`."""
     for path in files:
         for document in _scan(path, field, encoding):
             if isinstance(document, Problem):
@@ -52,7 +52,7 @@ def read_all(files: Iterable[Path], field: str, encoding: str, problems: Problem
 
 
 def read_texts(sources: Sequence[Source]) -> tuple[list[str], list[str]]:
-    """All documents of sources, and sentences about what was left out.
+    """All documents of sources, and sentences about what was skipped.
 
     Raises:
         FileNotFoundError: a source has no file.
@@ -82,7 +82,7 @@ def _scan(path: Path, field: str, encoding: str) -> Iterator[str | Problem]:
     except DataError:  # a library is missing
         raise
     except OSError as error:
-        # Those of compressed files have no number.
+        # Errors of compressed files have no number.
         what = f"cannot be read ({error.strerror})" if error.errno else f"damaged or cut short ({first_line(error)})"
         yield Problem(path, "", what)
     except (EOFError, lzma.LZMAError, zlib.error) as error:
@@ -90,7 +90,7 @@ def _scan(path: Path, field: str, encoding: str) -> Iterator[str | Problem]:
 
 
 def _normal(value: str) -> str | Bad:
-    """A text with the head and the line ends that all texts have here; see the package's description."""
+    """A text without byte-order mark and with `\\n` as line end, see the package's description."""
     text = value.lstrip("\ufeff")
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")

@@ -39,11 +39,11 @@ def _decoded(raw: bytes, encoding: str) -> str:
 def _refuse_binary(head: bytes) -> None:
     what = binary_kind(head[:MARK_BYTES])
     if what is not None:
-        raise BadFileError(f"is {what} and no text; its name should say so")
+        raise BadFileError(f"is {what}, not text; rename it to match")
 
 
 def not_text(error: UnicodeDecodeError, encoding: str) -> str:
-    """What is wrong with bytes that are no text in an encoding."""
+    """Why bytes are not text in an encoding."""
     name = "UTF-8" if encoding.lower().replace("_", "-") in ("utf-8", "utf8") else encoding
     byte = error.object[error.start : error.start + 1]
     return f"not {name} text ({error.reason}{f': byte 0x{byte[0]:02x}' if byte else ''})"
@@ -53,7 +53,7 @@ def not_text(error: UnicodeDecodeError, encoding: str) -> str:
 
 
 def json_lines(path: Path, field: str, encoding: str) -> Iterator[Found]:
-    """An object in each line. A line that cannot be decoded leaves the others as they are."""
+    """An object in each line. A line that cannot be decoded does not affect the others."""
     with open_bytes(path) as raw:
         head = raw.read(MARK_BYTES)
     _refuse_binary(head)
@@ -139,7 +139,7 @@ def text_of(row: Any, field: str) -> str | Bad:
 
 
 def _shown(value: Any) -> str:
-    """A value in few words."""
+    """A value in a few words."""
     if isinstance(value, list):
         return f"a list of {len(value)}"
     if isinstance(value, dict):

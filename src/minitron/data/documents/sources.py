@@ -1,4 +1,4 @@
-"""Which files a name means: a file, a folder through all its levels, or a pattern."""
+"""Which files a name stands for: a file, a folder with all its levels, or a pattern."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .problems import DataError
 _DATASET_STATE = "state.json"
 _DATASET_SPLITS = "dataset_dict.json"
 _DATASET_FILES = ("dataset_info.json", "dataset_infos.json", _DATASET_SPLITS)
-# Folders with these files are a checkpoint, a training run and a token cache: no text to learn from.
+# Folders with these files are a checkpoint, a training run and a token cache: not text to learn from.
 _OUTPUTS = (("config.json", "tokenizer.json"), ("train.json", "metrics.jsonl"), ("tokens.bin", "documents.npy"))
 
 
@@ -28,7 +28,7 @@ class Listing:
     files: list[Path]
     """Sorted."""
     notes: list[str]
-    """Sentences about files in a folder that were left out."""
+    """Sentences about files in a folder that were skipped."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,13 @@ class Source:
     path: str
     """A file, a folder (searched through all levels) or a glob pattern."""
     weight: float = 1.0
-    """How many times an epoch passes over it; 0.5 takes one half in the first epoch, the other in the second."""
+    """How many times an epoch uses it; 0.5 takes one half in the first epoch, the other half in the second."""
     field: str = "text"
-    """Which field, or column, holds the text, in files that have some."""
+    """Which field, or column, holds the text, in files that have fields."""
     encoding: str = "utf-8"
     """Of files without a byte-order mark, as Python names it."""
     skip_bad: bool = False
-    """Leave out documents that cannot be used instead of refusing the source."""
+    """Skip documents that cannot be used instead of refusing the source."""
 
     def __post_init__(self) -> None:
         check_encoding(self.encoding)
@@ -65,14 +65,14 @@ class Source:
         return replace(whole, path=path, weight=value)
 
     def files(self) -> list[Path]:
-        """The text files meant, sorted; errors as of `listing`."""
+        """The text files, sorted; errors as of `listing`."""
         return self.listing().files
 
     def listing(self) -> Listing:
-        """The text files meant, and what lies beside them in folders.
+        """The text files, and what else is in their folders.
 
         In a folder, hidden files and folders (`.git`, `._a.txt`), checkpoints, training runs and files of other kinds
-        are passed over; a file that is named is read, or refused.
+        are skipped; a file that is named is read, or refused.
 
         Raises:
             FileNotFoundError: there is none.
@@ -89,9 +89,9 @@ class Source:
         for root in [path] if path.is_dir() else sorted(map(Path, glob.glob(str(path), recursive=True))):
             walk.visit(root)
         files = sorted(walk.files)
-        left_out = walk.left_out()
+        skipped = walk.skipped()
         if not files:
-            found = f"; found only {left_out}" if left_out else ""
+            found = f"; found only {skipped}" if skipped else ""
             raise FileNotFoundError(f"data {self.path!r}: no text file there (known: {KNOWN}){found}")
         splits = {p.parent.name: p.parent for p in files if (p.parent.parent / _DATASET_SPLITS).is_file()}
         if len(splits) > 1:
@@ -99,7 +99,7 @@ class Source:
                 f"{self.path}: a data set with several splits; name one, as in {next(iter(splits.values()))}"
             )
         read = "1 file is" if len(files) == 1 else f"{len(files):,} files are"
-        return Listing(files, [f"{self.path}: {read} read; left out: {left_out}"] if left_out else [])
+        return Listing(files, [f"{self.path}: {read} read; skipped: {skipped}"] if skipped else [])
 
 
 class _Walk:
@@ -146,7 +146,7 @@ class _Walk:
         elif path.suffix.lower() != ".arrow" or _belongs(path):
             self.files.add(path)
 
-    def left_out(self) -> str:
+    def skipped(self) -> str:
         """As in "2 .pdf, 1 hidden"; empty if nothing was."""
         return ", ".join(f"{count:,} {what}" for what, count in sorted(self._others.items()) if count)
 

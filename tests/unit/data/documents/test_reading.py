@@ -118,7 +118,7 @@ def test_an_encoding_can_be_named_and_a_mark_is_stronger(tmp_path: Path, encodin
 
 @pytest.mark.parametrize("encoding", ["nothing", "hex", "rot13", "", "utf-8\0"])
 def test_what_is_no_encoding_of_text_is_refused(encoding: str) -> None:
-    with pytest.raises(DataError, match="no encoding of text; expected one as utf-8, cp1252"):
+    with pytest.raises(DataError, match="not an encoding of text; expected one like utf-8, cp1252"):
         Source("a.txt", encoding=encoding)
 
 
@@ -129,9 +129,9 @@ BAD: list[tuple[str, bytes, str]] = [
     ("a.txt", b"\xff\xfeodd", "a.txt: not utf-16-le text (truncated data"),
     ("a.txt", b"a\nb\0c", "a.txt: holds NUL bytes, first in line 2"),
     ("a.txt", "no mark".encode("utf-16-le"), "or UTF-16 without a byte-order mark"),
-    ("a.txt", gzip.compress(b"x"), "a.txt: is gzip and no text"),
-    ("a.md", b"%PDF-1.7\n", "a.md: is PDF and no text"),
-    ("a.jsonl", b"PK\x03\x04", "a.jsonl: is a zip archive and no text"),
+    ("a.txt", gzip.compress(b"x"), "a.txt: is gzip, not text"),
+    ("a.md", b"%PDF-1.7\n", "a.md: is PDF, not text"),
+    ("a.jsonl", b"PK\x03\x04", "a.jsonl: is a zip archive, not text"),
     ("a.jsonl", b'{"text": "\\ud800"}', "a.jsonl, line 1: holds the lone surrogate '\\ud800' at character 1"),
     ("a.jsonl", b'{"text": "ab\\udfff"}', "line 1: holds the lone surrogate '\\udfff' at character 3"),
     ("a.jsonl", b'{"text": "x\\u0000"}', "a.jsonl, line 1: holds NUL bytes"),
@@ -216,8 +216,8 @@ def test_every_bad_document_is_in_one_message_and_can_be_left_out(tmp_path: Path
     lenient = Problems(skip=True)
     assert list(read_all(files, "text", "utf-8", lenient)) == good
     lenient.raise_any()
-    assert lenient.notes()[0] == "1 documents hold nothing but white space and were left out"
-    assert lenient.notes()[1].startswith("5 bad documents in 4 files were left out: ")
+    assert lenient.notes()[0] == "1 documents hold nothing but white space and were skipped"
+    assert lenient.notes()[1].startswith("5 bad documents in 4 files were skipped: ")
 
 
 def test_a_wrong_field_does_not_read_or_list_everything(tmp_path: Path) -> None:

@@ -29,9 +29,9 @@ def test_a_folder_means_text_of_every_spelling_and_nothing_hidden(tmp_path: Path
         "a.TXT", "b.JSONL", "c.json", "d.Md", "g.jsonl.bz2", "h.Parquet", "sub/e.ndjson", "sub/f.txt.GZ"
     ]  # fmt: skip
     assert found.notes == [
-        f"{tmp_path}: 8 files are read; left out: 1 .docx, 2 .gz, 2 .pdf, 2 hidden, 1 of another kind"
+        f"{tmp_path}: 8 files are read; skipped: 1 .docx, 2 .gz, 2 .pdf, 2 hidden, 1 of another kind"
     ]
-    assert Source(str(tmp_path / "sub")).listing().notes == [f"{tmp_path}/sub: 2 files are read; left out: 1 hidden"]
+    assert Source(str(tmp_path / "sub")).listing().notes == [f"{tmp_path}/sub: 2 files are read; skipped: 1 hidden"]
     assert Source(str(tmp_path / "a.TXT")).listing().notes == []
 
 
@@ -44,7 +44,7 @@ def test_a_named_file_is_read_or_refused_and_a_pattern_is_as_a_folder(tmp_path: 
         Source(str(tmp_path / "a.docx")).files()
     found = Source(str(tmp_path / "*")).listing()
     assert [path.name for path in found.files] == ["b.txt", "brackets[1].txt", "d.jsonl"]
-    assert found.notes == [f"{tmp_path}/*: 3 files are read; left out: 1 .docx"]
+    assert found.notes == [f"{tmp_path}/*: 3 files are read; skipped: 1 .docx"]
     with pytest.raises(FileNotFoundError, match=r"no text file there \(known: .*\); found only 1 \.docx$"):
         Source(str(tmp_path / "*.docx")).files()
     with pytest.raises(DataError, match="data is an empty name"):
@@ -62,7 +62,7 @@ def test_links_are_followed_once_and_outputs_are_no_text(tmp_path: Path) -> None
     assert [str(p.relative_to(tmp_path / "corpus")) for p in found.files] == [
         "a.txt", "linked/b.txt", "test.json", "train.json"
     ]  # fmt: skip
-    assert found.notes[0].endswith("left out: 5 in folders of checkpoints or runs, 1 of another kind")
+    assert found.notes[0].endswith("skipped: 5 in folders of checkpoints or runs, 1 of another kind")
 
 
 def test_weights(tmp_path: Path) -> None:
