@@ -81,7 +81,7 @@ def test_what_was_left_out_is_told_again_when_the_cache_is_there(tmp_path: Path)
     first, again = (tokenize(source, ByteTokenizer(), tmp_path / "cache").notes for _ in range(2))
     assert first == again
     assert [note.split(": ", 1)[-1][:30] for note in first] == [
-        "1 file is read; skipped: 1 .p", "1 documents hold nothing but w", f"{tmp_path}/text/a.jsonl, line"[:30]
+        "1 file is read; skipped: 1 .pd", "1 documents hold nothing but w", f"{tmp_path}/text/a.jsonl, line"[:30]
     ]  # fmt: skip
 
 
