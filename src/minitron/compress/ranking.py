@@ -24,9 +24,8 @@ from ..distill.losses import DistillLoss, DistillOptions
 from ..distill.targets import DenseTargets, TeacherTargets
 from ..files import allocate, write_text
 from ..ops.packed_attention import packed_attention_in
-from ..train.heldout import heldout_loss
+from ..train.heldout import HeldoutText, measure_all
 from ..train.loop import train
-from ..train.machine import autocast
 from ..train.objective import Objective, next_token_loss
 from ..train.parallel import prepare
 from ..train.resume import list_steps
@@ -285,19 +284,10 @@ class _Race:
         objective, world = Objective(model, next_token_loss), self.world
         if world.mesh is not None:
             prepare(objective, self.config, world)
-        context = autocast(next(model.parameters()).device, self.config.dtype)
         at_once = self.config.at_once(world.data_size)
-
-        def measure(batch: Batch) -> dict[str, float]:
-            return {"ce": objective(batch)[0].item()}
-
+        texts = {name: HeldoutText(blocks, at_once, world=world) for name, blocks in self.heldout.items()}
         with packed_attention_in(*objective.trained_models()):  # as in `train`
-            return _mean(
-                {
-                    name: heldout_loss(model, blocks, at_once, context, measure=measure, world=world)
-                    for name, blocks in self.heldout.items()
-                }
-            )
+            return _mean(measure_all(objective, texts, self.config.dtype))
 
     def _save(self) -> None:
         if self.world.first:

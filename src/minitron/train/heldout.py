@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ..data.packing import Batch, PackedBlocks, collate
+from ..data.packing import PackedBlocks, collate
 from ..world import World
-from .objective import LossFunction, Numbers, next_token_loss
+from .machine import autocast
+from .objective import LossFunction, Numbers, Objective, next_token_loss
+from .stream import Measure
 
 
 @dataclass(frozen=True)
@@ -56,32 +58,38 @@ class HeldoutText:
 
 
 @torch.no_grad()
+def measure_all(objective: Objective, measures: Mapping[str, Measure], dtype: str) -> dict[str, dict[str, float]]:
+    """What each measure finds; the model keeps its mode.
+
+    Args:
+        objective: model and loss, sharded or not.
+        measures: by the names of their held-out sets.
+        dtype: of matrix products, as of `TrainConfig`.
+    """
+    model = objective.model
+    was_training = model.training
+    model.eval()
+    with autocast(next(model.parameters()).device, dtype):
+        found = {name: dict(objective.measure(measure)) for name, measure in measures.items()}
+    model.train(was_training)
+    return found
+
+
+@torch.no_grad()
 def heldout_loss(
-    model: nn.Module,
-    blocks: PackedBlocks,
-    at_once: int,
-    context: AbstractContextManager[Any] | None = None,
-    *,
-    measure: Callable[[Batch], Mapping[str, Tensor | float]] | None = None,
-    world: World | None = None,
+    model: nn.Module, blocks: PackedBlocks, at_once: int, context: AbstractContextManager[Any] | None = None
 ) -> dict[str, float]:
-    """`HeldoutText` of a causal language model in any mode, which it keeps.
+    """`HeldoutText` of a causal language model in any mode, which it keeps, in one process.
 
     Args:
         model: the model.
         blocks: the held-out text.
         at_once: blocks per forward pass.
         context: for instance an autocast context.
-        measure: what is measured instead of the model's cross-entropy: a batch's part of means over
-            `batch.num_items`, among them `ce`.
-        world: processes that share the work; every one gets the result.
     """
     was_training = model.training
     model.eval()
-    text = HeldoutText(blocks, at_once, world=world or World())
-    if measure is not None:
-        text = replace(text, loss=lambda _, batch: (torch.zeros(()), measure(batch)))
     with context or torch.autocast(next(model.parameters()).device.type, enabled=False):
-        found = text(model)
+        found = HeldoutText(blocks, at_once)(model)
     model.train(was_training)
     return found

@@ -22,9 +22,9 @@ from ..ops.packed_attention import packed_attention_in
 from ..world import World
 from .exclusive import alone_in_its_folder
 from .export import MODEL_FOLDER, export_model
-from .heldout import HeldoutText, heldout_loss
+from .heldout import HeldoutText, heldout_loss, measure_all
 from .log import RunLog, clock
-from .machine import StepCost, Stopwatch, autocast, peak_memory, state_bytes
+from .machine import StepCost, Stopwatch, peak_memory, state_bytes
 from .objective import LossFunction, Objective, models_of, next_token_loss
 from .parallel import prepare
 from .resume import newest_whole
@@ -281,15 +281,9 @@ class _Loop:
             self.log.say(text)
         self.trainer.events.clear()
 
-    @torch.no_grad()
     def _measure(self) -> None:
-        trainer = self.trainer
-        for name, measure in self.measures.items():
-            was_training = trainer.model.training
-            trainer.model.eval()
-            with autocast(trainer.device, trainer.config.dtype):
-                found = dict(trainer.objective.measure(measure))
-            trainer.model.train(was_training)
-            self.scores[name] = found
-            self.log.write(trainer.state.step, {f"heldout/{name}/{k}": v for k, v in found.items()})
-            self.log.say(f"step {trainer.state.step}: {name}: " + ", ".join(f"{v:.4f} {k}" for k, v in found.items()))
+        step, config = self.trainer.state.step, self.trainer.config
+        self.scores = measure_all(self.trainer.objective, self.measures, config.dtype)
+        for name, found in self.scores.items():
+            self.log.write(step, {f"heldout/{name}/{k}": v for k, v in found.items()})
+            self.log.say(f"step {step}: {name}: " + ", ".join(f"{v:.4f} {k}" for k, v in found.items()))
