@@ -194,7 +194,7 @@ def cache_case(task: dict) -> dict:
             times = [[_seconds_of(trainer.step) for trainer in jobs] for _ in range(task["rounds"] + 1)][1:]
     online, cached = (statistics.median(column) for column in zip(*times, strict=True))
     tokens = batch * sequence
-    written_per_step = written * tokens / (len(plan.places) * sequence)
+    written_per_step = written * tokens / (len(plan.indices) * sequence)
     saved = online - cached
     return {
         "pair": task["pair"],
@@ -203,7 +203,7 @@ def cache_case(task: dict) -> dict:
         "cached_s": cached,
         "speedup": statistics.median(a / b for a, b in times),
         "writing_s_per_step": written_per_step,
-        "bytes_per_token": size / (len(plan.places) * sequence),
+        "bytes_per_token": size / (len(plan.indices) * sequence),
         # A cache that is written in one pass has paid for itself after so many passes over the text.
         "passes_until_it_pays": written_per_step / saved if saved > 0 else None,
     }

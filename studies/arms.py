@@ -44,7 +44,7 @@ from minitron.prune.scores import Scores
 from minitron.prune.surgery import prune_checkpoint
 from minitron.tokenizer import load_tokenizer
 from minitron.train.heldout import heldout_loss
-from minitron.train.inputs import Texts, new_model, open_texts, saved_model
+from minitron.train.inputs import TrainingTexts, new_model, open_texts, saved_model
 from minitron.train.loop import train
 from minitron.train.machine import autocast, keep_freed_memory
 from minitron.train.schedule import TrainConfig
@@ -135,7 +135,7 @@ class Bench:
         """Tokens of an optimizer step, padding included."""
         return self.batch * self.sequence
 
-    def _texts(self, seed: int) -> Texts:
+    def _texts(self, seed: int) -> TrainingTexts:
         """Training text in the order of a seed."""
         names = [text for text in MIXTURE if (self.folder / text.split(":")[0]).is_file()]
         data = [str(self.folder / text) for text in names]

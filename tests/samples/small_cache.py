@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from small_run import small_model, small_stream
 
-from minitron.distill.teacher_cache import CachePlan, covered_places, make_codec, text_order, write_cache
+from minitron.distill.teacher_cache import CachePlan, covered_blocks, make_codec, text_order, write_cache
 
 
 def small_plan(kind: str, seed: int = 0, blocks: int = 11, **options: int) -> CachePlan:
@@ -21,7 +21,7 @@ def small_plan(kind: str, seed: int = 0, blocks: int = 11, **options: int) -> Ca
     model, stream = small_model(), small_stream()
     codec = make_codec(kind, model, **options)
     order = text_order(stream)
-    return CachePlan(codec, "t" * 64, covered_places(stream, blocks), order, 16, 50, seed, at_once=2, part_blocks=4)
+    return CachePlan(codec, "t" * 64, covered_blocks(stream, blocks), order, 16, 50, seed, at_once=2, part_blocks=4)
 
 
 def _killed_at(step: int, folder: Path, kind: str) -> None:

@@ -80,9 +80,9 @@ def teacher_cache(
         codec = make_codec(kind, model, samples=samples, k=k)
         plan = plan_cache(texts.stream, model, codec, fingerprint(folder), blocks=blocks, seed=seed)
         size = measure_bytes(plan, texts.stream, model)
-        count = len(plan.places) * sequence
+        count = len(plan.indices) * sequence
         typer.echo(
-            f"{len(plan.places):,} blocks of {sequence} tokens: about {human_bytes(size)}, "
+            f"{len(plan.indices):,} blocks of {sequence} tokens: about {human_bytes(size)}, "
             f"{size / count:.1f} bytes per token",
             err=True,
         )
@@ -90,9 +90,9 @@ def teacher_cache(
         write_cache(out, plan, texts.stream, model, _progress, accepted=store.keep)
     written = written_bytes(out)
     if as_json:
-        print_json({"cache": str(out), "kind": kind, "blocks": len(plan.places), "tokens": count, "bytes": written})
+        print_json({"cache": str(out), "kind": kind, "blocks": len(plan.indices), "tokens": count, "bytes": written})
     else:
-        typer.echo(f"{out}: {len(plan.places):,} blocks, {human_bytes(written)}")
+        typer.echo(f"{out}: {len(plan.indices):,} blocks, {human_bytes(written)}")
 
 
 def _progress(done: int, of: int) -> None:

@@ -17,7 +17,7 @@ from ..data.token_cache import TokenFolder
 from ..files import is_empty, require_apart
 from ..loading import checkpoint_folder
 from ..tokenizer import load_tokenizer
-from ..train.inputs import Texts, open_texts
+from ..train.inputs import TrainingTexts, open_texts
 from ..world import World
 from .recipe import Recipe, RecipeError
 from .stages import RunError, Stages
@@ -38,7 +38,7 @@ class Context:
     stages: Stages
     """The record of what each stage found."""
     tokenizer: Any
-    texts: Texts
+    texts: TrainingTexts
     device: torch.device
     world: World
     say: Callable[[str], None]

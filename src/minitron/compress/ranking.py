@@ -88,27 +88,27 @@ class SharedTargets:
 
     def targets_for(self, batch: Batch, layers: Sequence[int] = ()) -> DenseTargets:
         """As of `TeacherTargets`."""
-        if batch.places is None or layers:
+        if batch.indices is None or layers:
             raise ValueError("shared targets are for the last hidden states of blocks of a stream")
-        places = batch.places.tolist()
-        missing = [row for row, place in enumerate(places) if place not in self._rows]
+        indices = batch.indices.tolist()
+        missing = [row for row, place in enumerate(indices) if place not in self._rows]
         if self.world.any(bool(missing) or self._head is None):
             found = self.teacher.targets_for(batch)
             assert isinstance(found, DenseTargets)
             self._head = found.head
-            self._keep([places[row] for row in missing], found.hidden[missing].float().cpu().numpy())
+            self._keep([indices[row] for row in missing], found.hidden[missing].float().cpu().numpy())
         assert self._kept is not None
         assert self._head is not None
-        hidden = torch.from_numpy(self._kept[[self._rows[place] for place in places]])
+        hidden = torch.from_numpy(self._kept[[self._rows[place] for place in indices]])
         return DenseTargets(hidden.to(batch.input_ids.device), self._head)
 
-    def _keep(self, places: list[int], hidden: np.ndarray[Any, Any]) -> None:
+    def _keep(self, indices: list[int], hidden: np.ndarray[Any, Any]) -> None:
         if self._kept is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             shape = (self.blocks, *hidden.shape[1:])
             allocate(self.path, int(np.prod(shape)) * _VALUE_BYTES)
             self._kept = np.memmap(self.path, np.float32, "r+", shape=shape)
-        for place, row in zip(places, hidden, strict=True):
+        for place, row in zip(indices, hidden, strict=True):
             if place not in self._rows:  # twice in one batch, where an epoch ends
                 self._kept[len(self._rows)] = row
                 self._rows[place] = len(self._rows)

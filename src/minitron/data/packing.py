@@ -140,7 +140,7 @@ def _best_fit(lengths: np.ndarray, block: int) -> list[list[int]]:
 
 @dataclass(frozen=True)
 class Batch:
-    """Packed blocks as tensors; all are (B, T) int64 but `places`."""
+    """Packed blocks as tensors; all are (B, T) int64 but `indices`."""
 
     input_ids: Tensor
     position_ids: Tensor
@@ -149,7 +149,7 @@ class Batch:
     """Hugging Face convention (not shifted); -100 at the first token of each piece and at padding."""
     num_items: int
     """Scored labels of the whole optimizer step, of which this batch may be a part; the divisor of the loss."""
-    places: Tensor | None = None
+    indices: Tensor | None = None
     """(B,) int64: number of each block among all blocks of its stream, the same in every epoch; None outside one."""
 
     @property
@@ -165,7 +165,7 @@ class Batch:
     def to(self, device: torch.device | str) -> Batch:
         """Return the batch on a device."""
         moved = (x.to(device) for x in (self.input_ids, self.position_ids, self.labels))
-        return Batch(*moved, num_items=self.num_items, places=self.places)
+        return Batch(*moved, num_items=self.num_items, indices=self.indices)
 
 
 def collate(blocks: Sequence[Sequence[np.ndarray]], length: int, pad: int = 0) -> Batch:
@@ -254,8 +254,10 @@ class BlockStream:
         number, ways = share
         mine = found[number * count // ways : (number + 1) * count // ways]
         blocks = [self.sources[source].pieces(index) for source, index in mine]
-        places = torch.tensor([self.firsts[source] + index for source, index in mine])
+        indices = torch.tensor([self.firsts[source] + index for source, index in mine])
         return [
-            replace(collate(blocks[i : i + at_once], self.block, pad), num_items=scored, places=places[i : i + at_once])
+            replace(
+                collate(blocks[i : i + at_once], self.block, pad), num_items=scored, indices=indices[i : i + at_once]
+            )
             for i in range(0, len(blocks), at_once)
         ]

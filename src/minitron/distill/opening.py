@@ -16,7 +16,7 @@ from ..config import NemotronConfig
 from ..data.token_cache import TokenFolder
 from ..loading import checkpoint_folder
 from ..tokenizer import load_tokenizer
-from ..train.inputs import Texts, open_texts, saved_model
+from ..train.inputs import TrainingTexts, open_texts, saved_model
 from ..train.machine import uses_bfloat16
 from ..train.memory import require_memory
 from ..train.run_folder import TrainError, require_positions
@@ -35,7 +35,7 @@ class Distillation:
     student: nn.Module
     targets: TeacherTargets
     teacher: nn.Module | None
-    texts: Texts
+    texts: TrainingTexts
     tokenizer: Any
     identity: dict[str, Any]
     """Fingerprints of the checkpoints."""
@@ -56,7 +56,7 @@ class Distillation:
 def open_distillation(
     student: str | Path,
     teacher: str | Path | None,
-    data: Sequence[str] | Texts,
+    data: Sequence[str] | TrainingTexts,
     config: TrainConfig,
     device: torch.device,
     world: World,
@@ -106,7 +106,7 @@ def open_distillation(
     tokenizer = shared_tokenizer(student, teacher)
     require_positions(ours, config)
     require_memory(ours, config, device, world, theirs, correct_teacher=correct_teacher)
-    if isinstance(data, Texts):
+    if isinstance(data, TrainingTexts):
         texts = data
     else:
         assert cache is not None

@@ -63,18 +63,18 @@ def text_order(stream: BlockStream) -> str:
     return digest.hexdigest()
 
 
-def covered_places(stream: BlockStream, blocks: int) -> np.ndarray:
+def covered_blocks(stream: BlockStream, blocks: int) -> np.ndarray:
     """Indices of the first `blocks` blocks of a stream, each once, in the order in which they occur."""
     found = (stream.locate(position) for position in range(blocks))
     return np.array(list(dict.fromkeys(stream.firsts[source] + index for source, index in found)), dtype=np.int64)
 
 
-def batch_of(stream: BlockStream, places: Sequence[int]) -> Batch:
+def batch_of(stream: BlockStream, indices: Sequence[int]) -> Batch:
     """The blocks with some indices."""
-    sources = [bisect_right(stream.firsts, place) - 1 for place in places]
-    blocks = [stream.sources[s].pieces(place - stream.firsts[s]) for s, place in zip(sources, places, strict=True)]
+    sources = [bisect_right(stream.firsts, index) - 1 for index in indices]
+    blocks = [stream.sources[s].pieces(index - stream.firsts[s]) for s, index in zip(sources, indices, strict=True)]
     batch = collate(blocks, stream.block)
-    return Batch(batch.input_ids, batch.position_ids, batch.labels, batch.num_items, torch.tensor(places))
+    return Batch(batch.input_ids, batch.position_ids, batch.labels, batch.num_items, torch.tensor(indices))
 
 
 # --- writing -------------------------------------------------------------------------------------------------------
@@ -87,7 +87,7 @@ class CachePlan:
     codec: Codec
     teacher: str
     """Fingerprint of the teacher."""
-    places: np.ndarray
+    indices: np.ndarray
     order: str
     """`text_order` of the stream."""
     sequence: int
@@ -103,7 +103,7 @@ class CachePlan:
     @property
     def parts(self) -> int:
         """Number of files."""
-        return -(-len(self.places) // self.part_blocks)
+        return -(-len(self.indices) // self.part_blocks)
 
     def meta(self) -> dict[str, Any]:
         """The content of `meta.json`."""
@@ -116,8 +116,8 @@ class CachePlan:
             "texts": self.texts,
             "sequence": self.sequence,
             "vocabulary": self.vocabulary,
-            "blocks": len(self.places),
-            "places": hashlib.sha256(self.places.tobytes()).hexdigest(),
+            "blocks": len(self.indices),
+            "places": hashlib.sha256(self.indices.tobytes()).hexdigest(),
             "seed": self.seed,
             "at_once": self.at_once,
             "part_blocks": self.part_blocks,
@@ -125,7 +125,7 @@ class CachePlan:
 
     def part(self, number: int) -> np.ndarray:
         """Indices of the blocks of a file."""
-        return self.places[number * self.part_blocks : (number + 1) * self.part_blocks]
+        return self.indices[number * self.part_blocks : (number + 1) * self.part_blocks]
 
 
 def plan_cache(
@@ -135,9 +135,9 @@ def plan_cache(
     config: Any = model.config
     if blocks is not None and blocks < 1:
         raise ValueError(f"blocks is {blocks}; it must be at least 1")
-    places = covered_places(stream, blocks or len(stream))
+    indices = covered_blocks(stream, blocks or len(stream))
     order, texts = text_order(stream), stream.origins
-    return CachePlan(codec, teacher, places, order, stream.block, config.vocab_size, seed, texts)
+    return CachePlan(codec, teacher, indices, order, stream.block, config.vocab_size, seed, texts)
 
 
 @torch.no_grad()
@@ -196,11 +196,11 @@ def _write_parts(
 
 def measure_bytes(plan: CachePlan, stream: BlockStream, model: nn.Module) -> int:
     """Estimated bytes of a cache, from a few blocks and the head."""
-    few = plan.places[: min(4, len(plan.places))]
+    few = plan.indices[: min(4, len(plan.indices))]
     with torch.no_grad():
         size = sum(map(sum, ((len(rows), len(entries)) for rows, entries in _encode(plan, stream, model, few))))
     head = head_weight(model)
-    return size * len(plan.places) // len(few) + (
+    return size * len(plan.indices) // len(few) + (
         head.numel() * head.element_size() if plan.codec.kind == "hidden" else 0
     )
 
@@ -226,7 +226,7 @@ def _open_folder(folder: Path, plan: CachePlan, model: nn.Module) -> None:
         with new_file(folder / HEAD_FILE, overwrite=True) as draft:
             save_file({"head": head_weight(model).detach().cpu().contiguous()}, draft)
     with new_file(folder / PLACES_FILE, overwrite=True) as draft, draft.open("wb") as sink:
-        np.save(sink, plan.places)
+        np.save(sink, plan.indices)
     write_json(path, plan.meta())  # last, so that its presence means that the rest exists
 
 
@@ -242,17 +242,17 @@ def _part_bytes(plan: CachePlan, stream: BlockStream, model: nn.Module, number: 
 
 
 def _encode(
-    plan: CachePlan, stream: BlockStream, model: nn.Module, places: np.ndarray
+    plan: CachePlan, stream: BlockStream, model: nn.Module, indices: np.ndarray
 ) -> Iterator[tuple[bytes, bytes]]:
     device = next(model.parameters()).device
     head = head_weight(model)
-    for start in range(0, len(places), plan.at_once):
-        some = places[start : start + plan.at_once].tolist()
+    for start in range(0, len(indices), plan.at_once):
+        some = indices[start : start + plan.at_once].tolist()
         batch = batch_of(stream, some).to(device)
         hidden, _ = hidden_states(model, batch)
         scored = shift_labels(batch.labels) != IGNORE_INDEX
-        for row, place in enumerate(some):
-            seed = int.from_bytes(hashlib.sha256(f"{plan.seed} {place}".encode()).digest()[:7], "big")
+        for row, index in enumerate(some):
+            seed = int.from_bytes(hashlib.sha256(f"{plan.seed} {index}".encode()).digest()[:7], "big")
             yield plan.codec.encode(hidden[row], head, scored[row], seed)
 
 
@@ -290,8 +290,8 @@ class TargetCache:
         self.codec: Codec = CODECS[meta["kind"]](**meta["codec"])
         self.vocab_size: int = meta["vocabulary"]
         self.hidden_size = self.codec.width if isinstance(self.codec, HiddenCodec) else 0
-        places = np.load(folder / PLACES_FILE, allow_pickle=False)
-        self._slots = {int(place): slot for slot, place in enumerate(places)}
+        indices = np.load(folder / PLACES_FILE, allow_pickle=False)
+        self._slots = {int(index): slot for slot, index in enumerate(indices)}
         self._parts: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
         self._head: Tensor | None = None
         if isinstance(self.codec, HiddenCodec):
@@ -303,9 +303,9 @@ class TargetCache:
         Raises:
             TargetCacheError: a block that is not in the cache, or a damaged file.
         """
-        if batch.places is None:
+        if batch.indices is None:
             raise TargetCacheError(f"{self.folder}: only blocks of the stream that was cached have targets")
-        blocks = [self._block(place) for place in batch.places.tolist()]
+        blocks = [self._block(index) for index in batch.indices.tolist()]
         device = batch.input_ids.device
         if isinstance(self.codec, HiddenCodec):
             assert self._head is not None
@@ -321,11 +321,11 @@ class TargetCache:
         entropy, top = (torch.from_numpy(np.stack([start[i] for start in starts])) for i in (0, 1))
         return SparseTargets(*(x.to(device) for x in (ids, shares, top, entropy)))
 
-    def _block(self, place: int) -> Decoded:
-        slot = self._slots.get(place)
+    def _block(self, block: int) -> Decoded:
+        slot = self._slots.get(block)
         if slot is None:
             raise TargetCacheError(
-                f"{self.folder}: block {place} of the data is not among the {len(self._slots)} in the cache; "
+                f"{self.folder}: block {block} of the data is not among the {len(self._slots)} in the cache; "
                 f"cache more blocks, or train fewer steps"
             )
         number, index = divmod(slot, self.meta["part_blocks"])

@@ -26,7 +26,7 @@ _NEEDED = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attenti
 
 
 @dataclass(frozen=True)
-class Texts:
+class TrainingTexts:
     """Training and held-out text of a run, packed."""
 
     stream: BlockStream
@@ -48,7 +48,7 @@ def open_texts(
     field: str = "text",
     encoding: str = "utf-8",
     skip_bad: bool = False,
-) -> Texts:
+) -> TrainingTexts:
     """Tokenize (once) and pack texts.
 
     Args:
@@ -83,7 +83,7 @@ def open_texts(
     for source, tokens in zip(measured, caches[len(sources) :], strict=True):
         held[_new_name(Path(source.path).stem, held)] = PackedBlocks(tokens, config.sequence)
     notes = dict.fromkeys(note for tokens in caches for note in tokens.notes)
-    return Texts(BlockStream(trained, config.seed), held, tuple(notes))
+    return TrainingTexts(BlockStream(trained, config.seed), held, tuple(notes))
 
 
 def _new_name(name: str, taken: Mapping[str, Any]) -> str:

@@ -125,7 +125,7 @@ def test_shared_targets_are_the_teachers(tmp_path: Path) -> None:
     expected = teacher.targets_for(batch).hidden
     for _ in range(2):
         assert torch.equal(shared.targets_for(batch).hidden, expected)
-    assert shared.computed == len(set(batch.places.tolist()))  # type: ignore[union-attr]
+    assert shared.computed == len(set(batch.indices.tolist()))  # type: ignore[union-attr]
     with pytest.raises(ValueError, match="last hidden states of blocks"):
         shared.targets_for(batch, [0])
 

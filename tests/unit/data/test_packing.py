@@ -342,15 +342,15 @@ def test_attention_does_not_cross_documents(attention: str) -> None:
     assert compared == len(documents)
 
 
-def test_places_name_blocks_the_same_in_every_epoch_and_batch() -> None:
+def test_indices_name_blocks_the_same_in_every_epoch_and_batch() -> None:
     first = PackedBlocks(cache_of(numbered([5] * 7)), 8)
     second = PackedBlocks(cache_of(numbered([6] * 4)), 8)
     stream = BlockStream([(first, 1.0), (second, 1.0)], seed=3)
     everything = [*map(first.pieces, range(len(first))), *map(second.pieces, range(len(second)))]
     seen = []
     for batch in stream.batches(0, 2 * len(stream), 3):
-        assert batch.places is not None
-        seen += batch.places.tolist()
-        for row, place in zip(batch.input_ids, batch.places.tolist(), strict=True):
+        assert batch.indices is not None
+        seen += batch.indices.tolist()
+        for row, place in zip(batch.input_ids, batch.indices.tolist(), strict=True):
             assert torch.equal(row, collate([everything[place]], 8).input_ids[0])
     assert sorted(seen) == sorted([*range(len(everything)), *range(len(everything))])

@@ -248,11 +248,11 @@ def test_a_cache_that_does_not_belong_is_refused(tmp_path: Path) -> None:
     (last,) = small_stream().batches(len(small_stream()) - 1, 1, 1)
     assert "is not among the 11 in the cache" in refusal(lambda: cache.targets_for(last))
     (outside,) = small_stream().batches(0, 1, 1)
-    assert "only blocks of the stream" in refusal(lambda: cache.targets_for(replace_places(outside)))
+    assert "only blocks of the stream" in refusal(lambda: cache.targets_for(without_indices(outside)))
 
 
-def replace_places(batch: Batch) -> Batch:
-    return replace(batch, places=None)
+def without_indices(batch: Batch) -> Batch:
+    return replace(batch, indices=None)
 
 
 def test_damaged_and_unfinished_caches_are_refused(tmp_path: Path) -> None:
