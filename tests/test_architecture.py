@@ -39,7 +39,7 @@ LAYERS = {
             "model",
             "outputs",
         ),
-        "sampling_settings",
+        "sampling_parameters",
     ],
     3: [
         *(

@@ -1,6 +1,6 @@
-"""The seam between `generate` and the decode engine: which of them serves a request, and what is said about it.
+"""The hook by which `generate` calls the decode engine, and the report on what ran.
 
-The engine is above the model and packs it, so it is named here and imported when text is generated.
+The engine is in a layer above the model, so it is named here and imported when text is generated.
 """
 
 from __future__ import annotations
@@ -30,44 +30,52 @@ DRAFT_CHOICE: ContextVar[Any] = ContextVar("minitron_draft", default=None)
 """The `draft` argument of the `generate` call in progress."""
 
 
+REPORT: ContextVar[GenerationReport | None] = ContextVar("minitron_report", default=None)
+"""The report of the `generate` call in progress; each call, and so each thread, has its own."""
+
+
 @dataclass
 class Speculation:
-    """What drafts came to; see `engine.speculate`."""
+    """What speculation achieved; see `engine.speculate`."""
 
     steps: int = 0
     """Steps of the model."""
     tokens: int = 0
-    """Tokens of the text that they gave."""
+    """Tokens of the text that these steps produced."""
     drafted: int = 0
     """Tokens that were drafted."""
     kept: int = 0
-    """Drafted tokens that stayed."""
+    """Drafted tokens that were accepted."""
 
     @property
     def acceptance_rate(self) -> float:
-        """Share of drafted tokens that stayed."""
+        """Share of drafted tokens that were accepted."""
         return self.kept / self.drafted if self.drafted else 0.0
 
     @property
     def tokens_per_step(self) -> float:
-        """Tokens that a step of the model gave; 1 without speculation."""
+        """Tokens for each step of the model; 1 without speculation."""
         return self.tokens / self.steps if self.steps else 0.0
 
 
 @dataclass
 class GenerationReport:
-    """What ran in the last `generate` of a model, which keeps it as `last_generation`."""
+    """What ran in a call of `generate`: hand one in as `report`, or read the model's `last_generation`."""
 
-    engine: str
-    """"cpu" (compiled), "reference" (torch, where Numba is missing) or "transformers"."""
+    engine: str = "transformers"
+    """"cpu" (compiled), "reference" (plain torch) or "transformers"."""
     reason: str = ""
-    """Why transformers' own path ran."""
+    """Why transformers' own path ran; empty if the engine ran, and after beam search and the like."""
     active_neurons: int = 0
     """MLP neurons that were not zero, over decoded tokens and layers."""
     seen_neurons: int = 0
     """MLP neurons over decoded tokens and layers."""
     speculation: Speculation | None = None
-    """What drafts came to; None if there were none."""
+    """What speculation achieved; None without drafts."""
+
+    def become(self, other: GenerationReport) -> None:
+        """Take over all that another report says."""
+        vars(self).update(vars(other))
 
     @property
     def zero_fraction(self) -> float | None:
@@ -75,38 +83,57 @@ class GenerationReport:
         return 1 - self.active_neurons / self.seen_neurons if self.seen_neurons else None
 
 
+def report_on(model: EngineDecoding, found: GenerationReport) -> None:
+    """Put what ran into the report of the `generate` call in progress, which becomes the model's last one."""
+    report = REPORT.get() or GenerationReport()
+    report.become(found)
+    model.last_generation = report
+
+
 class EngineDecoding:
     """`generate` that leaves the loop over tokens to the engine where it can; goes before `GenerationMixin`."""
 
     last_generation: GenerationReport | None = None
-    """What ran in the last call of `generate`, and why; None before the first, and after beam search and the like."""
+    """The report of the call of `generate` that ended last; None before the first, and after beam search and the like.
+
+    Where several threads generate, hand a `report` to each call instead.
+    """
 
     def generate(
-        self, inputs: Tensor | None = None, *args: Any, engine: str = "auto", draft: Any = None, **kwargs: Any
+        self,
+        inputs: Tensor | None = None,
+        *args: Any,
+        engine: str = "auto",
+        draft: Any = None,
+        report: GenerationReport | None = None,
+        **kwargs: Any,
     ) -> Any:
         """As transformers' `generate`.
 
         Args:
             engine: "auto" decodes with `minitron.engine` what it can serve; "off" leaves all to transformers.
-                `last_generation` tells which one ran, and why.
-            draft: speculation that leaves the text (greedy) or its law (sampling) as it is: "lookup" drafts what
-                followed the same words earlier in the text; "self" drafts with the model's own weights in int4;
-                "default" with the child of the bundled model if this is the bundled model, and as "self" otherwise;
-                another `NemotronForCausalLM` with the same tokenizer, or its `EngineWeights`, by decoding. For one
-                prompt; without meaning where the engine does not run. transformers' `prompt_lookup_num_tokens` and
-                `assistant_model` are served the same way.
+            draft: speculation that does not change the text (greedy) or its distribution (sampling): "lookup" drafts
+                what followed the same words earlier in the text; "self" drafts with the model's own weights in int4;
+                "default" drafts with the smaller bundled model if this is the bundled model, and as "self" otherwise;
+                another `NemotronForCausalLM` with the same tokenizer, or its `EngineWeights`, drafts by decoding. It
+                applies to a single prompt, and has no effect where the engine does not run. transformers'
+                `prompt_lookup_num_tokens` and `assistant_model` are served the same way.
+            report: filled with what ran, and why. The model keeps the last report as `last_generation`.
         """
         if engine not in ("auto", "off"):
             raise ValueError(f"engine is {engine!r}; it must be 'auto' or 'off'")
         if installed() not in TESTED:
             importlib.import_module(CHECK_MODULE).require(self)
         self.last_generation = None
-        before = ENGINE_CHOICE.set(engine), DRAFT_CHOICE.set(draft)
+        report = GenerationReport() if report is None else report
+        report.become(GenerationReport())  # one that was used before
+        before = ENGINE_CHOICE.set(engine), DRAFT_CHOICE.set(draft), REPORT.set(report)
         try:
             return super().generate(inputs, *args, **_checked_masks(kwargs))  # type: ignore[misc]
         finally:
             ENGINE_CHOICE.reset(before[0])
             DRAFT_CHOICE.reset(before[1])
+            REPORT.reset(before[2])
 
     @wraps(method_of_generation("prepare_inputs_for_generation"))  # transformers reads this signature
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> Any:
@@ -122,7 +149,7 @@ class EngineDecoding:
         streamer: Any = None,
         **kwargs: Any,
     ) -> Any:
-        # transformers' `generate` calls this for greedy decoding and sampling, when all is prepared.
+        # transformers' `generate` calls this for greedy decoding and sampling, after it has prepared the request.
         engine = importlib.import_module(ENGINE_MODULE)
         request = (input_ids, logits_processor, stopping_criteria, generation_config)
         found = engine.sample(self, *request, streamer, with_framework_name(kwargs, CACHE_NAMES[0]))
@@ -143,7 +170,7 @@ class EngineDecoding:
         assistant_tokenizer: Any = None,
         **kwargs: Any,
     ) -> Any:
-        # transformers' `generate` calls this where there is an assistant; it looks at the names of these parameters.
+        # transformers' `generate` calls this where there is an assistant; it inspects the names of these parameters.
         request = (input_ids, logits_processor, stopping_criteria, generation_config)
         if assistant_tokenizer is None:
             engine = importlib.import_module(ENGINE_MODULE)
@@ -165,7 +192,7 @@ def _checked_masks(kwargs: dict[str, Any]) -> dict[str, Any]:
     """The arguments of `generate` with a mask of padding as int64, the form that tokenizers give and all paths read.
 
     Raises:
-        ValueError: a mask that is none of padding, or positions that restart within a row.
+        ValueError: a mask that is not one of padding, or positions that restart within a row.
     """
     mask = padding_mask(kwargs.get("attention_mask"))
     if isinstance(mask, Tensor) and mask.dim() == 2:

@@ -18,6 +18,7 @@ from .engine.memory import require_memory
 from .engine.quantize import FORMATS
 from .locate import fetch, locate
 from .model import NemotronForCausalLM
+from .pages import align
 from .quiet import progress_bars
 from .tokenizer import load_tokenizer
 
@@ -66,7 +67,9 @@ def load(
     if info["missing_keys"]:
         raise ValueError(f"{source}: tensor {sorted(info['missing_keys'])[0]!r} is missing from the checkpoint")
     tokenizer = load_tokenizer(source, vocab_size=model.config.vocab_size)
-    return Loaded(model.to(pick_device(device)).eval(), tokenizer)
+    model = model.to(pick_device(device)).eval()
+    align(model)
+    return Loaded(model, tokenizer)
 
 
 def _format_name(config: NemotronConfig, dtype: torch.dtype | None) -> str:

@@ -97,17 +97,6 @@ def causal_mask(
     return framework_mask(config, inputs_embeds, attention_mask, cache, position_ids)
 
 
-def mask_at(mask: Tensor | None, wanted: Tensor, position_ids: Tensor, like: Any) -> Tensor:
-    """Rows (B or 1, 1, n, S) of an additive mask at the wanted places; without a mask, of the causal one."""
-    if mask is not None:
-        return mask[:, :, wanted]
-    last = position_ids[0, wanted, None]
-    hidden = torch.arange(int(position_ids[0, -1]) + 1, device=like.device) > last
-    return torch.zeros(hidden.shape, dtype=like.dtype, device=like.device).masked_fill_(
-        hidden, torch.finfo(like.dtype).min
-    )[None, None]
-
-
 def restarts(position_ids: Tensor, attention_mask: Tensor) -> bool:
     """Whether positions (B or 1, T) fall, or stay, from one token to the next where the mask (B, T) has both."""
     real = attention_mask.bool()

@@ -18,7 +18,7 @@ from transformers.generation.utils import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
 
-from . import framework, pages
+from . import framework
 from .cache import LegacyCache, NemotronCache, from_legacy, to_legacy
 from .config import NemotronConfig
 from .engine_hook import EngineDecoding
@@ -36,7 +36,7 @@ from .framework import (
 )
 from .framework import initialization as init
 from .head_pruning import kept_heads, prune_attention
-from .masks import causal_mask, mask_at, readable
+from .masks import causal_mask, readable
 from .ops.act import SquaredReLU
 from .ops.attention import eager_attention
 from .ops.autocast import autocast_dtype, without_autocast
@@ -179,22 +179,18 @@ class NemotronAttention(nn.Module):
         position_embeddings: tuple[Tensor, Tensor],
         attention_mask: Tensor | None = None,
         past_key_values: Cache | None = None,
-        wanted: Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """(B, T, D) to (B, T, D), and the weights (B, N, T, S) where the attention function returns them.
 
-        With `wanted` (n,) only these places attend: (B, n, D), by a mask (B, 1, n, S). The cache may also be named
-        `cache`. Other `kwargs` reach the attention function: paged caches, sequence lengths of packed batches, and
-        what a registered attention of the user's own expects.
+        The cache may also be named `cache`. Other `kwargs` reach the attention function: paged caches, sequence
+        lengths of packed batches, and what a registered attention of the user's own expects.
         """
         shape = (*hidden_states.shape[:-1], -1, self.head_dim)
         q = self.q_proj(hidden_states).view(shape)
         k = self.k_proj(hidden_states).view(shape)
         v = self.v_proj(hidden_states).view(shape).transpose(1, 2)
         q, k = apply_rotary(q, k, *position_embeddings)
-        if wanted is not None:
-            q = q[:, wanted]
         q, k = q.transpose(1, 2), k.transpose(1, 2)
         cache = framework.given_cache(past_key_values, kwargs)
         if cache is not None:
@@ -219,13 +215,9 @@ class NemotronDecoderLayer(GradientCheckpointingLayer):
         self.input_layernorm = NemotronLayerNorm1P(config.hidden_size, eps=config.norm_eps)
         self.post_attention_layernorm = NemotronLayerNorm1P(config.hidden_size, eps=config.norm_eps)
 
-    def forward(self, hidden_states: Tensor, wanted: Tensor | None = None, **kwargs: Any) -> Tensor:
-        """(B, T, D) to (B, T, D), or (B, n, D) at `wanted`; `kwargs` as for `NemotronAttention.forward`."""
-        if wanted is not None:
-            kwargs["wanted"] = wanted
+    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
+        """(B, T, D) to (B, T, D); `kwargs` as for `NemotronAttention.forward`."""
         attended, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **kwargs)
-        if wanted is not None:
-            hidden_states = hidden_states[:, wanted]
         hidden_states = hidden_states + attended
         return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
 
@@ -290,7 +282,6 @@ class NemotronPreTrainedModel(PreTrainedModel):
                 f"{pretrained_model_name_or_path}: {len(missing)} of {len(backbone)} backbone tensors are missing, "
                 f"{missing[0]!r} first; the checkpoint is incomplete or its config.json describes another shape"
             )
-        pages.align(model)
         return (model, info) if want_info else model
 
     def prune_heads(self, heads_to_prune: dict[int, list[int]]) -> None:
@@ -354,8 +345,7 @@ class NemotronModel(NemotronPreTrainedModel):
                 `cache`, as transformers does from 5.24 on.
             use_cache, output_attentions, output_hidden_states, return_dict: None means what the config says.
             cache_position: (T,), positions of the new tokens in the sequence.
-            **kwargs: `wanted` (n,): places whose hidden states are returned, (B, n, D); the last layer leaves the
-                others out. The rest goes to the attention function.
+            **kwargs: for the attention function.
 
         Returns:
             `last_hidden_state` (B, T, D), `past_key_values` (`cache` from transformers 5.24 on, which still reads
@@ -421,16 +411,13 @@ class NemotronModel(NemotronPreTrainedModel):
             position_ids = position_ids.unsqueeze(0)
 
         output_attentions = kwargs.pop("output_attentions", self.config.output_attentions)
-        wanted: Tensor | None = kwargs.pop("wanted", None)
         config = self.config.eager_copy() if output_attentions else self.config
         mask = causal_mask(config, inputs_embeds, attention_mask, cache, position_ids, positions_given)  # type: ignore[arg-type]
         if output_attentions:
             kwargs["output_attentions"] = True
         hidden_states = inputs_embeds
         position_embeddings = self.rotary_emb(hidden_states, position_ids=position_ids)
-        for index, layer in enumerate(self.layers):
-            if wanted is not None and index == len(self.layers) - 1:
-                mask, kwargs = mask_at(mask, wanted, position_ids, hidden_states), {**kwargs, "wanted": wanted}
+        for layer in self.layers:
             hidden_states = layer(
                 hidden_states,
                 attention_mask=mask,

@@ -15,9 +15,9 @@ from transformers.generation.streamers import TextIteratorStreamer
 from .characters import require_characters
 from .engine_hook import GenerationReport
 from .model import NemotronForCausalLM
-from .sampling_settings import SamplingSettings, also_from
+from .sampling_parameters import SamplingParameters, also_from
 
-__all__ = ["SamplingSettings", "Summary", "TextStream", "context_room", "encode_prompt"]
+__all__ = ["SamplingParameters", "Summary", "TextStream", "context_room", "encode_prompt"]
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class TextStream:
 
     Attributes:
         settings: those that have an effect.
-        from_checkpoint: what else holds, by transformers' names: see `sampling_settings.also_from`.
+        from_checkpoint: what else holds, by transformers' names: see `sampling_parameters.also_from`.
         notes: sentences on what the checkpoint asks for and does not get.
     """
 
@@ -73,7 +73,7 @@ class TextStream:
         model: NemotronForCausalLM,
         tokenizer: PreTrainedTokenizerBase,
         prompt_ids: list[int],
-        settings: SamplingSettings,
+        settings: SamplingParameters,
         stop_ids: tuple[int, ...] = (),
         draft: Any = None,
     ) -> None:
@@ -92,7 +92,7 @@ class TextStream:
         self._error: BaseException | None = None
         self._stop = threading.Event()
         self._output: Any = None
-        self._report: GenerationReport | None = None
+        self._report = GenerationReport()
         self._load = ""
         room = context_room(len(prompt_ids), model.config.max_position_embeddings)
         config: Any = model.generation_config
@@ -131,12 +131,12 @@ class TextStream:
                     attention_mask=torch.ones_like(ids),
                     streamer=self._streamer,
                     stopping_criteria=StoppingCriteriaList([_Stopped(self._stop)]),
+                    report=self._report,
                     **arguments,
                 )
             # The system's clocks tick a hundred times a second: of shorter times they tell nothing.
             if model.device.type == "cpu" and time.perf_counter() - self._started > SHORT_SECONDS:
                 self._load = meter.reason
-            self._report = model.last_generation
         except BaseException as error:  # carried over to the reader's thread
             self._error = error
             self._streamer.end()
@@ -152,14 +152,14 @@ class TextStream:
         times = self._streamer
         new = self._output.shape[1] - self._prompt_tokens
         report = self._report
-        speculation = report.speculation if report else None
+        speculation = report.speculation
         self.summary = Summary(
             self._prompt_tokens,
             new,
             times.last - self._started,
             times.first - self._started,
-            report.engine if report else "transformers",
-            report.zero_fraction if report else None,
+            report.engine,
+            report.zero_fraction,
             speculation.acceptance_rate if speculation else None,
             speculation.tokens_per_step if speculation else None,
             self._load,

@@ -72,3 +72,8 @@ def test_parameters_without_memory_of_their_own_are_left() -> None:
     model.weight = parameter
     pages.align(model)
     assert model.weight is parameter
+
+
+def test_a_model_that_is_loaded_to_run_lies_on_cache_lines() -> None:
+    model = minitron.load("bundled-half", device="cpu").model
+    assert all(parameter.data_ptr() % pages.LINE == 0 for parameter in model.parameters())

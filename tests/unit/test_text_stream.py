@@ -10,7 +10,7 @@ from text_checkpoint import make_text_checkpoint
 
 import minitron
 from minitron.loading import Loaded, pick_device
-from minitron.text_stream import SamplingSettings, TextStream, context_room, encode_prompt
+from minitron.text_stream import SamplingParameters, TextStream, context_room, encode_prompt
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
 
 def test_greedy_stream_is_what_generate_returns(loaded: Loaded) -> None:
     ids = encode_prompt(loaded.tokenizer, "the cat")
-    stream = TextStream(loaded.model, loaded.tokenizer, ids, SamplingSettings(max_new_tokens=12, temperature=0))
+    stream = TextStream(loaded.model, loaded.tokenizer, ids, SamplingParameters(max_new_tokens=12, temperature=0))
     text = "".join(stream)
     expected = loaded.model.generate(torch.tensor([ids]), max_new_tokens=12, do_sample=False, pad_token_id=0)
     assert text == stream.text == loaded.tokenizer.decode(expected[0, len(ids) :], skip_special_tokens=True)
@@ -32,7 +32,7 @@ def test_greedy_stream_is_what_generate_returns(loaded: Loaded) -> None:
 def test_same_seed_same_text(loaded: Loaded) -> None:
     ids = encode_prompt(loaded.tokenizer, "the dog")
     texts = [
-        "".join(TextStream(loaded.model, loaded.tokenizer, ids, SamplingSettings(8, seed=s))) for s in (1, 1, 2, 3)
+        "".join(TextStream(loaded.model, loaded.tokenizer, ids, SamplingParameters(8, seed=s))) for s in (1, 1, 2, 3)
     ]
     assert texts[0] == texts[1]
     assert len(set(texts)) > 1
@@ -40,7 +40,7 @@ def test_same_seed_same_text(loaded: Loaded) -> None:
 
 def test_generation_ends_at_the_context(loaded: Loaded) -> None:
     ids = [7] * 60
-    stream = TextStream(loaded.model, loaded.tokenizer, ids, SamplingSettings(100, temperature=0))
+    stream = TextStream(loaded.model, loaded.tokenizer, ids, SamplingParameters(100, temperature=0))
     list(stream)
     assert stream.summary is not None
     assert stream.summary.new_tokens <= 4
@@ -48,13 +48,13 @@ def test_generation_ends_at_the_context(loaded: Loaded) -> None:
 
 def test_leaving_the_block_stops_the_thread(loaded: Loaded) -> None:
     ids = encode_prompt(loaded.tokenizer, "the cat")
-    with TextStream(loaded.model, loaded.tokenizer, ids, SamplingSettings(50)) as stream:
+    with TextStream(loaded.model, loaded.tokenizer, ids, SamplingParameters(50)) as stream:
         pass
     assert not stream._thread.is_alive()
 
 
 def test_an_error_in_the_thread_reaches_the_reader(loaded: Loaded) -> None:
-    stream = TextStream(loaded.model, loaded.tokenizer, [1, 10_000], SamplingSettings(3))
+    stream = TextStream(loaded.model, loaded.tokenizer, [1, 10_000], SamplingParameters(3))
     with pytest.raises(ValueError, match="input_ids contains 10000"):
         list(stream)
 
@@ -65,7 +65,7 @@ def test_an_error_in_the_thread_reaches_the_reader(loaded: Loaded) -> None:
 )
 def test_impossible_settings_are_refused_by_name(field: str, value: float) -> None:
     with pytest.raises(ValueError, match=field):
-        SamplingSettings(**{field: value})
+        SamplingParameters(**{field: value})
 
 
 def test_context_room() -> None:
@@ -93,7 +93,7 @@ def test_stop_strings_end_the_text(loaded: Loaded) -> None:
     ids = encode_prompt(loaded.tokenizer, "the cat")
 
     def text(seed: int, *stop: str) -> tuple[str, TextStream]:
-        stream = TextStream(loaded.model, loaded.tokenizer, ids, SamplingSettings(20, seed=seed, stop=stop))
+        stream = TextStream(loaded.model, loaded.tokenizer, ids, SamplingParameters(20, seed=seed, stop=stop))
         return "".join(stream), stream
 
     # Random weights write odd bytes too: take the first text with a letter in its first half.
@@ -108,4 +108,4 @@ def test_stop_strings_end_the_text(loaded: Loaded) -> None:
     assert stream.summary.engine in ("cpu", "reference")
     assert 0 < stream.summary.zero_fraction < 1  # type: ignore[operator]
     with pytest.raises(ValueError, match="empty string"):
-        SamplingSettings(stop=("",))
+        SamplingParameters(stop=("",))

@@ -104,8 +104,8 @@ def greedy_differences(
         engine = open_engine(weights, len(prompt) + new_tokens)
         reference = ReferenceEngine(wide, len(prompt) + new_tokens)
         try:
-            engine.read(list(prompt[:-1]))
-            reference.read(list(prompt[:-1]))
+            engine.prefill(list(prompt[:-1]))
+            reference.prefill(list(prompt[:-1]))
             token = prompt[-1]
             for place in range(new_tokens):
                 expected, other = reference.step([token])[0], int(engine.step([token])[0].argmax())

@@ -153,7 +153,7 @@ def decode(weights: EngineWeights, prompt: list[int], new_tokens: int) -> Decodi
     engine = open_engine(weights, len(prompt) + new_tokens)
     try:
         start = time.perf_counter()
-        engine.read(prompt[:-1])
+        engine.prefill(prompt[:-1])
         tokens = engine.greedy(prompt[-1:], 1)
         first = time.perf_counter()
         tokens += engine.greedy(tokens[0], new_tokens - 1)

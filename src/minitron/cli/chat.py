@@ -38,10 +38,10 @@ def chat(
       minitron chat path/to/checkpoint --system "Answer in one sentence."
     """
     locate(model)
-    from ..sampling_settings import SamplingSettings
+    from ..sampling_parameters import SamplingParameters
 
     given = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
-    SamplingSettings(**{name: value for name, value in given.items() if value is not None})  # refuses early
+    SamplingParameters(**{name: value for name, value in given.items() if value is not None})  # refuses early
     quiet_libraries()
     from ..chat import TURN_MARK
     from ..loading import load
@@ -53,7 +53,7 @@ def chat(
             f"this checkpoint cannot chat, use `minitron generate`"
         )
     config: Any = loaded.model.generation_config
-    settings = SamplingSettings.for_model(config, given, {"temperature": 0.7, "top_p": 0.95})
+    settings = SamplingParameters.for_model(config, given, {"temperature": 0.7, "top_p": 0.95})
     for note in settings.notes(config):
         typer.echo(f"note: {note}", err=True)
     if model is None:

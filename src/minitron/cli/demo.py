@@ -12,7 +12,7 @@ from .common import human_bytes, human_count, quiet_libraries, sentence_errors, 
 from .invocation import program
 
 if TYPE_CHECKING:
-    from ..text_stream import SamplingSettings
+    from ..text_stream import SamplingParameters
 
 
 @sentence_errors
@@ -25,9 +25,9 @@ def demo(
     from ..assets import bundled_model
 
     quiet_libraries()
-    from ..text_stream import SamplingSettings
+    from ..text_stream import SamplingParameters
 
-    settings = SamplingSettings(max_new_tokens, temperature=0.7, top_p=0.9, seed=seed)
+    settings = SamplingParameters(max_new_tokens, temperature=0.7, top_p=0.9, seed=seed)
     _write("The bundled Nemotron", bundled_model(), prompt, settings)
     _write("Its child by `minitron compress`", bundled_model("half"), prompt, settings)
     minitron = program()
@@ -39,7 +39,7 @@ def demo(
     )
 
 
-def _write(title: str, folder: Path, prompt: str, settings: SamplingSettings) -> None:
+def _write(title: str, folder: Path, prompt: str, settings: SamplingParameters) -> None:
     """One model: its size and held-out loss, its story as it is written, its speed."""
     from ..assets import stated_losses
     from ..loading import load

@@ -89,9 +89,9 @@ def generate(
         "stop": tuple(stop or ()),
         "checkpoint": recommended,
     }
-    from ..sampling_settings import SamplingSettings
+    from ..sampling_parameters import SamplingParameters
 
-    SamplingSettings(**{name: value for name, value in given.items() if value is not None})  # refuses early
+    SamplingParameters(**{name: value for name, value in given.items() if value is not None})  # refuses early
     text = sys.stdin.read() if prompt == "-" else prompt
     if not text.strip():
         raise ValueError("the prompt is empty; give some text to go on from")
@@ -103,7 +103,7 @@ def generate(
     ids = encode_prompt(loaded.tokenizer, text)
     draft = None if speculate is None else _draft(speculate, loaded)
     config: Any = loaded.model.generation_config
-    settings = SamplingSettings.for_model(config, given, {"temperature": 0.8, "top_p": 0.95})
+    settings = SamplingParameters.for_model(config, given, {"temperature": 0.8, "top_p": 0.95})
     stream = TextStream(loaded.model, loaded.tokenizer, ids, settings, draft=draft)
     for note in stream.notes:
         typer.echo(f"note: {note}", err=True)

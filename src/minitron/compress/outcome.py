@@ -34,7 +34,7 @@ from ..report.facts import (
     StageFacts,
 )
 from ..report.page import write_report
-from ..text_stream import SamplingSettings, TextStream, encode_prompt
+from ..text_stream import SamplingParameters, TextStream, encode_prompt
 from ..train.log import METRICS_FILE
 from ..version import __version__
 from .context import Context
@@ -124,7 +124,7 @@ def _nats(model: Any, tokenizer: Any, documents: Sequence[str]) -> tuple[float, 
     return mean, math.sqrt(len(scores)) * statistics.stdev(residuals) / tokens
 
 
-def _stream(model: Any, tokenizer: Any, prompt: str, settings: SamplingSettings) -> TextStream:
+def _stream(model: Any, tokenizer: Any, prompt: str, settings: SamplingParameters) -> TextStream:
     stream = TextStream(model, tokenizer, encode_prompt(tokenizer, prompt), settings)
     with stream:
         for _ in stream:
@@ -134,7 +134,7 @@ def _stream(model: Any, tokenizer: Any, prompt: str, settings: SamplingSettings)
 
 def _sample(model: Any, tokenizer: Any, prompt: str) -> str:
     room = max(1, min(SAMPLE_TOKENS, model.config.max_position_embeddings - len(encode_prompt(tokenizer, prompt)) - 1))
-    settings = SamplingSettings(room, temperature=0.7, top_p=0.9, seed=1)
+    settings = SamplingParameters(room, temperature=0.7, top_p=0.9, seed=1)
     return _stream(model, tokenizer, prompt, settings).text
 
 

@@ -1,8 +1,8 @@
-"""Where `generate` meets the engine: packed weights, the right loop, and what is said about it.
+"""Where `generate` meets the engine: it gets the model's weights, chooses the loop and reports what ran.
 
 transformers prepares a request (settings, logits processors, stopping criteria, streamer) and calls `_sample`, or
-`_assisted_decoding` if there is an assistant; if the model and the request are ones that the engine serves, the loops
-here (`loop`, `speculate`) run instead of transformers' own.
+`_assisted_decoding` if there is an assistant. If the engine can serve the model and the request, the loops of this
+package (`loop`, `speculate`) run instead of transformers' own.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, St
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from ..assets import default_draft
-from ..engine_hook import DRAFT_CHOICE, GenerationReport
+from ..engine_hook import DRAFT_CHOICE, GenerationReport, Speculation, report_on
 from ..finite import NotFiniteError, explain
 from ..framework import CACHE_NAME
 from ..model import NemotronForCausalLM, check_ids
+from .base import DecodeEngine
 from .kv import KeyValues
-from .loop import Engine, Record, decode
+from .loop import Record, decode
 from .models import why_not_model
 from .packed import weights_of
 from .reference import ReferenceEngine
@@ -39,7 +40,7 @@ SELF_DRAFT_FORMAT = "int4"
 """In which a model drafts for itself."""
 
 
-def open_engine(weights: EngineWeights, capacity: int, slots: int = 1) -> Engine:
+def open_engine(weights: EngineWeights, capacity: int, slots: int = 1) -> DecodeEngine:
     """The compiled engine, or the reference where Numba is missing."""
     if importlib.util.find_spec("numba") is None:
         return ReferenceEngine(weights, capacity, slots)
@@ -49,12 +50,12 @@ def open_engine(weights: EngineWeights, capacity: int, slots: int = 1) -> Engine
 
 
 def prepare(model: object, draft: object = None) -> None:
-    """Pack a model and compile what decoding with it needs, so that its first token need not wait for that.
+    """Copy a model's weights and compile what decoding with it needs, so that its first token need not wait for that.
 
-    It is told what is being compiled where that takes long. Where the engine does not run nothing is done.
+    A compilation that takes long is logged. Where the engine does not run, nothing is done.
 
     Args:
-        model: any.
+        model: any model.
         draft: see `NemotronForCausalLM.generate`.
 
     Raises:
@@ -83,7 +84,7 @@ def sample(
 ) -> Tensor | GenerateDecoderOnlyOutput | None:
     """As transformers' `_sample`: prompts, padded on the left, and what follows them, (B, T). None if not served.
 
-    Sets `model.last_generation` either way.
+    Fills the call's report, and sets `model.last_generation`, either way.
 
     Raises:
         ValueError: ids outside the vocabulary, or a draft that does not fit the model.
@@ -91,7 +92,7 @@ def sample(
     """
     reason = why_not_request(input_ids, config, kwargs) or why_not_model(model)
     if reason:
-        model.last_generation = GenerationReport("transformers", reason)
+        report_on(model, GenerationReport("transformers", reason))
         return None
     check_ids(input_ids, model.model.embed_tokens.num_embeddings, "input_ids")
     rules = Rules(processors, criteria, config, len(input_ids))
@@ -109,7 +110,7 @@ def sample(
         raise explain(error, model) from None
     finally:
         engine.close()
-    model.last_generation = _report(engine)
+    _report(model, engine)
     if streamer is not None:
         streamer.end()
     if hand_over:
@@ -149,7 +150,7 @@ def assisted(
     elif not reason and lookup is None:
         reason = "another kind of assistance"
     if reason:
-        model.last_generation = GenerationReport("transformers", reason)
+        report_on(model, GenerationReport("transformers", reason))
         return None
     check_ids(input_ids, model.model.embed_tokens.num_embeddings, "input_ids")
     rules = Rules(processors, criteria, config)
@@ -182,8 +183,7 @@ def _speculate(
     finally:
         for engine in engines:
             engine.close()
-    model.last_generation = _report(engines[0])
-    model.last_generation.speculation = found
+    _report(model, engines[0], found)
     if streamer is not None:
         streamer.end()
     return ids
@@ -217,13 +217,13 @@ def _draft_weights(model: NemotronForCausalLM, draft: object) -> EngineWeights:
 
 @lru_cache(maxsize=1)
 def _draft_of(folder: Path, changed: int) -> EngineWeights:
-    """A checkpoint whose weights `changed` last at a time, in nanoseconds."""
+    """The weights of a checkpoint; `changed`, a time in nanoseconds, is a part of the cache's key."""
     return from_checkpoint(folder)
 
 
-def _report(engine: Engine) -> GenerationReport:
-    name = "reference" if isinstance(engine, ReferenceEngine) else "cpu"
-    return GenerationReport(name, "", engine.active_neurons, engine.seen_neurons)
+def _report(model: NemotronForCausalLM, engine: DecodeEngine, speculation: Speculation | None = None) -> None:
+    counts = engine.active_neurons, engine.seen_neurons
+    report_on(model, GenerationReport(engine.name, "", *counts, speculation))
 
 
 def _hand_over(kv: KeyValues, starts: list[int], cache: DynamicCache) -> None:

@@ -1,25 +1,83 @@
-"""Keys and values of past tokens, in memory that is taken once."""
+"""The KV cache: keys and values of past tokens in memory that is allocated at once, divided into slots."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from ..memory import available_memory
 from .weights import EngineWeights
+
+GRANULE = 256
+"""A cache that grows gets a multiple of so many positions, so that it does not grow with every request."""
 
 
 class KeyValues:
     """Per layer, keys and values (slots, K, capacity, H) in the weights' dtype; a slot holds one sequence.
 
-    Of slot s the first `lengths[s]` positions are filled. Memory that is never filled is never touched.
+    The first `lengths[s]` positions of slot s are filled. Memory that is never filled is never touched.
     """
 
     def __init__(self, weights: EngineWeights, capacity: int, slots: int = 1) -> None:
-        self.capacity = capacity
         self.lengths = [0] * slots
+        self.taken: set[int] = set()
+        """Slots that belong to a request, see `DecodeEngine.acquire`."""
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
+        self._weights = weights
         for layer in weights.layers:
             shape = (slots, layer.num_key_value_heads, capacity, weights.constants.head_dim)
             self.keys.append(torch.zeros(shape, dtype=weights.dtype))
             self.values.append(torch.zeros(shape, dtype=weights.dtype))
+        self._set_capacity(capacity)
+
+    def _set_capacity(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.rotary = self._weights.rotary_tables(capacity)
+        """Cosines and sines (capacity, R / 2) fp32 of the positions."""
+
+    def free_slot(self) -> int:
+        """The first slot without a request and without tokens.
+
+        Raises:
+            ValueError: there is none.
+        """
+        for slot, length in enumerate(self.lengths):
+            if length == 0 and slot not in self.taken:
+                return slot
+        raise ValueError(f"all {len(self.lengths)} slots are taken; release one, or open the engine with more slots")
+
+    def release(self, slot: int) -> None:
+        """Forget a slot's sequence and make the slot free."""
+        self.lengths[slot] = 0
+        self.taken.discard(slot)
+
+    def truncate(self, length: int, slot: int) -> None:
+        """Forget all but the first `length` tokens of a slot's sequence."""
+        self.lengths[slot] = min(length, self.lengths[slot])
+
+    def grow(self, capacity: int) -> bool:
+        """Give each slot at least `capacity` positions; whether memory was allocated anew.
+
+        Raises:
+            ValueError: the larger cache does not fit into memory. Nothing has changed then.
+        """
+        if capacity <= self.capacity:
+            return False
+        capacity = -(-capacity // GRANULE) * GRANULE
+        held = sum(part.nbytes for part in (*self.keys, *self.values))
+        needed = held // max(1, self.capacity) * capacity
+        left = available_memory()
+        if left is not None and needed - held > left:
+            raise ValueError(
+                f"a KV cache of {len(self.lengths)} slots with {capacity} tokens each takes {needed / 1e9:.2f} GB, and "
+                f"{left / 1e9:.2f} GB of memory are free; use a shorter sequence or fewer slots"
+            )
+        for parts in (self.keys, self.values):
+            for index, old in enumerate(parts):
+                new = torch.zeros((*old.shape[:2], capacity, old.shape[3]), dtype=old.dtype)
+                for slot, length in enumerate(self.lengths):
+                    new[slot, :, :length] = old[slot, :, :length]
+                parts[index] = new
+        self._set_capacity(capacity)
+        return True

@@ -1,17 +1,17 @@
-"""The loop over tokens: several texts side by side, each in a slot of the engine."""
+"""The loop over tokens: several texts at once, each in a slot of the engine."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .kv import KeyValues
+from .base import MAX_TOKENS, MOST_STOPS, DecodeEngine
 from .rules import Rules
 from .sampling import Array
 
@@ -19,66 +19,20 @@ if TYPE_CHECKING:
     from transformers.generation.streamers import BaseStreamer
 
 
-MAX_TOKENS = 8
-"""New tokens in one step of the compiled engine."""
-MOST_STOPS = 64
-"""Tokens that `Engine.greedy` can look for."""
 BURST_SECONDS = 0.02
-"""Tokens of so much time come together; nobody reads faster."""
-
-
-class Engine(Protocol):
-    """What the loops need of an engine; see `ReferenceEngine`."""
-
-    kv: KeyValues
-
-    @property
-    def active_neurons(self) -> int:
-        """MLP neurons that were not zero."""
-        ...
-
-    @property
-    def seen_neurons(self) -> int:
-        """All MLP neurons."""
-        ...
-
-    def prepare(self) -> None:
-        """Compile what the first call would."""
-
-    def read(self, tokens: list[int], slot: int = 0) -> None:
-        """Append tokens."""
-
-    def step(self, tokens: list[int], slot: int = 0) -> Tensor:
-        """Append tokens; logits after each."""
-        ...
-
-    def step_each(self, tokens: list[int], slots: list[int]) -> Tensor:
-        """Append a token to each of several sequences; logits after each."""
-        ...
-
-    def greedy(
-        self, tokens: list[int], count: int, stops: Collection[int] = (), slots: Sequence[int] = (0,)
-    ) -> list[list[int]]:
-        """Append a token to each of several sequences and then more, each the most probable."""
-        ...
-
-    def truncate(self, length: int, slot: int = 0) -> None:
-        """Forget all but the first tokens."""
-
-    def close(self) -> None:
-        """End threads; the next call starts them again."""
+"""Time of a burst, whose tokens reach the streamer together; nobody reads faster."""
 
 
 @dataclass
 class Record:
-    """What each step saw, if the caller wants it: (B, V) fp32 a step."""
+    """Scores and logits of each step, (B, V) fp32, for a caller that asks for them."""
 
     scores: list[Tensor] = field(default_factory=list)
     logits: list[Tensor] = field(default_factory=list)
 
 
 def room_for(input_ids: Tensor, rules: Rules) -> Tensor:
-    """The prompts with room for what may follow, (B, limit)."""
+    """The prompts with room for their continuations, (B, limit)."""
     B, T = input_ids.shape
     ids = torch.full((B, max(rules.limit, T + 1)), rules.pad)
     ids[:, :T] = input_ids
@@ -86,7 +40,7 @@ def room_for(input_ids: Tensor, rules: Rules) -> Tensor:
 
 
 def decode(
-    engine: Engine,
+    engine: DecodeEngine,
     input_ids: Tensor,
     starts: list[int],
     rules: Rules,
@@ -94,18 +48,18 @@ def decode(
     record: Record | None = None,
     whole: bool = False,
 ) -> Tensor:
-    """The prompts and what follows them, (B, T).
+    """The prompts and their continuations, (B, T).
 
     Args:
         input_ids: (B, T), row b begins at column `starts[b]`; before it is padding.
         record: filled if given.
-        whole: texts that have ended are gone on with (by padding, as transformers does) until all have, so that the
-            engine has keys and values of all places. So it is with a `record` too.
+        whole: continue texts that have ended (with padding, as transformers does) until all have ended, so that the
+            engine has keys and values of all positions. A `record` implies this.
     """
     B, length = input_ids.shape
     ids = room_for(input_ids, rules)
     for slot, start in enumerate(starts):
-        engine.read(ids[slot, start : length - 1].tolist(), slot)
+        engine.prefill(ids[slot, start : length - 1].tolist(), slot)
     array = ids.numpy()  # the same memory
     whole = record is not None or (whole and B > 1)
     if rules.plain and not whole:
@@ -114,7 +68,7 @@ def decode(
     ended = np.zeros(B, bool)
     logits = torch.empty(0)
     while True:
-        fresh = engine.step_each(array[running, length - 1].tolist(), running)
+        fresh = engine.decode(array[running, length - 1].tolist(), running)
         if len(running) == B:
             logits = fresh
         else:
@@ -135,11 +89,11 @@ def decode(
 
 
 def _decode_greedily(
-    engine: Engine, ids: Tensor, length: int, starts: list[int], rules: Rules, streamer: BaseStreamer | None
+    engine: DecodeEngine, ids: Tensor, length: int, starts: list[int], rules: Rules, streamer: BaseStreamer | None
 ) -> Tensor:
-    """Texts by arg max alone: the engine goes on by itself for some hundredths of a second at a time."""
+    """Texts by arg max alone: the engine chooses tokens by itself for some hundredths of a second at a time."""
     array, limit = ids.numpy(), ids.shape[1]  # the same memory
-    stops = rules.ends if len(rules.ends) <= MOST_STOPS else ()  # they only save tokens behind the end
+    stops = rules.ends if len(rules.ends) <= MOST_STOPS else ()  # they only save tokens after the end
     running, ended = list(range(len(ids))), np.zeros(len(ids), bool)
     count = 1
     while True:
@@ -156,7 +110,7 @@ def _decode_greedily(
             ended |= rules.ended(ids[:, :length])
             if ended.all():
                 break
-        if used < len(fresh):  # what lies behind the end is dropped
+        if used < len(fresh):  # tokens after the end are dropped
             for slot in running:
                 engine.truncate(length - 1 - starts[slot], slot)
         if ended.all():
@@ -164,16 +118,18 @@ def _decode_greedily(
         running = np.flatnonzero(~ended).tolist()
 
 
-def _burst(engine: Engine, last: Array, running: list[int], count: int, stops: Collection[int]) -> list[list[int]]:
-    """At most `count` times the next token of each running text; `last` has those of all texts.
+def _burst(
+    engine: DecodeEngine, last: Array, running: list[int], count: int, stops: Collection[int]
+) -> list[list[int]]:
+    """At most `count` rows, each the next token of each running text; `last` has the last tokens of all texts.
 
-    As many for each; what is appended to the engine's texts is all but the last row.
+    All rows but the last are appended to the engine's sequences.
     """
     found: list[list[list[int]]] = []
     for first in range(0, len(running), MAX_TOKENS):
         slots = running[first : first + MAX_TOKENS]
         found.append(engine.greedy(last[slots].tolist(), count, stops, slots))
-        if len(found[-1]) < count:  # the texts before these have more, which will come again
+        if len(found[-1]) < count:  # the texts before these have more, which come again
             count = len(found[-1])
             for slot in running[:first]:
                 engine.truncate(engine.kv.lengths[slot] - (len(found[0]) - count), slot)

@@ -18,6 +18,7 @@ from torch import nn
 from transformers import GenerationConfig
 
 from ..checkpoint.hf import read_config
+from ..engine_hook import REPORT
 from ..model import NemotronForCausalLM, NemotronRotaryEmbedding
 from .checksums import Checksum, checksums
 from .quantize import Format, Matrix
@@ -122,7 +123,8 @@ class PackedNemotron(NemotronForCausalLM):
         Raises:
             ValueError: always.
         """
-        reason = f", which cannot serve this: {self.last_generation.reason}" if self.last_generation else ""
+        report = REPORT.get()
+        reason = f", which cannot serve this: {report.reason}" if report is not None and report.reason else ""
         raise ValueError(f"packed weights are decoded by the engine alone{reason}; load the model without a format")
 
 

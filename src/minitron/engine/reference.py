@@ -1,4 +1,4 @@
-"""The model over packed weights in plain torch: what the compiled step must equal, and what reads long prompts.
+"""The model over packed weights in plain torch: what the compiled step must equal.
 
 Runs wherever torch does and in any floating dtype. The residual stream is fp32 (fp64 for fp64 weights); matrix
 products are in the weights' dtype, which for bf16 is the fast path of torch on CPUs.
@@ -13,30 +13,47 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..finite import check_logits
+from .base import DecodeEngine
 from .kv import KeyValues
 from .quantize import PLAIN, Matrix
 from .weights import EngineWeights, LayerWeights, Norm
 
 CHUNK = 512
-"""Prompt tokens read at a time: enough to keep the cores busy, little enough to bound the memory of activations."""
+"""Prompt tokens in one forward pass: enough to keep the cores busy, few enough to bound the memory of activations."""
 
 UNPACKED = 1 << 24
 """Weights of a packed matrix that are plain numbers at a time."""
 
 
-class ReferenceEngine:
-    """Sequences, one in each slot: `read` tokens whose logits nobody wants, `step` over those whose are."""
+class ReferenceEngine(DecodeEngine):
+    """A `DecodeEngine` of torch operations, which runs wherever torch does."""
+
+    name = "reference"
+    device = torch.device("cpu")
 
     def __init__(self, weights: EngineWeights, capacity: int, slots: int = 1) -> None:
+        """Allocate the cache for `capacity` tokens in each of `slots` slots."""
         self.weights = weights
         self.kv = KeyValues(weights, capacity, slots)
-        self.rotary = weights.rotary_tables(capacity)
-        self.active_neurons = 0
-        self.seen_neurons = 0
+        self._active = self._seen = 0
+
+    @property
+    def active_neurons(self) -> int:
+        """MLP neurons that were not zero, over all decoded tokens and layers."""
+        return self._active
+
+    @property
+    def seen_neurons(self) -> int:
+        """All MLP neurons, over all decoded tokens and layers."""
+        return self._seen
+
+    def reserve(self, capacity: int) -> None:
+        """Let each slot hold at least `capacity` tokens; see `DecodeEngine.reserve`."""
+        self.kv.grow(capacity)
 
     @torch.inference_mode()
-    def read(self, tokens: list[int], slot: int = 0) -> None:
-        """Append tokens to a sequence, in chunks."""
+    def prefill(self, tokens: list[int], slot: int = 0) -> None:
+        """Append tokens to a slot's sequence, in chunks."""
         for start in range(0, len(tokens), CHUNK):
             self._forward(tokens[start : start + CHUNK], slot)
 
@@ -47,31 +64,27 @@ class ReferenceEngine:
         normed = _norm(self._forward(tokens, slot, count=True), self.weights.norm, self.weights.constants.norm_eps)
         return _product(normed, head, self.weights.dtype).to(normed.dtype)
 
-    def step_each(self, tokens: list[int], slots: list[int]) -> Tensor:
-        """Append a token to each of several sequences; logits (len(tokens), V)."""
+    def decode(self, tokens: list[int], slots: list[int]) -> Tensor:
+        """Append one token to the sequence of each slot; logits (len(tokens), V)."""
         return torch.cat([self.step([token], slot) for token, slot in zip(tokens, slots, strict=True)])
 
     def greedy(
         self, tokens: list[int], count: int, stops: Collection[int] = (), slots: Sequence[int] = (0,)
     ) -> list[list[int]]:
-        """Append a token to each of some sequences and then more, each the most probable; see `CpuEngine.greedy`."""
+        """Append one token to the sequence of each slot and then more, each the most probable; see `CpuEngine`."""
         found: list[list[int]] = []
         while len(found) < count and not (found and set(found[-1]) & set(stops)):
-            logits = self.step_each(tokens, list(slots))
+            logits = self.decode(tokens, list(slots))
             check_logits(logits)
             tokens = logits.argmax(-1).tolist()
             found.append(tokens)
         return found
 
-    def truncate(self, length: int, slot: int = 0) -> None:
-        """Forget all but the first `length` tokens of a sequence."""
-        self.kv.lengths[slot] = min(length, self.kv.lengths[slot])
-
     def prepare(self) -> None:
         """Nothing to compile."""
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """No threads to end."""
 
     def _forward(self, tokens: list[int], slot: int, count: bool = False) -> Tensor:
         """Residual stream (T, D) after the last layer."""
@@ -81,13 +94,13 @@ class ReferenceEngine:
         wide = torch.float64 if weights.dtype == torch.float64 else torch.float32
         x = weights.embed.select(torch.tensor(tokens), weights.dtype).to(wide)
         for index, layer in enumerate(weights.layers):
-            x = x + self._attention(x, layer, (index, slot), begin, end)
+            x = x + self._attention(x, layer, index, slot, begin, end)
             x = x + self._mlp(x, layer, count)
         self.kv.lengths[slot] = end
         return x
 
-    def _attention(self, x: Tensor, layer: LayerWeights, place: tuple[int, int], begin: int, end: int) -> Tensor:
-        T, (index, slot) = end - begin, place
+    def _attention(self, x: Tensor, layer: LayerWeights, index: int, slot: int, begin: int, end: int) -> Tensor:
+        T = end - begin
         H = self.weights.constants.head_dim
         dtype = self.weights.dtype
         normed = _norm(x, layer.attention_norm, self.weights.constants.norm_eps).to(dtype)
@@ -96,7 +109,7 @@ class ReferenceEngine:
             qkv = qkv + layer.qkv_bias
         qkv = qkv.view(T, -1, H).transpose(0, 1)
         N, K = layer.num_heads, layer.num_key_value_heads
-        cos, sin = (table[begin:end].to(x.dtype) for table in self.rotary)
+        cos, sin = (table[begin:end].to(x.dtype) for table in self.kv.rotary)
         q = _rotate(qkv[:N], cos, sin).to(normed.dtype)
         keys, values = self.kv.keys[index][slot], self.kv.values[index][slot]
         keys[:, begin:end] = _rotate(qkv[N : N + K], cos, sin).to(keys.dtype)
@@ -122,8 +135,8 @@ class ReferenceEngine:
             h = (h.to(x.dtype) + layer.up_bias).to(h.dtype)
         h = h.relu_().square_()
         if count:
-            self.active_neurons += int(h.count_nonzero())
-            self.seen_neurons += h.numel()
+            self._active += int(h.count_nonzero())
+            self._seen += h.numel()
         out = (h @ layer.down_t.dense(dtype)).to(x.dtype)
         return out if layer.down_bias is None else out + layer.down_bias
 

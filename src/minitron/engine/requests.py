@@ -1,4 +1,4 @@
-"""Which requests the engine can serve: those that it decodes as transformers' own path would."""
+"""Which requests the engine can serve: those that it decodes as transformers' own path does."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _why_not_mask(input_ids: Tensor, kwargs: dict[str, Any]) -> str:
         return "an attention mask of another shape or with other values than 0 and 1"
     mask = mask.long()
     expected = mask.cumsum(-1) - 1
-    # Padding on the left: once a row has begun, it goes on to the end.
+    # Padding is on the left: a row that has begun continues to the end.
     if (mask.diff() < 0).any():
         return "an attention mask with holes"
     if not mask[:, -1].all():
@@ -66,6 +66,6 @@ def _why_not_mask(input_ids: Tensor, kwargs: dict[str, Any]) -> str:
 
 
 def starts_of(input_ids: Tensor, kwargs: dict[str, Any]) -> list[int]:
-    """The column at which each prompt begins, behind its padding."""
+    """The column at which each prompt begins, after its padding."""
     mask = kwargs.get("attention_mask")
     return [0] * len(input_ids) if mask is None else (mask == 0).sum(-1).tolist()

@@ -1,10 +1,10 @@
-"""Speculation: something quick drafts tokens, the model looks at all of them in one step, and the text stays its own.
+"""Speculation: a cheap draft proposes tokens, the model checks all of them in one step, and the text is the model's.
 
-Greedy decoding keeps a drafted token if it is the one that the model takes; since the engine computes the same bits
-for one token and for eight, the text is that of plain decoding, token for token. When sampling, a draft that is
-certain (looked up) is compared with the token that is drawn as without a draft, so the same seed gives the same text;
-a draft that was itself drawn, from a distribution q, is kept with probability min(1, p / q) and otherwise replaced by a
-draw from max(p - q, 0), which leaves the distribution p of every token as it is (Leviathan et al. 2023,
+Greedy decoding accepts a drafted token if the model chooses the same one; since the engine computes the same bits for
+one token and for eight, the text is that of plain decoding, token for token. When sampling, a draft without
+probabilities (looked up) is compared with the token that is drawn as without a draft, so the same seed gives the same
+text; a draft that was drawn from a distribution q is accepted with probability min(1, p / q) and otherwise replaced by
+a draw from max(p - q, 0), which leaves the distribution p of every token as it is (Leviathan et al. 2023,
 `engine.sampling.acceptance`). p and q are the distributions after all processors: temperature, top-k, penalties and the
 caller's own.
 """
@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from ..engine_hook import Speculation
-from .loop import Engine, room_for
+from .base import DecodeEngine
+from .loop import room_for
 from .rules import Rules
 from .sampling import Array, acceptance, draw_exact, residual
 
@@ -27,31 +28,31 @@ if TYPE_CHECKING:
     from transformers.generation.streamers import BaseStreamer
 
 MOST_DRAFTED = 7
-"""Tokens drafted at a time: with the one before them, what the engine takes in one step."""
+"""Tokens drafted at a time: with the one before them, as many as the engine takes in one step."""
 VERIFY = 0.2
-"""A first guess of what a drafted token adds to the time of a step."""
+"""A first guess of the share of a step's time that a drafted token adds to it."""
 PATIENCE = 32
-"""Steps without a draft before one is tried again; doubled each time that this changes nothing."""
+"""Steps without a draft before one is tried again; doubled each time that drafting still does not pay."""
 NGRAMS = (3, 2)
-"""Lengths of the last words that `Lookup` searches for, longest first."""
+"""Numbers of last tokens that `Lookup` searches for, longest first."""
 
 
 @dataclass
 class Proposal:
-    """Drafted tokens, and the law (V,) float64 that each was drawn from; no laws if they are certain."""
+    """Drafted tokens, and the distribution (V,) float64 from which each was drawn; none if they were not drawn."""
 
     tokens: list[int] = field(default_factory=list)
-    laws: list[Array] = field(default_factory=list)
+    distributions: list[Array] = field(default_factory=list)
 
 
 class Draft(Protocol):
-    """What drafts."""
+    """A source of drafted tokens."""
 
     cost: float
     """Seconds for a drafted token over seconds for a step of the model; a first guess."""
 
     def prepare(self, ids: Tensor) -> None:
-        """Read the prompt (1, T) and do what else takes long the first time."""
+        """Prefill the prompt (1, T) and do all else that takes long the first time."""
 
     def propose(self, ids: Tensor, count: int) -> Proposal:
         """At most `count` (1 or more) tokens that may follow the text ids (1, T)."""
@@ -59,7 +60,7 @@ class Draft(Protocol):
 
 
 class Lookup:
-    """Drafts what followed the last words where they stood before: good for code, lists, quotes and summaries."""
+    """Drafts what followed the last tokens where they occurred before: good for code, lists, quotes, summaries."""
 
     cost = 0.0
 
@@ -71,7 +72,7 @@ class Lookup:
         """Nothing to prepare."""
 
     def propose(self, ids: Tensor, count: int) -> Proposal:
-        """What stood behind the latest earlier occurrence of the last three or two tokens."""
+        """The tokens after the latest earlier occurrence of the last three or two tokens."""
         tokens = ids[0].tolist()
         for end in range(self._seen, len(tokens)):  # the n-grams that end before token `end`, for which it follows
             for n in NGRAMS:
@@ -88,7 +89,7 @@ class Lookup:
 class ModelDraft:
     """Drafts with another engine: a smaller model with the same vocabulary, or the same one in fewer bits."""
 
-    def __init__(self, engine: Engine, helped: Engine, rules: Rules, cost: float) -> None:
+    def __init__(self, engine: DecodeEngine, helped: DecodeEngine, rules: Rules, cost: float) -> None:
         self.cost = cost
         self._engine = engine
         self._helped = helped
@@ -96,15 +97,15 @@ class ModelDraft:
         self._held: list[int] = []
 
     def prepare(self, ids: Tensor) -> None:
-        """Read the prompt, and compile or load the draft's step: its first call would not tell what a draft costs."""
+        """Prefill the prompt, and compile or load the draft's step, so that its first measured time is typical."""
         self._held = ids[0].tolist()
-        self._engine.read(self._held[:-1])
+        self._engine.prefill(self._held[:-1])
         self._engine.step(self._held[-1:])
         self._engine.close()
 
     def propose(self, ids: Tensor, count: int) -> Proposal:
-        """Greedily, or drawn from the draft's own law, whichever the request's rules say."""
-        self._helped.close()  # two teams of threads would fight for the cores
+        """Draft greedily, or draw from the draft's own distribution, as the request's rules say."""
+        self._helped.close()  # the threads of two engines would compete for the cores
         length = ids.shape[1]
         work = torch.empty((1, length + count), dtype=torch.long)
         work[:, :length] = ids
@@ -112,17 +113,17 @@ class ModelDraft:
         keep = _common(self._held, tokens[:-1])
         self._engine.truncate(keep)
         behind = max(keep, length - 1 - MOST_DRAFTED)
-        self._engine.read(tokens[keep:behind])
+        self._engine.prefill(tokens[keep:behind])
         step, proposal = tokens[behind:], Proposal()
         if self._rules.plain:
-            self._engine.read(step[:-1])
+            self._engine.prefill(step[:-1])
             proposal.tokens = [row[0] for row in self._engine.greedy(step[-1:], count)]
             count = 0
         for end in range(length, length + count):
             logits, past = self._engine.step(step)[-1], work[:, :end]
             if self._rules.sampling:
-                proposal.laws.append(self._rules.law(past, logits))
-                token = draw_exact(proposal.laws[-1])
+                proposal.distributions.append(self._rules.distribution(past, logits))
+                token = draw_exact(proposal.distributions[-1])
             else:
                 token = int(self._rules.next_tokens(past, logits[None])[0])
             proposal.tokens.append(token)
@@ -134,7 +135,7 @@ class ModelDraft:
 
 
 def _common(a: list[int], b: list[int]) -> int:
-    """Length of what two lists have in common at their beginning."""
+    """Length of the common prefix of two lists."""
     shorter = min(len(a), len(b))
     if a[:shorter] == b[:shorter]:
         return shorter
@@ -142,9 +143,9 @@ def _common(a: list[int], b: list[int]) -> int:
 
 
 class _Cost:
-    """Time of a drafted step over that of a plain one: a line in the number of drafted tokens.
+    """Time of a drafted step over that of a plain one: a linear function of the number of drafted tokens.
 
-    It goes through the points of late, and a little through a guess, so that it always has a slope.
+    It is fitted to recent measurements, and with a small weight to a guess, so that it always has a slope.
     """
 
     def __init__(self, cost: float, most: int) -> None:
@@ -157,23 +158,23 @@ class _Cost:
         return 1, k, k * k, time, k * time
 
     def add(self, k: int, time: float) -> None:
-        """A step with k drafted tokens took so long."""
+        """Record the time of a step with k drafted tokens."""
         pairs = zip(self._seen, self._terms(k, time), strict=True)
         self._seen = [0.9 * old + new for old, new in pairs]
 
     def at(self, k: int) -> float:
-        """What a step with k drafted tokens will take."""
+        """The expected time of a step with k drafted tokens."""
         n, x, xx, y, xy = (seen + 0.02 * guess for seen, guess in zip(self._seen, self._guess, strict=True))
         slope = (n * xy - x * y) / (n * xx - x * x)
         return max(0.9, (y - slope * x) / n + slope * k)  # a step with a draft is not faster than one without
 
 
 class DraftLength:
-    """How many tokens to draft, so that tokens per second are most (Leviathan et al. 2023, 3.1).
+    """How many tokens to draft for the most tokens per second (Leviathan et al. 2023, 3.1).
 
-    With k drafted tokens, each kept with probability `rate`, a step gives 1 + rate + ... + rate^k tokens. `rate`
-    follows what was kept lately; so does the time of such a step, but only where the text cannot depend on it, for a
-    seed must mean one text.
+    With k drafted tokens, each accepted with probability `rate`, a step gives 1 + rate + ... + rate^k tokens. `rate`
+    follows recent acceptances. So does the time of a step, but only where the text cannot depend on it, because a seed
+    must give one text.
     """
 
     def __init__(self, cost: float, most: int = MOST_DRAFTED, measure: bool = True) -> None:
@@ -182,16 +183,16 @@ class DraftLength:
         """Seconds of a step with one token; 0 until known."""
         self._steps = 0
         self._idle, self._patience = PATIENCE, PATIENCE
-        """Steps without a draft since the last one, and how many there may be; the first draft is due at once."""
+        """Steps without a draft since the last one, and their limit; the first draft is due at once."""
         self._again = False
 
     def next(self) -> int:
         """Tokens to draft now."""
         self._steps += 1
         if self.measure and self._steps <= 2:
-            return 0  # the first step compiles and warms up, the second one is the measure of the others
-        if self._again or self._idle >= self._patience:  # so that a rate that once was low is seen to rise
-            self._again = not self._again  # twice: the first draft has much to read, and tells nothing of its cost
+            return 0  # the first step compiles and warms up, the second one is the reference
+        if self._again or self._idle >= self._patience:  # to notice when a low rate has risen
+            self._again = not self._again  # twice: the first draft has a long prefill, and its time is not typical
             self._patience *= 2 if self._again else 1
             return self.most // 2 + 1
         best, length, tokens, chance = 1.0, 0, 1.0, 1.0
@@ -204,12 +205,12 @@ class DraftLength:
         if length:
             self._patience = PATIENCE
             if self.measure and self._steps % 8 == 0:
-                length = min(self.most, length + 1)  # so that what one more costs is known
+                length = min(self.most, length + 1)  # to learn what one more costs
         return length
 
     def saw(self, drafted: int, kept: int, draft_seconds: float, step_seconds: float) -> None:
-        """Learn from a step."""
-        # A draft that was kept whole says as many times "kept"; one that was not says "not kept" once.
+        """Learn from a step and its times."""
+        # Each accepted token counts as a success; a rejection counts as one failure.
         for outcome in [1.0] * kept + [0.0] * (kept < drafted):
             self.rate += 0.1 * (outcome - self.rate)
         idle, self._idle = self._idle, 0 if drafted else self._idle + 1
@@ -217,36 +218,36 @@ class DraftLength:
             return
         if drafted == 0:
             self._plain = step_seconds if not self._plain else 0.8 * self._plain + 0.2 * step_seconds
-        elif self._plain and idle < self.most:  # after a longer pause a draft must first read what was written
+        elif self._plain and idle < self.most:  # after a longer pause a draft first has a prefill
             self.cost.add(drafted, (draft_seconds + step_seconds) / self._plain)
 
 
 def decode_with_draft(
-    engine: Engine,
+    engine: DecodeEngine,
     draft: Draft,
     input_ids: Tensor,
     rules: Rules,
     length_rule: DraftLength,
     streamer: BaseStreamer | None,
 ) -> tuple[Tensor, Speculation]:
-    """One prompt (1, T) and what follows it, as `loop.decode`."""
+    """One prompt (1, T) and its continuation, as `loop.decode`."""
     found = Speculation()
     ids, length = room_for(input_ids, rules), input_ids.shape[1]
     draft.prepare(input_ids)
-    engine.read(ids[0, : length - 1].tolist())
+    engine.prefill(ids[0, : length - 1].tolist())
     while True:
         start = time.perf_counter()
-        wanted = min(length_rule.next(), rules.limit - length - 1)
+        count = min(length_rule.next(), rules.limit - length - 1)
         proposal = Proposal()
-        if wanted > 0:
-            proposal = draft.propose(ids[:, :length], wanted)
+        if count > 0:
+            proposal = draft.propose(ids[:, :length], count)
         middle = time.perf_counter()
         logits = engine.step([int(ids[0, length - 1]), *proposal.tokens])
         end = time.perf_counter()
         begin, ended, kept = length, False, True
         while kept and not ended:
-            place = length - begin
-            ids[0, length], kept = _verdict(proposal, place, ids[:, :length], logits[place], rules)
+            index = length - begin
+            ids[0, length], kept = _verdict(proposal, index, ids[:, :length], logits[index], rules)
             length += 1
             if streamer is not None:
                 streamer.put(ids[0, length - 1 : length].clone())
@@ -261,13 +262,13 @@ def decode_with_draft(
         engine.truncate(length - 1)
 
 
-def _verdict(proposal: Proposal, place: int, past: Tensor, logits: Tensor, rules: Rules) -> tuple[int, bool]:
-    """The token that follows `past`, and whether it is the draft's token at `place`."""
-    drafted = proposal.tokens[place] if place < len(proposal.tokens) else None
-    if drafted is None or not proposal.laws:
+def _verdict(proposal: Proposal, index: int, past: Tensor, logits: Tensor, rules: Rules) -> tuple[int, bool]:
+    """The token that follows `past`, and whether it is the drafted token at `index`."""
+    drafted = proposal.tokens[index] if index < len(proposal.tokens) else None
+    if drafted is None or not proposal.distributions:
         token = int(rules.next_tokens(past, logits[None])[0])
         return token, token == drafted
-    p, q = rules.law(past, logits), proposal.laws[place]
+    p, q = rules.distribution(past, logits), proposal.distributions[index]
     if float(torch.rand((), dtype=torch.float64)) < acceptance(p, q)[drafted]:
         return drafted, True
     return draw_exact(residual(p, q)), False

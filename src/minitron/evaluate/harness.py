@@ -19,7 +19,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from transformers import PreTrainedTokenizerBase
 
 from ..model import NemotronForCausalLM
-from ..sampling_settings import NEUTRAL
+from ..sampling_parameters import NEUTRAL
 from ..templates import render_conversation
 from .answers import Answers
 from .loglikelihood import Request, loglikelihoods, was_truncated

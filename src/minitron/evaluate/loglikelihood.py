@@ -20,6 +20,7 @@ from torch import Tensor
 from ..cache import NemotronCache
 from ..framework import CACHE_NAME
 from ..model import NemotronForCausalLM
+from .last_layer import last_layer_at
 from .scoring import pair_scores
 
 ROW_TOKENS = {"cpu": 512, "cuda": 8192}
@@ -194,18 +195,19 @@ def _forward(model: NemotronForCausalLM, rows: list[_Row], cache: NemotronCache 
     """Answer a batch of rows. A cache, which is extended, is allowed with a single row only."""
     layouts = [_lay_out(row) for row in rows]
     positions = [_positions(row, layout) for row, layout in zip(rows, layouts, strict=True)]
-    wanted = np.unique(np.concatenate(positions))
+    scored = np.unique(np.concatenate(positions))
     device = model.device
     more: dict[str, Any] = {CACHE_NAME: cache, "use_cache": cache is not None}
     mask = _mask(layouts, model.lm_head.weight)
     if mask is not None:
         more |= {"attention_mask": mask, "position_ids": _padded([layout.depth for layout in layouts], device)}
     ids = _padded([layout.ids for layout in layouts], device)
-    hidden = model.model(ids, wanted=torch.from_numpy(wanted).to(device), **more).last_hidden_state
+    with last_layer_at(model.model, torch.from_numpy(scored).to(device)):
+        hidden = model.model(ids, **more).last_hidden_state
     # The indices in each row that predict targets, row by row; several targets may share one.
     unique = [np.unique(row_positions, return_inverse=True) for row_positions in positions]
     rows_of = np.repeat(np.arange(len(rows)), [len(found) for found, _ in unique])
-    columns = np.searchsorted(wanted, np.concatenate([found for found, _ in unique]))
+    columns = np.searchsorted(scored, np.concatenate([found for found, _ in unique]))
     starts = np.cumsum([0, *(len(found) for found, _ in unique)])
     position = np.concatenate([inverse + start for (_, inverse), start in zip(unique, starts, strict=False)])
     kept = hidden[torch.from_numpy(rows_of).to(device), torch.from_numpy(columns).to(device)]

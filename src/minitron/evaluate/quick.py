@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..model import NemotronForCausalLM
-from ..sampling_settings import NEUTRAL
+from ..sampling_parameters import NEUTRAL
 from ..tokenizer import tokenizer_difference
 from .scoring import logit_chunks, pair_scores
 

@@ -254,7 +254,7 @@ class HalfAttention(NemotronAttention):
 
 
 class LoneLayer(NemotronDecoderLayer):
-    def forward(self, hidden_states: Tensor, wanted: Any = None, **kwargs: Any) -> Tensor:
+    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
         return hidden_states + 3 * self.mlp(self.post_attention_layernorm(hidden_states))
 
 

@@ -14,9 +14,11 @@ from transformers import (
     StoppingCriteria,
     StoppingCriteriaList,
 )
+from transformers.generation.streamers import BaseStreamer
 
 from minitron import NemotronForCausalLM
 from minitron.engine import generation, packed
+from minitron.engine_hook import GenerationReport
 
 
 def prompt(count: int = 5, seed: int = 3) -> torch.Tensor:
@@ -243,3 +245,49 @@ def test_generations_at_the_same_time_do_not_meet() -> None:
     for thread in threads:
         thread.join()
     assert all(torch.equal(found[i], expected[i]) for i in range(4))
+
+
+class Meeting(BaseStreamer):
+    """Lets two calls of `generate` wait for each other after their first token."""
+
+    def __init__(self, barrier: threading.Barrier) -> None:
+        self.barrier, self.tokens = barrier, 0
+
+    def put(self, value: torch.Tensor) -> None:
+        self.tokens += 1
+        if self.tokens == 2:  # the prompt was the first
+            self.barrier.wait(timeout=60)
+
+    def end(self) -> None:
+        pass
+
+
+def test_each_call_has_a_report_of_its_own_when_two_threads_generate() -> None:
+    model, ids = tiny_model(), torch.tensor([some_tokens(6)])
+    barrier, reports = threading.Barrier(2), {"auto": GenerationReport(), "off": GenerationReport()}
+
+    def call(engine: str) -> None:
+        how = {"max_new_tokens": 8, "do_sample": False, "report": reports[engine], "streamer": Meeting(barrier)}
+        model.generate(ids, engine=engine, **how)
+
+    threads = [threading.Thread(target=call, args=(engine,)) for engine in reports]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert reports["auto"].engine == "cpu"
+    assert reports["auto"].seen_neurons > 0
+    assert (reports["off"].engine, reports["off"].reason) == ("transformers", 'engine="off"')
+    assert reports["off"].zero_fraction is None
+    assert model.last_generation in (reports["auto"], reports["off"])
+
+
+def test_a_report_says_what_ran_in_the_call_it_was_handed_to() -> None:
+    model, ids, report = tiny_model(), torch.tensor([some_tokens(6)]), GenerationReport()
+    model.generate(ids, max_new_tokens=3, do_sample=False, draft="lookup", report=report)
+    assert report.engine == "cpu"
+    assert report.speculation is not None
+    assert model.last_generation is report
+    model.generate(ids, max_new_tokens=3, do_sample=False, num_beams=2, report=report)
+    assert report == GenerationReport("transformers")
+    assert model.last_generation is None

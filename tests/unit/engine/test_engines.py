@@ -20,7 +20,7 @@ ENGINES = {"reference": ReferenceEngine, "cpu": cpu.CpuEngine}
 
 def logits_of(engine, tokens: list[int], read: int, piece: int) -> torch.Tensor:
     """Logits after each token from `read` on, asked for in pieces."""
-    engine.read(tokens[:read])
+    engine.prefill(tokens[:read])
     pieces = [engine.step(tokens[i : i + piece]).clone() for i in range(read, len(tokens), piece)]
     engine.close()
     return torch.cat(pieces)
@@ -80,7 +80,7 @@ def test_greedy_tokens_in_one_call_are_those_of_single_steps(format: Format) -> 
     for seed in range(4):
         start = some_tokens(5, seed=seed)
         engine = cpu.CpuEngine(weights, 40, threads=2)
-        engine.read(start)
+        engine.prefill(start)
         token, expected = 1, []
         for _ in range(20):
             token = int(engine.step([token])[0].argmax())
@@ -122,7 +122,7 @@ def test_prompt_lengths_around_the_chunk(kind: str, monkeypatch: pytest.MonkeyPa
 def test_forgetting_tokens(kind: str) -> None:
     engine = ENGINES[kind](from_model(tiny_model()), 30)
     tokens = some_tokens(20)
-    engine.read(tokens[:10])
+    engine.prefill(tokens[:10])
     expected = engine.step(tokens[10:14]).clone()
     engine.truncate(10)
     engine.step(some_tokens(5, seed=7))
@@ -193,14 +193,14 @@ def test_parts_that_threads_take_as_they_are_free_give_the_same_bits(
         with cpu.CpuEngine(weights, 120, threads=threads, slots=2) as engine:
             for slot in range(2):  # prompts in steps whose logits nobody wants
                 for first in range(0, 20, 4):
-                    engine.read(tokens[first + slot : first + slot + 4], slot)
+                    engine.prefill(tokens[first + slot : first + slot + 4], slot)
             logits = torch.cat([engine.step(tokens[at : at + 1 + at % 3], 0).clone() for at in range(20, 50)])
             return logits, engine.greedy(tokens[:2], 30, slots=(0, 1))
 
     expected = texts(1)
     monkeypatch.setattr(cpu, "SMALL", 0)  # as for a large model
     for threads in (1, 2, 3, 5):
-        assert cpu.CpuEngine(weights, 8, threads=threads)._shared[6][cpu.compiled.IN_TURN] == 0
+        assert cpu.CpuEngine(weights, 8, threads=threads)._arguments[6][cpu.compiled.IN_TURN] == 0
         logits, chosen = texts(threads)
         assert torch.equal(logits, expected[0]), threads
         assert chosen == expected[1], threads
@@ -247,9 +247,9 @@ def test_texts_side_by_side_have_the_bits_of_each_alone(format: Format) -> None:
     expected = [logits_of(cpu.CpuEngine(weights, 30), text, len(text) - 1, 1)[-1] for text in texts]
     engine = cpu.CpuEngine(weights, 30, threads=2, slots=len(texts))
     for slot, text in enumerate(texts):
-        engine.read(text[:-1], slot)
+        engine.prefill(text[:-1], slot)
     slots = list(range(len(texts)))[::-1]
-    found = engine.step_each([texts[slot][-1] for slot in slots], slots)
+    found = engine.decode([texts[slot][-1] for slot in slots], slots)
     assert engine.kv.lengths == [len(text) for text in texts]
     for slot, row in zip(slots, found, strict=True):
         assert torch.equal(row, expected[slot])
@@ -261,7 +261,7 @@ def test_no_other_pool_of_threads_is_started() -> None:
 
     before = parallel._is_initialized, torch.get_num_threads()
     with cpu.CpuEngine(from_model(tiny_model()), 60, threads=2) as engine:
-        engine.read(some_tokens(40))  # by torch, whose threads sleep before the engine's are started
+        engine.prefill(some_tokens(40))  # by torch, whose threads sleep before the engine's are started
         assert not engine._running
         engine.greedy([1], 10)
     assert (parallel._is_initialized, torch.get_num_threads()) == before

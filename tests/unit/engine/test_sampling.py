@@ -16,21 +16,22 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from minitron.engine.sampling import Choice, choose, distribution, draw, penalize
+from minitron.engine.sampling import choose, draw, kept_tokens, penalize
+from minitron.sampling_parameters import SamplingParameters
 
 
-def upstream(logits: np.ndarray, choice: Choice, seen: np.ndarray) -> np.ndarray:
+def upstream(logits: np.ndarray, parameters: SamplingParameters, seen: np.ndarray) -> np.ndarray:
     """Probabilities (V,) by transformers' own processors."""
     processors = LogitsProcessorList()
-    if choice.repetition_penalty != 1:
-        processors.append(RepetitionPenaltyLogitsProcessor(choice.repetition_penalty))
-    processors.append(TemperatureLogitsWarper(choice.temperature))
-    if choice.top_k:
-        processors.append(TopKLogitsWarper(choice.top_k))
-    if choice.top_p < 1:
-        processors.append(TopPLogitsWarper(choice.top_p))
-    if choice.min_p:
-        processors.append(MinPLogitsWarper(choice.min_p))
+    if parameters.repetition_penalty != 1:
+        processors.append(RepetitionPenaltyLogitsProcessor(parameters.repetition_penalty))
+    processors.append(TemperatureLogitsWarper(parameters.temperature))
+    if parameters.top_k:
+        processors.append(TopKLogitsWarper(parameters.top_k))
+    if parameters.top_p < 1:
+        processors.append(TopPLogitsWarper(parameters.top_p))
+    if parameters.min_p:
+        processors.append(MinPLogitsWarper(parameters.min_p))
     scores = processors(torch.from_numpy(seen)[None], torch.from_numpy(logits.copy())[None])
     return scores[0].double().softmax(-1).numpy()
 
@@ -50,11 +51,13 @@ def test_probabilities_are_those_of_transformers(
 ) -> None:
     rng = np.random.default_rng(seed)
     logits, seen = (3 * rng.standard_normal(V)).astype(np.float32), rng.integers(0, V, 5)
-    choice = Choice(temperature, top_k, top_p, min_p, penalty)
-    ids, p = distribution(penalize(logits, seen, penalty), choice)
+    parameters = SamplingParameters(
+        temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=penalty
+    )
+    ids, p = kept_tokens(penalize(logits, seen, penalty), parameters)
     found = np.zeros(V)
     found[ids] = p
-    expected = upstream(logits, choice, seen)
+    expected = upstream(logits, parameters, seen)
     if ((found > 0) != (expected > 0)).any():
         # Sums in fp32 there and fp64 here may disagree on one token at the very edge of the nucleus.
         assert abs((found > 0).sum() - (expected > 0).sum()) == 1
@@ -64,15 +67,16 @@ def test_probabilities_are_those_of_transformers(
 
 
 def test_ties_with_the_last_of_the_top_k_stay() -> None:
-    ids, p = distribution(np.array([1, 2, 2, 0], np.float32), Choice(1.0, top_k=1))
+    ids, p = kept_tokens(np.array([1, 2, 2, 0], np.float32), SamplingParameters(temperature=1.0, top_k=1))
     assert ids.tolist() == [1, 2]
     assert np.allclose(p, 0.5)
 
 
 def test_greedy_takes_the_first_of_equals() -> None:
     logits = np.array([[0, 5, 5], [0, 5, 4]], np.float32)
-    assert choose(logits, Choice(), np.array([[0], [1]])).tolist() == [1, 1]
-    assert choose(logits, Choice(repetition_penalty=2.0), np.array([[0], [1]])).tolist() == [1, 2]
+    assert choose(logits, SamplingParameters(temperature=0), np.array([[0], [1]])).tolist() == [1, 1]
+    penalized = SamplingParameters(temperature=0, repetition_penalty=2.0)
+    assert choose(logits, penalized, np.array([[0], [1]])).tolist() == [1, 2]
 
 
 def test_draws_follow_the_probabilities() -> None:
@@ -86,4 +90,4 @@ def test_draws_follow_the_probabilities() -> None:
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_logits_that_are_not_finite_are_refused(bad: float) -> None:
     with pytest.raises(ValueError, match="largest logit is"):
-        distribution(np.array([0, bad], np.float32), Choice(1.0))
+        kept_tokens(np.array([0, bad], np.float32), SamplingParameters(temperature=1.0))

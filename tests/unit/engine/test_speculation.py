@@ -1,4 +1,4 @@
-"""Speculation: the same text as without it, the same law when sampling, and what is reported."""
+"""Speculation: the same text as without it, the same distribution when sampling, and what is reported."""
 
 from __future__ import annotations
 
@@ -87,13 +87,13 @@ def test_the_same_seed_gives_the_same_text_with_a_drawn_draft() -> None:
     assert texts[0] == texts[1] != texts[2]
 
 
-laws = st.lists(st.floats(0, 1), min_size=2, max_size=9).filter(lambda values: sum(values) > 1e-3)
+distributions = st.lists(st.floats(0, 1), min_size=2, max_size=9).filter(lambda values: sum(values) > 1e-3)
 
 
 @settings(max_examples=300, deadline=None)
-@given(laws, st.data())
+@given(distributions, st.data())
 def test_kept_and_replaced_tokens_together_have_the_models_law(values: list[float], data: st.DataObject) -> None:
-    # A law may give tokens no probability, as top-k does.
+    # A distribution may give tokens no probability, as top-k does.
     size = {"min_size": len(values), "max_size": len(values)}
     other = data.draw(st.lists(st.floats(0, 1), **size).filter(lambda values: sum(values) > 1e-3))
     p, q = np.array(values) / sum(values), np.array(other) / sum(other)
@@ -101,8 +101,8 @@ def test_kept_and_replaced_tokens_together_have_the_models_law(values: list[floa
     assert np.abs(kept + (1 - kept.sum()) * residual(p, q) - p).max() < 1e-12
 
 
-def law_of_texts(model: NemotronForCausalLM, ids: torch.Tensor, length: int, how: dict) -> dict[tuple, float]:
-    """The product of the laws that transformers' own path has at each place."""
+def distribution_of_texts(model: NemotronForCausalLM, ids: torch.Tensor, length: int, how: dict) -> dict[tuple, float]:
+    """The product of the distributions that transformers' own path has at each position."""
     texts: dict[tuple[int, ...], float] = {(): 1.0}
     for _ in range(length):
         longer = {}
@@ -123,7 +123,7 @@ def test_texts_have_the_law_of_the_model(how: dict) -> None:
     model, draft = tiny_model(**shape), tiny_model(seed=1, num_hidden_layers=0, **shape)
     ids, count, drafted, kept = torch.tensor([[1, 2]]), 1500, 0, 0
     how = {"do_sample": True, "eos_token_id": None, "pad_token_id": 0, **how}
-    expected = law_of_texts(model, ids, 3, how)
+    expected = distribution_of_texts(model, ids, 3, how)
     assert abs(sum(expected.values()) - 1) < 1e-9
     torch.manual_seed(0)
     found: Counter[tuple[int, ...]] = Counter()

@@ -1,9 +1,9 @@
-"""A checksum of a tensor's bytes, as fast as memory is read: whether a copy of it is still a copy.
+"""A checksum of a tensor's bytes, as fast as memory is read: it tells whether a copy is still up to date.
 
 Blocks of 512 words of 64 bits are hashed by multiplying the halves of each word with each other, after a random key was
 added to the word (NH of UMAC, Black et al. 1999), twice with other keys; the blocks' two sums are then mixed in order.
-A change is missed once in some 2^60 times, whatever was changed; a sum of words, or of words times odd numbers, would
-miss pairs of changed signs. Nothing here resists somebody who wants two tensors to have the same sum. Needs Numba.
+Any change is missed with a probability of some 2^-60; a sum of words, or of words times odd numbers, would miss pairs
+of changed signs. The checksum does not withstand somebody who constructs two tensors with the same one.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Compiled functions cached on disk that notice changes of what is compiled into them, and what is said meanwhile."""
+"""Compiled functions, cached on disk until a source file that they were compiled from changes."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from numba import njit
 from .formats import FAST
 
 SILENT_SECONDS = 1.0
-"""Loading compiled code from the disk takes less, compiling it more."""
+"""Loading compiled code from the disk takes less than this, compiling it more."""
 _log = logging.getLogger("minitron")
 _compiled: set[str] = set()
-_telling = threading.Lock()
+_lock = threading.Lock()
 
 
 @contextmanager
 def compiling(what: str) -> Iterator[None]:
-    """Say, once a process, that `what` is being compiled if the work of this block takes long."""
-    with _telling:
+    """Log, once a process, that `what` is being compiled if this block takes long."""
+    with _lock:
         if what in _compiled:
             known = True
         else:
@@ -46,14 +46,14 @@ def compiling(what: str) -> Iterator[None]:
 
 
 def cached(build: Callable[[int], Any], file: str, *modules: ModuleType) -> Any:
-    """`build(digest)` compiled, without the GIL, and cached on disk where a folder may be written to.
+    """`build(digest)`, compiled without the GIL, and cached on disk where there is a writable folder.
 
     Numba looks only at the file of a cached function, and at the values of its closure: the function that `build`
-    returns must use `digest`, which changes with every source line of `file` and of the modules.
+    returns must use `digest`, a checksum of the source of `file` and of the modules.
     """
     files = (file, *(module.__file__ or "" for module in modules))
     function = build(zlib.crc32(b"".join(Path(name).read_bytes() for name in files)))
     try:
         return njit(cache=True, **FAST)(function)
-    except RuntimeError:  # no folder that may be written to: compiled anew in each process
+    except RuntimeError:  # no writable folder: compiled anew in each process
         return njit(**FAST)(function)

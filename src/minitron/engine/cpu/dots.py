@@ -1,13 +1,13 @@
 """Products of rows of weights with staged vectors, for each format of `formats`: one row or four, one vector or four.
 
-A row is worked on in units of 64 columns (int4: 128), each unpacked once for all vectors. What tells the formats apart:
+A row is processed in units of 64 columns (int4: 128), each unpacked once for all vectors. Each format defines:
 
 - `units(row, columns)` and `unit_bytes(row)`: how many whole units there are, and their size;
 - `weights_at(row, i, columns)`: a unit's weights, unpacked; `last_weights` those of half a unit at the end (int4);
 - `times(row, weights, staged, i, sums)`: `sums` plus the products with the vector's part;
 - `summed(row, sums, staged)`: sixteen partial sums of the product.
 
-Every product of a row and a vector is added up in the same order, however many are worked on together. Needs Numba.
+Every product of a row and a vector is summed in the same order, however many are computed together.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def summed(row: Array, sums: Any, staged: Array) -> Any:
 
 @njit(fastmath={"contract", "nsz"}, nogil=True, forceinline=True)
 def sum_of_four(a, b, c, d):  # type: ignore[no-untyped-def]
-    """Four times sixteen sums as sixteen; in this order everywhere, for it is a part of a product's bits."""
+    """Four times sixteen sums as sixteen; in this order everywhere, because it determines a product's bits."""
     return plus(plus(a, b), plus(c, d))  # type: ignore[call-arg]
 
 
@@ -290,36 +290,36 @@ def dots_of_four(row, x0, x1, x2, x3, columns):  # type: ignore[no-untyped-def]
 
 
 @njit(**INNER)
-def kept(values, place):  # type: ignore[no-untyped-def]
-    """Four times sixteen sums from an array, at a byte offset."""
-    a, b = load_fp32(values, place), load_fp32(values, place + 64)  # type: ignore[call-arg]
-    return a, b, load_fp32(values, place + 128), load_fp32(values, place + 192)  # type: ignore[call-arg]
+def load_sums(values, offset):  # type: ignore[no-untyped-def]
+    """Load four times sixteen sums from a byte offset."""
+    a, b = load_fp32(values, offset), load_fp32(values, offset + 64)  # type: ignore[call-arg]
+    return a, b, load_fp32(values, offset + 128), load_fp32(values, offset + 192)  # type: ignore[call-arg]
 
 
 @njit(**INNER)
-def keep(values, place, sums):  # type: ignore[no-untyped-def]
-    """Put four times sixteen sums there."""
+def store_sums(values, offset, sums):  # type: ignore[no-untyped-def]
+    """Store four times sixteen sums at a byte offset."""
     for i in range(4):
-        store(values, place + 64 * i, sums[i])  # type: ignore[call-arg]
+        store(values, offset + 64 * i, sums[i])  # type: ignore[call-arg]
 
 
 @njit(**INNER)
 def panel_of_four(row, x0, x1, x2, x3, first, last, sums, after, shift):  # type: ignore[no-untyped-def]
     """Add units `first` to `last` of a row in FLOATS times four staged vectors to sums (4, 64) fp32.
 
-    Meanwhile memory is asked for what lies `shift` units from there in the row `after`.
+    Meanwhile the units of row `after` that lie `shift` units further are prefetched.
     """
-    s0, s1, s2, s3 = kept(sums, 0), kept(sums, 256), kept(sums, 512), kept(sums, 768)
+    s0, s1, s2, s3 = load_sums(sums, 0), load_sums(sums, 256), load_sums(sums, 512), load_sums(sums, 768)
     for i in range(first, last):
         for line in range(0, unit_bytes(row), 64):
             prefetch_far(after, (i + shift) * unit_bytes(row) + line)  # type: ignore[call-arg]
         weights = unpacked(row, i)
         s0, s1 = times_floats(weights, x0, i, s0), times_floats(weights, x1, i, s1)
         s2, s3 = times_floats(weights, x2, i, s2), times_floats(weights, x3, i, s3)
-    keep(sums, 0, s0)
-    keep(sums, 256, s1)
-    keep(sums, 512, s2)
-    keep(sums, 768, s3)
+    store_sums(sums, 0, s0)
+    store_sums(sums, 256, s1)
+    store_sums(sums, 512, s2)
+    store_sums(sums, 768, s3)
 
 
 # --- four rows ---------------------------------------------------------------------------------------------------

@@ -1,9 +1,9 @@
 """Decoding on the CPU: threads that run the compiled step, and the memory it works in.
 
-Neither torch's nor Numba's thread pool is used while decoding: the engine starts threads of its own for one
-generation (at most as many as `torch.get_num_threads()` says, fewer where other programs take the cores, see `team`)
-and ends them with it. Long prompts are read by torch, whose pool sleeps afterwards; the engine's threads start after
-that.
+Neither torch's nor Numba's thread pool is used while decoding. The engine starts threads of its own when it decodes (at
+most as many as `torch.get_num_threads()` says, fewer where other programs use the cores, see `team`) and ends them when
+it is closed. The prefill of a long prompt is done by torch, whose pool sleeps afterwards; the engine's threads start
+after it.
 """
 
 from __future__ import annotations
@@ -19,32 +19,32 @@ from torch import Tensor
 
 from ...finite import check_logits
 from ...pages import SMALL
-from ..loop import MAX_TOKENS, MOST_STOPS
+from ..base import MAX_TOKENS, MOST_STOPS, DecodeEngine
+from ..kv import KeyValues
 from ..quantize import BLOCK, FORMATS, PLAIN, Matrix
-from ..reference import ReferenceEngine
 from ..weights import EngineWeights, Norm, format_of
 from . import step as compiled
 from .compiled import compiling
 from .formats import KINDS, STAGED_BLOCK
-from .prefill import PromptReader
+from .prefill import Prefill
 from .team import Team, interruptions
 from .threads import SYNC_SIZE
 
 SHORT_PROMPT = 32
-"""Tokens up to which prompts are read in steps where weights are packed, for unpacking them takes longer than that, or
-few, for then calls of torch do."""
+"""Prompts of at most so many tokens are prefilled in decode steps where weights are quantized, because unpacking them
+for torch takes longer, and where they are few, because calls of torch take longer."""
 RUNS, LEAST_RUN = 32, 128
-"""Neurons are worked on in at most so many runs, of at least so many."""
+"""Neurons are computed in at most so many runs, of at least so many neurons."""
 
 
-class CpuEngine:
-    """Sequences, one in each slot: `read` tokens whose logits nobody wants, `step` over those whose are.
+class CpuEngine(DecodeEngine):
+    """A `DecodeEngine` of compiled code. Close it, or leave its `with` block, to end its threads."""
 
-    Close it, or leave its `with` block, to end its threads.
-    """
+    name = "cpu"
+    device = torch.device("cpu")
 
     def __init__(self, weights: EngineWeights, capacity: int, threads: int | None = None, slots: int = 1) -> None:
-        """Take the memory for `capacity` tokens in each of `slots` sequences.
+        """Allocate the cache for `capacity` tokens in each of `slots` slots.
 
         Raises:
             ValueError: the weights are in a dtype that the kernels do not read.
@@ -53,13 +53,11 @@ class CpuEngine:
             raise ValueError(f"weights are {weights.format}; the CPU engine reads {', '.join(FORMATS)}")
         self.weights = weights
         self.threads = threads or torch.get_num_threads()
+        self.kv = KeyValues(weights, capacity, slots)
         self._large = weights.format in PLAIN and weights.nbytes > SMALL
-        self._reader = ReferenceEngine(weights, capacity, slots)
-        self.kv = self._reader.kv
-        self._prompts = PromptReader(weights, self.kv, self._reader.rotary, self.threads)
-        self._job = np.zeros(4, np.int64)
-        self._places = np.zeros((2, MAX_TOKENS), np.int64)
-        self._tokens = np.zeros(max(MAX_TOKENS, capacity * min(slots, MAX_TOKENS)), np.int64)
+        self._prefill = Prefill(weights, self.kv, self.threads)
+        self._batch = np.zeros(4, np.int64)
+        self._slot_mapping = np.zeros((2, MAX_TOKENS), np.int64)
         self._stops = np.full(MOST_STOPS, -1, np.int64)
         self._zeros = np.zeros((self.threads, 8), np.int64)
         self._seen = 0
@@ -67,12 +65,18 @@ class CpuEngine:
         self._workers: list[threading.Thread] = []
         self._team = Team(self.threads)
         self._running = 0
-        """Threads that are there, this one too; 0 before the first step."""
-        constants = weights.constants
-        run = max(LEAST_RUN, -(-constants.intermediate_size // RUNS // 4) * 4)
-        self._spaces = _spaces(weights, capacity, self.threads, run)
-        self._logits = torch.from_numpy(self._spaces[9])
-        cos, sin = (table.numpy() for table in self._reader.rotary)
+        """Threads that are running, this one included; 0 before the first step."""
+        self._run_of_neurons = max(LEAST_RUN, -(-weights.constants.intermediate_size // RUNS // 4) * 4)
+        self._allocate()
+
+    def _allocate(self) -> None:
+        """Allocate what depends on the capacity, and collect the arguments of the compiled step."""
+        weights, capacity, slots = self.weights, self.kv.capacity, len(self.kv.lengths)
+        constants, run = weights.constants, self._run_of_neurons
+        self._tokens = np.zeros(max(MAX_TOKENS, capacity * min(slots, MAX_TOKENS)), np.int64)
+        scratch = _scratch(weights, capacity, self.threads, run)
+        self._logits = torch.from_numpy(scratch[9])
+        cos, sin = (table.numpy() for table in self.kv.rotary)
         sizes = (
             weights.hidden_size,
             constants.intermediate_size,
@@ -80,23 +84,23 @@ class CpuEngine:
             constants.head_dim,
             capacity,
             run,
-            # Without layers nobody sets back the counters by which threads take parts.
+            # Without layers nothing sets back the counters by which threads take parts.
             weights.nbytes <= SMALL or not weights.layers,
         )
         extras = (_extras_at(weights.embed), _extras_at(weights.head))
         ends = (_at(weights.embed.data), _at(weights.head.data), *extras, *_norm_at(weights.norm))
-        self._shared = (
+        self._arguments = (
             self._sync,
             tuple(np.zeros(0, KINDS[name]) for name in _kinds(weights)),
-            self._job,
+            self._batch,
             self._tokens,
-            self._places,
+            self._slot_mapping,
             self._stops,
             np.array(sizes, np.int64),
             np.float32(constants.norm_eps),
-            _layer_table(weights, self._reader),
+            _layer_table(weights, self.kv),
             np.array(ends, np.int64),
-            self._spaces,
+            scratch,
             cos,
             sin,
             self._zeros,
@@ -104,39 +108,45 @@ class CpuEngine:
 
     @property
     def active_neurons(self) -> int:
-        """MLP neurons that were not zero, over all calls of `step` and layers."""
+        """MLP neurons that were not zero, over all decoded tokens and layers."""
         return int(self._zeros[:, 0].sum())
 
     @property
     def seen_neurons(self) -> int:
-        """MLP neurons, over all calls of `step` and layers."""
+        """All MLP neurons, over all decoded tokens and layers."""
         return self._seen
 
-    def prepare(self) -> None:
-        """Compile what the first call would, or load it from the cache."""
-        _compile(self.weights, self._shared)
-        self._prompts.prepare()
+    def reserve(self, capacity: int) -> None:
+        """Let each slot hold at least `capacity` tokens; see `DecodeEngine.reserve`."""
+        if self.kv.grow(capacity):
+            self.close()  # its threads hold the smaller arrays
+            self._allocate()
 
-    def read(self, tokens: list[int], slot: int = 0) -> None:
-        """Append tokens to a sequence."""
+    def prepare(self) -> None:
+        """Compile what the first call would compile, or load it from the cache on disk."""
+        _compile(self.weights, self._arguments)
+        self._prefill.prepare()
+
+    def prefill(self, tokens: list[int], slot: int = 0) -> None:
+        """Append tokens to a slot's sequence."""
         if len(tokens) > (MAX_TOKENS if self._large else SHORT_PROMPT):
-            self.close()  # torch's threads want the cores
-            self._prompts.read(tokens, slot)
+            self.close()  # torch's threads need the cores
+            self._prefill.append(tokens, slot)
             return
         for first in range(0, len(tokens), MAX_TOKENS):
             part = tokens[first : first + MAX_TOKENS]
             self._run(part, [slot] * len(part), first_logits=len(part))
 
     def step(self, tokens: list[int], slot: int = 0) -> Tensor:
-        """Append at most MAX_TOKENS tokens and return the logits (len(tokens), V) fp32 after each.
+        """Append at most MAX_TOKENS tokens to a slot's sequence; logits (len(tokens), V) fp32 after each.
 
-        The tensor is the engine's own memory: it is overwritten by the next step.
+        The tensor is the engine's own memory, which the next step overwrites.
         """
         self._run(tokens, [slot] * len(tokens))
         return self._logits[: len(tokens)]
 
-    def step_each(self, tokens: list[int], slots: list[int]) -> Tensor:
-        """Append a token to each of several sequences; logits (len(tokens), V) fp32, each as by `step`.
+    def decode(self, tokens: list[int], slots: list[int]) -> Tensor:
+        """Append one token to the sequence of each slot; logits (len(tokens), V) fp32, each as by `step`.
 
         Weights are read once for MAX_TOKENS sequences.
         """
@@ -151,21 +161,21 @@ class CpuEngine:
     def greedy(
         self, tokens: list[int], count: int, stops: Collection[int] = (), slots: Sequence[int] = (0,)
     ) -> list[list[int]]:
-        """Append a token to each of some sequences and then more, each the most probable after what is there.
+        """Append one token to the sequence of each slot and then more, each the most probable.
 
-        The result is that of `step_each` and `argmax` in turn (of equal logits the first), in less time.
+        The result is that of `decode` and `argmax` in turn (the first of equal logits), in less time.
 
         Args:
             tokens: appended first; at most MAX_TOKENS.
-            count: tokens to return for each; at least 1.
-            stops: no more tokens follow, in any of the sequences, one of these; at most MOST_STOPS.
+            count: tokens to return for each sequence; at least 1.
+            stops: after a step in which any sequence gets one of these, none gets more tokens; at most MOST_STOPS.
             slots: of the sequences.
 
         Returns:
-            at most `count` times a token for each. The last ones are not appended yet.
+            at most `count` rows, each a token for each sequence. Those of the last row are not appended yet.
 
         Raises:
-            NotFiniteError: the largest logit of a text is NaN or infinite.
+            NotFiniteError: the largest logit of a sequence is NaN or infinite.
         """
         assert len(set(slots)) == len(slots) == len(tokens), f"{len(tokens)} tokens for slots {slots}"
         room = self.kv.capacity - max(self.kv.lengths[slot] for slot in slots)
@@ -174,7 +184,7 @@ class CpuEngine:
         self._stops[: len(stops)] = list(stops)
         self._run(tokens, slots, greedy=count)
         check_logits(self._logits[: len(tokens)])  # of the last step: what is NaN once stays so
-        rows = int(self._job[compiled.CHOSEN])
+        rows = int(self._batch[compiled.CHOSEN])
         for slot in slots:
             self.kv.lengths[slot] += rows - 1
         self._count((rows - 1) * len(tokens))
@@ -189,18 +199,18 @@ class CpuEngine:
         assert max(tokens) in known, f"token {max(tokens)} is not in the vocabulary"
         ends = list(self.kv.lengths)
         for m, slot in enumerate(slots):
-            self._places[:, m] = ends[slot], slot
+            self._slot_mapping[:, m] = ends[slot], slot
             ends[slot] += 1
         assert max(ends) <= self.kv.capacity, f"{max(ends)} tokens in a cache of {self.kv.capacity}"
         if self._running != self._team.size:
             self.close()
             self._start(self._team.size)
         self._tokens[:M] = tokens
-        self._job[:] = (M, first_logits, greedy, 0)
+        self._batch[:] = (M, first_logits, greedy, 0)
         before, start = interruptions(), time.perf_counter()
-        compiled.run(0, self._running, *self._shared)
+        compiled.run(0, self._running, *self._arguments)
         seconds = time.perf_counter() - start
-        self._team.saw(max(1, int(self._job[compiled.CHOSEN])), seconds, interruptions() > before)
+        self._team.saw(max(1, int(self._batch[compiled.CHOSEN])), seconds, interruptions() > before)
         self.kv.lengths[:] = ends
         if first_logits < M:
             self._count(M)
@@ -208,15 +218,11 @@ class CpuEngine:
     def _count(self, tokens: int) -> None:
         self._seen += tokens * len(self.weights.layers) * self.weights.constants.intermediate_size
 
-    def truncate(self, length: int, slot: int = 0) -> None:
-        """Forget all but the first `length` tokens of a sequence."""
-        self._reader.truncate(length, slot)
-
     def _start(self, threads: int) -> None:
-        _compile(self.weights, self._shared)
+        _compile(self.weights, self._arguments)
         self._sync[:] = 0
         self._workers = [
-            threading.Thread(target=compiled.run, args=(index, threads, *self._shared), daemon=True)
+            threading.Thread(target=compiled.run, args=(index, threads, *self._arguments), daemon=True)
             for index in range(1, threads)
         ]
         for worker in self._workers:
@@ -226,7 +232,7 @@ class CpuEngine:
     def close(self) -> None:
         """End the threads; the next step starts new ones."""
         if self._running:
-            compiled.run(-1, self._running, *self._shared)
+            compiled.run(-1, self._running, *self._arguments)
             for worker in self._workers:
                 worker.join()
             self._running = 0
@@ -243,19 +249,19 @@ def _kinds(weights: EngineWeights) -> tuple[str, ...]:
     return weights.format, format_of(weights.dtype), weights.embed.format, weights.head.format
 
 
-def _compile(weights: EngineWeights, shared: tuple[Any, ...]) -> None:
+def _compile(weights: EngineWeights, arguments: tuple[Any, ...]) -> None:
     """Load the compiled step from the cache or compile it."""
     kinds = _kinds(weights)
     others = sorted({kind for kind in kinds[2:] if kind != weights.format})
     also = f" ({' and '.join(others)} embedding or head)" if others else ""
     with compiling(f"the decode kernels for {weights.format} weights{also}, {kinds[1]} cache"):
-        compiled.run(-1, 1, *shared)
+        compiled.run(-1, 1, *arguments)
 
 
-def _spaces(weights: EngineWeights, capacity: int, threads: int, run: int) -> tuple[np.ndarray, ...]:
+def _scratch(weights: EngineWeights, capacity: int, threads: int, run: int) -> tuple[np.ndarray, ...]:
     """Scratch memory of the step.
 
-    Per thread the residual stream, its normalized copy and, twice, vectors laid out for products; qkv, attended heads
+    Per thread the residual stream, its normalized copy and, twice, vectors staged for products; qkv, attended heads
     and their projection; hidden neurons, lists of active ones and sums of runs of neurons; logits; per thread
     attention scores.
     """
@@ -279,12 +285,12 @@ def _spaces(weights: EngineWeights, capacity: int, threads: int, run: int) -> tu
     )
     # torch's memory begins at multiples of 64 bytes; sixteen numbers that lie in two cache lines take twice as long.
     return tuple(
-        torch.zeros(shape, dtype=torch.int32 if place == 7 else torch.float32).numpy()
-        for place, shape in enumerate(shapes)
+        torch.zeros(shape, dtype=torch.int32 if index == 7 else torch.float32).numpy()
+        for index, shape in enumerate(shapes)
     )
 
 
-def _layer_table(weights: EngineWeights, reader: ReferenceEngine) -> np.ndarray:
+def _layer_table(weights: EngineWeights, kv: KeyValues) -> np.ndarray:
     table = np.zeros((len(weights.layers), compiled.LAYER_COLUMNS), np.int64)
     for index, layer in enumerate(weights.layers):
         biases = (layer.qkv_bias, layer.o_bias, layer.up_bias, layer.down_bias)
@@ -294,8 +300,8 @@ def _layer_table(weights: EngineWeights, reader: ReferenceEngine) -> np.ndarray:
             *(0 if bias is None else _at(bias) for bias in biases),
             *(_at(matrix.data) for matrix in layer.matrices),
             *(_extras_at(matrix) for matrix in layer.matrices),
-            _at(reader.kv.keys[index]),
-            _at(reader.kv.values[index]),
+            _at(kv.keys[index]),
+            _at(kv.values[index]),
             layer.num_heads,
             layer.num_key_value_heads,
         )

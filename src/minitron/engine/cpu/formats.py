@@ -1,13 +1,13 @@
 """How the kernels of `gemv` read a row of weights, for each format of `engine.quantize`, sixteen columns at a time.
 
-A matrix of each format has its own dtype in Numba, so that a kernel is compiled for the formats in use and no other:
-uint16 is bf16, float32 itself, int16 bf12, int8 and uint8 (two weights a byte) the scaled ones. Two functions tell the
-formats apart, and this file defines them for each; products are in `dots`:
+A matrix of each format has its own dtype in Numba, so that a kernel is compiled only for the formats in use: uint16 is
+bf16, float32 fp32, int16 bf12, int8 is int8 and uint8 (two weights a byte) int4. This file defines for each format how
+vectors and rows are read; products are in `dots`:
 
-- `stage(w, x, staged)` lays out one vector so that `dots.row_dot` may read it in whole registers;
+- `stage(w, x, staged)` lays out one vector so that `dots.row_dot` can read it in whole registers;
 - `block_add(row, block, columns, scale, sums)` adds 64 columns of a row, times a number, to four times sixteen sums.
 
-Plain rows may end within a block of 64; packed ones are padded with zeros. Needs Numba.
+Plain rows may end within a block of 64; rows of quantized formats are padded with zeros.
 """
 
 from __future__ import annotations
@@ -56,18 +56,19 @@ Array = np.ndarray[Any, Any]
 # Sums may be reordered where loops are vectorized; NaN and infinity keep their meaning.
 FAST: Any = {"fastmath": {"reassoc", "contract", "nsz"}, "nogil": True}
 LEAF: Any = {**FAST, "_nrt": False}
-"""For what makes no array. Numba counts the references to each row otherwise, which costs more than a short row."""
+"""For functions that allocate no array. Otherwise Numba counts references to each row, which costs more than the work
+on a short row."""
 INNER: Any = {**LEAF, "forceinline": True}
-"""For what must become a part of its caller's loop: sixteen numbers returned by a call go through memory."""
+"""For functions that must be inlined into their caller's loop: a call returns sixteen numbers through memory."""
 
 BLOCK = 64
 STAGED_BLOCK = 96
-"""Numbers that a staged block takes at most."""
+"""Largest number of fp32 values in a staged block."""
 HEADER = 64
 """Bytes before the integers of a vector staged for int8 or int4."""
 
 KINDS = {"bf16": np.uint16, "fp32": np.float32, "bf12": np.int16, "int8": np.int8, "int4": np.uint8}
-"""dtype of the arrays in which kernels see a format."""
+"""The dtype of arrays by which kernels know a format."""
 
 _BF16, _FP32, _BF12, _INT8, _INT4 = types.uint16, types.float32, types.int16, types.int8, types.uint8
 _LARGE = np.float32(2.0**64)
@@ -105,7 +106,7 @@ def block_add(row: Array, block: int, columns: int, scale: Any, a: Any, b: Any, 
 
 
 def whole_blocks(w: Array, columns: int) -> int:
-    """Blocks of a row that `block_add` may be asked for."""
+    """Number of blocks of a row that `block_add` can add."""
     return _only_compiled()
 
 
@@ -118,7 +119,7 @@ def finish(w: Array, extras: Array, x: Array, out: Array, column: int, start: in
 
 
 def row_factor(w: Array, extras: Array, row: int) -> float:
-    """What the stored numbers of a row are to be multiplied by, after 2 ** 64."""
+    """The factor on the stored numbers of a row, besides 2 ** 64."""
     return _only_compiled()
 
 
@@ -127,7 +128,7 @@ def add_escapes(w: Array, extras: Array, row: int, scale: Any, out: Array) -> No
     _only_compiled()
 
 
-def place_escapes(w: Array, extras: Array, row: int, out: Array) -> None:
+def write_escapes(w: Array, extras: Array, row: int, out: Array) -> None:
     """bf12: write the bits of weights that are not stored in the row, into out (K,) bf16 bits."""
     _only_compiled()
 
@@ -159,9 +160,9 @@ def _whole_blocks(w, columns):  # type: ignore[no-untyped-def]
 
 @njit(**LEAF)
 def _stage_pairs(x, factor, whole, staged):  # type: ignore[no-untyped-def]
-    """Each 32 of the first `whole` numbers as sixteen even and sixteen odd ones, for bf16 is read in pairs.
+    """Each 32 of the first `whole` numbers as sixteen even and sixteen odd ones, because bf16 is read in pairs.
 
-    Where `whole` is more than there are, zeros follow; where it is less, the rest stays in order.
+    Where `whole` is more than x has, zeros follow; where it is less, the rest stays in order.
     """
     K = x.shape[0]
     full = min(K // 32 * 32, whole)
@@ -170,8 +171,8 @@ def _stage_pairs(x, factor, whole, staged):  # type: ignore[no-untyped-def]
             staged[first + i] = x[first + 2 * i] * factor
             staged[first + 16 + i] = x[first + 2 * i + 1] * factor
     for k in range(full, whole):
-        place = k // 32 * 32 + k % 2 * 16 + k % 32 // 2
-        staged[place] = x[k] * factor if k < K else np.float32(0)
+        index = k // 32 * 32 + k % 2 * 16 + k % 32 // 2
+        staged[index] = x[k] * factor if k < K else np.float32(0)
     for k in range(whole, K):
         staged[k] = x[k] * factor
 
@@ -230,11 +231,11 @@ def _stage_int4(x, staged):  # type: ignore[no-untyped-def]
     for block in range((x.shape[0] + 127) // 128):
         at = HEADER + 320 * block
         for group in range(4):
-            first, place = 128 * block + 32 * group, at + 16 * group
+            first, offset = 128 * block + 32 * group, at + 16 * group
             low = product(_sixteen(x, first, staged), factor)  # type: ignore[call-arg]
-            store_rounded_apart(staged, place, place + 128, low)  # type: ignore[call-arg]
+            store_rounded_apart(staged, offset, offset + 128, low)  # type: ignore[call-arg]
             high = product(_sixteen(x, first + 16, staged), factor)  # type: ignore[call-arg]
-            store_rounded_apart(staged, place + 64, place + 192, high)  # type: ignore[call-arg]
+            store_rounded_apart(staged, offset + 64, offset + 192, high)  # type: ignore[call-arg]
         a, b = load_halves(staged, at), load_halves(staged, at + 64)  # type: ignore[call-arg]
         c, d = load_halves(staged, at + 128), load_halves(staged, at + 192)  # type: ignore[call-arg]
         store_code_offsets(staged, at + 256, a, b, c, d)  # type: ignore[call-arg]
@@ -258,12 +259,12 @@ AHEAD = 4096
 
 
 @njit(**INNER)
-def ask_ahead(row, place):  # type: ignore[no-untyped-def]
-    """Ask for what lies AHEAD of a row's byte `place`; work on packed weights keeps the processor from looking so far.
+def ask_ahead(row, offset):  # type: ignore[no-untyped-def]
+    """Prefetch what lies AHEAD of a row's byte offset; unpacking keeps the processor from looking that far.
 
-    Behind a row lies the next one. Asking for what lies behind the last one does nothing.
+    After a row comes the next one. A prefetch behind the last row does nothing.
     """
-    prefetch(row, place + AHEAD)  # type: ignore[call-arg]
+    prefetch(row, offset + AHEAD)  # type: ignore[call-arg]
 
 
 # --- unpacked blocks ----------------------------------------------------------------------------------------------
@@ -432,15 +433,15 @@ def _add_escapes(w, extras, row, scale, out):  # type: ignore[no-untyped-def]
 
 
 @njit(**LEAF)
-def _place_escapes_bf12(w, extras, row, out):  # type: ignore[no-untyped-def]
+def _write_escapes_bf12(w, extras, row, out):  # type: ignore[no-untyped-def]
     N = w.shape[0]
     for e in range(extras[N + row], extras[N + row + 1]):
         at = 2 * N + 1 + 2 * e
         out[extras[at]] = np.uint16(extras[at + 1])
 
 
-@overload(place_escapes)
-def _place_escapes(w, extras, row, out):  # type: ignore[no-untyped-def]
+@overload(write_escapes)
+def _write_escapes(w, extras, row, out):  # type: ignore[no-untyped-def]
     if w.dtype == _BF12:
-        return lambda w, extras, row, out: _place_escapes_bf12(w, extras, row, out)
+        return lambda w, extras, row, out: _write_escapes_bf12(w, extras, row, out)
     return lambda w, extras, row, out: None

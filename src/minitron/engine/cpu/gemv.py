@@ -1,12 +1,12 @@
-"""Products with a few vectors, in Numba: what decoding a token spends its time on. Each kernel has its plain form here.
+"""Products with a few vectors, in Numba: most of the time of decoding. Each kernel has its plain reference here.
 
 Weights are read once, in rows, and widened to fp32 in registers; sums are fp32. A row's sum does not depend on how
 many vectors are multiplied at once nor on how rows are shared among threads, so a token gets the same bits alone, in
-a draft of eight, and on any number of cores. Kernels take the range of rows (or columns) that one thread works on and
-run without the GIL; threads are the caller's business (`engine.cpu.team`).
+a draft of eight, and on any number of cores. Kernels take the range of rows (or columns) of one thread and run without
+the GIL; the caller starts the threads (`engine.cpu.engine`).
 
 Letters: M vectors, N rows, K columns of a matrix (N, K); F MLP neurons, D hidden width. A bf16 matrix is its bits as
-uint16. This file needs Numba; import it only where a kernel is about to be used.
+uint16. Importing this file compiles nothing, but loads Numba: import it only where a kernel is used.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from numba import njit, types
 from numba.extending import overload
 
-from .dots import SHORT_ROW, four_dots, keep, kept, row_dot
+from .dots import SHORT_ROW, four_dots, load_sums, row_dot, store_sums
 from .formats import (
     BLOCK,
     INNER,
@@ -176,12 +176,12 @@ def _add_four(w, columns, f0, f1, f2, f3, s0, s1, s2, s3, after, out):  # type: 
             prefetch(g2, line)  # type: ignore[call-arg]
             prefetch(g3, line)  # type: ignore[call-arg]
         at = block * 4 * BLOCK
-        a, b, c, d = kept(out, at)
+        a, b, c, d = load_sums(out, at)
         a, b, c, d = block_add(w0, block, columns, s0, a, b, c, d)
         a, b, c, d = block_add(w1, block, columns, s1, a, b, c, d)
         a, b, c, d = block_add(w2, block, columns, s2, a, b, c, d)
         a, b, c, d = block_add(w3, block, columns, s3, a, b, c, d)
-        keep(out, at, (a, b, c, d))
+        store_sums(out, at, (a, b, c, d))
     for k in range(blocks * BLOCK, columns):
         out[k] += (s0 * widen(w0[k]) + s1 * widen(w1[k])) + (s2 * widen(w2[k]) + s3 * widen(w3[k]))
 
@@ -205,8 +205,8 @@ def add_row(w: Array, extras: Array, columns: int, row: int, scale: Any, out: Ar
 def add_block(values, block, columns, scale, out):  # type: ignore[no-untyped-def]
     """Add 64 columns of a row, times a number, to `out`."""
     at = block * 4 * BLOCK
-    a, b, c, d = kept(out, at)
-    keep(out, at, block_add(values, block, columns, scale, a, b, c, d))
+    a, b, c, d = load_sums(out, at)
+    store_sums(out, at, block_add(values, block, columns, scale, a, b, c, d))
 
 
 @njit(**LEAF)

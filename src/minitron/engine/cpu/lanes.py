@@ -1,8 +1,8 @@
-"""Sixteen fp32 numbers side by side as one value in Numba code, and what weights are unpacked with.
+"""Sixteen fp32 numbers side by side as one value in Numba code, and the operations that unpack weights.
 
-A loop over these adds up in the same order on every machine, and needs no vectorizer to be lucky: LLVM turns sixteen
-lanes into one register with AVX-512, two with AVX2, four with NEON. Places in arrays are counted in bytes, for packed
-rows hold numbers of several sizes.
+A loop over such values adds in the same order on every machine and does not depend on the vectorizer: LLVM turns
+sixteen lanes into one register with AVX-512, two with AVX2, four with NEON. Offsets into arrays are in bytes, because
+rows of quantized weights hold numbers of several sizes.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def _constant(value: int, kind: Any = _WORDS) -> ir.Constant:
     return ir.Constant(kind, [value] * kind.count)
 
 
-def _place(context: Any, builder: Any, kind: Any, array: Any, offset: Any, element: Any) -> Any:
+def _address(context: Any, builder: Any, kind: Any, array: Any, offset: Any, element: Any) -> Any:
     data = context.make_array(kind)(context, builder, array).data
     data = builder.gep(builder.bitcast(data, cgutils.voidptr_t), [offset])
     return builder.bitcast(data, element.as_pointer())
@@ -53,8 +53,8 @@ def _splat(builder: Any, value: Any, kind: Any) -> Any:
     return builder.shuffle_vector(one, ir.Constant(kind, ir.Undefined), _constant(0))
 
 
-def _shuffled(builder: Any, a: Any, b: Any, places: list[int]) -> Any:
-    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(_WORD, len(places)), places))
+def _shuffled(builder: Any, a: Any, b: Any, lanes: list[int]) -> Any:
+    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(_WORD, len(lanes)), lanes))
 
 
 def _loader(element: Any, result: Any, unpack: Any, count: int = LANES) -> Any:
@@ -64,8 +64,8 @@ def _loader(element: Any, result: Any, unpack: Any, count: int = LANES) -> Any:
     def load(typingctx, array, offset):  # type: ignore[no-untyped-def]
         def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
             kind = ir.VectorType(element, count)
-            place = _place(context, builder, signature.args[0], args[0], args[1], kind)
-            return unpack(builder, builder.load(place, align=1))
+            address = _address(context, builder, signature.args[0], args[0], args[1], kind)
+            return unpack(builder, builder.load(address, align=1))
 
         return result(array, types.intp), codegen
 
@@ -88,7 +88,7 @@ load_signed_byte_halves = _loader(_BYTE, halves, lambda builder, value: builder.
 
 
 def _bf16_scales(builder: Any, value: Any, count: int) -> Any:
-    """`count` bf16 numbers, each in LANES / 4 lanes; zeros in the lanes that are left."""
+    """`count` bf16 numbers, each in LANES / 4 lanes; zeros in the remaining lanes."""
     wide = ir.VectorType(_WORD, count)
     numbers = builder.shl(builder.zext(value, wide), _constant(16, wide))
     spread_out = _shuffled(builder, numbers, ir.Constant(wide, [0] * count), [min(i // 4, count) for i in range(LANES)])
@@ -132,15 +132,15 @@ def _high_nibble(builder: Any, value: Any) -> Any:
 
 
 even_bf16 = _unary(words, floats, _low_half)
-"""Of pairs of bf16 numbers, the first ones."""
+"""The first numbers of pairs of bf16 numbers."""
 odd_bf16 = _unary(words, floats, _high_half)
-"""Of pairs of bf16 numbers, the second ones."""
+"""The second numbers of pairs of bf16 numbers."""
 low_nibble = _unary(words, words, _low_nibble)
 high_nibble = _unary(words, words, _high_nibble)
 
 
 def _code(shift: int) -> Any:
-    """Nibbles of bytes as -8 to 7: put where a large number has its lowest bits, and that number taken away again."""
+    """Nibbles of bytes as -8 to 7: they become the lowest bits of a large number, which is then subtracted."""
 
     def build(builder: Any, value: Any) -> Any:
         large = 23 - shift  # 2 ** large, whose bits at `shift` stand for 1
@@ -151,18 +151,18 @@ def _code(shift: int) -> Any:
 
 
 low_code, high_code = _code(0), _code(4)
-"""Of bytes the lower and the upper four bits, 0 to 15 for -8 to 7, as fp32."""
+"""The lower and the upper four bits of bytes, 0 to 15 for -8 to 7, as fp32."""
 
 
-def _nibble(place: int) -> Any:
+def _nibble(index: int) -> Any:
     def build(builder: Any, value: Any) -> Any:
-        return builder.and_(builder.lshr(value, _constant(4 * place, _HALVES)), _constant(15, _HALVES))
+        return builder.and_(builder.lshr(value, _constant(4 * index, _HALVES)), _constant(15, _HALVES))
 
     return _unary(halves, halves, build)
 
 
-nibble_0, nibble_1, nibble_2, nibble_3 = (_nibble(place) for place in range(4))
-"""Of 16-bit integers the lowest four bits, ..., the highest."""
+nibble_0, nibble_1, nibble_2, nibble_3 = (_nibble(index) for index in range(4))
+"""The lowest four bits of 16-bit integers, ..., the highest four."""
 as_floats = _unary(words, floats, lambda builder, value: builder.sitofp(value, _FLOATS))
 
 
@@ -179,7 +179,7 @@ def joined(typingctx, signed, exponent):  # type: ignore[no-untyped-def]
 
 
 def _joiner(shift: int) -> Any:
-    """An intrinsic that makes bf16 numbers, in pairs, of sign and mantissa (sign-extended bytes) and nibbles."""
+    """An intrinsic: bf16 numbers, in pairs, from sign and mantissa (sign-extended bytes) and nibbles."""
 
     @intrinsic
     def join(typingctx, signed, nibbles):  # type: ignore[no-untyped-def]
@@ -209,7 +209,7 @@ def no_words(typingctx):  # type: ignore[no-untyped-def]
 def pair_dot(typingctx, sums, a, b):  # type: ignore[no-untyped-def]
     """`sums` plus the products of 16-bit integers, each two neighbours' in a lane; exact within 32 bits.
 
-    One instruction with VNNI, two with AVX-512 or AVX2, all of which LLVM finds by itself.
+    One instruction with VNNI, two with AVX-512 or AVX2; LLVM selects them by itself.
     """
 
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
@@ -223,7 +223,7 @@ def pair_dot(typingctx, sums, a, b):  # type: ignore[no-untyped-def]
 
 
 def _rounded(builder: Any, value: Any) -> Any:
-    """fp32 numbers below 2^15 as the nearest 16-bit integers, ties to even: the low bits after 1.5 * 2^23 is added."""
+    """fp32 numbers below 2^15 as the nearest 16-bit integers, ties to even: the low bits after adding 1.5 * 2^23."""
     moved = builder.fadd(value, ir.Constant(_FLOATS, [12582912.0] * LANES))
     return builder.trunc(builder.bitcast(moved, _WORDS), ir.VectorType(_HALF, LANES))
 
@@ -234,7 +234,7 @@ def store_rounded(typingctx, array, offset, value):  # type: ignore[no-untyped-d
 
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
         value = _rounded(builder, args[2])
-        builder.store(value, _place(context, builder, signature.args[0], args[0], args[1], value.type), align=1)
+        builder.store(value, _address(context, builder, signature.args[0], args[0], args[1], value.type), align=1)
         return context.get_dummy_value()
 
     return types.void(array, types.intp, floats), codegen
@@ -246,9 +246,9 @@ def store_rounded_apart(typingctx, array, offset, other, value):  # type: ignore
 
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
         value = _rounded(builder, args[3])
-        for place, first in ((args[1], 0), (args[2], 1)):
+        for offset, first in ((args[1], 0), (args[2], 1)):
             part = _shuffled(builder, value, value, [*range(first, LANES, 2)])
-            builder.store(part, _place(context, builder, signature.args[0], args[0], place, part.type), align=1)
+            builder.store(part, _address(context, builder, signature.args[0], args[0], offset, part.type), align=1)
         return context.get_dummy_value()
 
     return types.void(array, types.intp, types.intp, floats), codegen
@@ -266,7 +266,7 @@ def store_code_offsets(typingctx, array, offset, a, b, c, d):  # type: ignore[no
             for start in (0, 1):
                 value = builder.sub(value, _shuffled(builder, numbers, numbers, [*range(start, 2 * LANES, 2)]))
         value = builder.mul(value, _constant(8))
-        builder.store(value, _place(context, builder, signature.args[0], args[0], args[1], _WORDS), align=1)
+        builder.store(value, _address(context, builder, signature.args[0], args[0], args[1], _WORDS), align=1)
         return context.get_dummy_value()
 
     return types.void(array, types.intp, halves, halves, halves, halves), codegen
@@ -280,7 +280,7 @@ def spread(typingctx, value):  # type: ignore[no-untyped-def]
 
 @intrinsic
 def multiply_add(typingctx, a, b, c):  # type: ignore[no-untyped-def]
-    """`a * b + c`, rounded once where the machine can."""
+    """`a * b + c`, rounded once where the machine has such an instruction."""
 
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
         flags = ("contract",)
@@ -304,7 +304,7 @@ def total(typingctx, value):  # type: ignore[no-untyped-def]
         while width > 1:
             width //= 2
             halves = ([*range(start, start + width)] for start in (0, width))
-            value = builder.fadd(*(_shuffled(builder, value, value, places) for places in halves))
+            value = builder.fadd(*(_shuffled(builder, value, value, lanes) for lanes in halves))
         return builder.extract_element(value, _WORD(0))
 
     return types.float32(floats), codegen
@@ -318,7 +318,7 @@ def plus(typingctx, a, b):  # type: ignore[no-untyped-def]
 
 @intrinsic
 def larger(typingctx, a, b):  # type: ignore[no-untyped-def]
-    """Of each two numbers the larger one; `a` where one is NaN."""
+    """The larger number of each pair; `a` where one is NaN."""
 
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
         return builder.select(builder.fcmp_ordered(">", args[1], args[0]), args[1], args[0])
@@ -342,7 +342,7 @@ def store_totals(typingctx, array, offset, a, b, c, d):  # type: ignore[no-untyp
         for apart in (2, 1):
             value = builder.fadd(value, _shuffled(builder, value, value, [i ^ apart for i in range(LANES)]))
         four = _shuffled(builder, value, value, [0, 4, 8, 12])
-        builder.store(four, _place(context, builder, signature.args[0], args[0], args[1], four.type), align=4)
+        builder.store(four, _address(context, builder, signature.args[0], args[0], args[1], four.type), align=4)
         return context.get_dummy_value()
 
     return types.void(array, types.intp, floats, floats, floats, floats), codegen
@@ -353,8 +353,8 @@ def store(typingctx, array, offset, value):  # type: ignore[no-untyped-def]
     """Write sixteen fp32 numbers at a byte offset."""
 
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        place = _place(context, builder, signature.args[0], args[0], args[1], _FLOATS)
-        builder.store(args[2], place, align=1)
+        address = _address(context, builder, signature.args[0], args[0], args[1], _FLOATS)
+        builder.store(args[2], address, align=1)
         return context.get_dummy_value()
 
     return types.void(array, types.intp, floats), codegen
@@ -369,7 +369,7 @@ def store_bf16(typingctx, array, offset, value):  # type: ignore[no-untyped-def]
         last = builder.and_(builder.lshr(bits, _constant(16)), _constant(1))
         bits = builder.lshr(builder.add(builder.add(bits, _constant(0x7FFF)), last), _constant(16))
         half = builder.trunc(bits, ir.VectorType(_HALF, LANES))
-        builder.store(half, _place(context, builder, signature.args[0], args[0], args[1], half.type), align=1)
+        builder.store(half, _address(context, builder, signature.args[0], args[0], args[1], half.type), align=1)
         return context.get_dummy_value()
 
     return types.void(array, types.intp, floats), codegen
@@ -400,8 +400,8 @@ def number_at(typingctx, array, offset):  # type: ignore[no-untyped-def]
     """One bf16 number at a byte offset, as fp32."""
 
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        place = _place(context, builder, signature.args[0], args[0], args[1], _HALF)
-        bits = builder.shl(builder.zext(builder.load(place, align=1), _WORD), _WORD(16))
+        address = _address(context, builder, signature.args[0], args[0], args[1], _HALF)
+        bits = builder.shl(builder.zext(builder.load(address, align=1), _WORD), _WORD(16))
         return builder.bitcast(bits, _FLOAT)
 
     return types.float32(array, types.intp), codegen
@@ -413,11 +413,11 @@ def _prefetcher(locality: int) -> Any:
     @intrinsic
     def ask(typingctx, array, offset):  # type: ignore[no-untyped-def]
         def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-            place = _place(context, builder, signature.args[0], args[0], args[1], _BYTE)
+            address = _address(context, builder, signature.args[0], args[0], args[1], _BYTE)
             flag = ir.IntType(32)
-            kind = ir.FunctionType(ir.VoidType(), [place.type, flag, flag, flag])
+            kind = ir.FunctionType(ir.VoidType(), [address.type, flag, flag, flag])
             function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-            builder.call(function, [place, flag(0), flag(locality), flag(1)])  # read, nearest level, data
+            builder.call(function, [address, flag(0), flag(locality), flag(1)])  # read, nearest level, data
             return context.get_dummy_value()
 
         return types.void(array, types.intp), codegen
@@ -426,6 +426,6 @@ def _prefetcher(locality: int) -> Any:
 
 
 prefetch = _prefetcher(3)
-"""Into all levels of the cache. Rows of active neurons lie where no hardware expects them."""
+"""Into all levels of the cache. Hardware prefetchers do not predict where rows of active neurons lie."""
 prefetch_far = _prefetcher(2)
-"""Into the second level, for what is needed later."""
+"""Into the second level, for data that is needed later."""

@@ -1,4 +1,4 @@
-"""Weights to the packed formats of `engine.quantize`, which defines the bytes and does the same in torch."""
+"""Kernels that quantize weights to the formats of `engine.quantize`, which defines the bytes and a torch reference."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from .formats import FAST, Array, widen
 from .gemv import bf16_of_float
 
 LEVELS = (8.0, 7.2, 6.6)
-"""int4: where the largest weight of a group is tried to lie, see `engine.quantize`."""
+"""int4: values of the largest weight of a group that are tried, see `engine.quantize`."""
 
 
 @njit(**FAST)
 def _widened(row, wide):  # type: ignore[no-untyped-def]
-    """A row as fp32, with zeros behind it; whether all weights are finite."""
+    """Write a row as fp32, padded with zeros; whether all weights are finite."""
     for k in range(row.shape[0]):
         wide[k] = widen(row[k])
     wide[row.shape[0] :] = np.float32(0)
@@ -47,7 +47,7 @@ def _codes(group, divisor, least, most, codes):  # type: ignore[no-untyped-def]
 
 @njit(**FAST)
 def _fitted(group, scale, codes):  # type: ignore[no-untyped-def]
-    """The scale after codes were chosen by it and it was fitted to them, twice."""
+    """The scale after choosing codes by it and fitting it to them, twice."""
     for _ in range(2):
         divisor, _bits = _divisor(scale)
         _codes(group, divisor, np.float32(-8), np.float32(7), codes)
@@ -61,7 +61,7 @@ def _fitted(group, scale, codes):  # type: ignore[no-untyped-def]
 
 @njit(**FAST)
 def _best_of_levels(group, codes):  # type: ignore[no-untyped-def]
-    """int4: the bits of the best scale of a group (32,); its codes are left in `codes`."""
+    """int4: the bits of the best scale of a group (32,); writes its codes to `codes`."""
     largest = group[0]
     for k in range(group.shape[0]):
         if abs(group[k]) > abs(largest):
@@ -106,15 +106,15 @@ def _build_scaled(digest: int) -> Any:
                         top = max(top, abs(group[k]))
                     divisor, stored = _divisor(top / np.float32(127))
                     _codes(group, divisor, np.float32(-127), np.float32(127), codes)
-                    place = row[g * size : (g + 1) * size]
+                    stored_codes = row[g * size : (g + 1) * size]
                     for k in range(size):
-                        place[k] = np.uint8(np.int32(codes[k]) & 255)
+                        stored_codes[k] = np.uint8(np.int32(codes[k]) & 255)
                 else:
                     stored = _best_of_levels(group, codes)
-                    place = row[g * 16 : g * 16 + 16]
+                    stored_codes = row[g * 16 : g * 16 + 16]
                     for k in range(16):
                         low, high = codes[k] + np.float32(8), codes[k + 16] + np.float32(8)
-                        place[k] = np.uint8(np.int32(low) | np.int32(high) << 4)
+                        stored_codes[k] = np.uint8(np.int32(low) | np.int32(high) << 4)
                 row[scales + 2 * g] = np.uint8(stored & np.uint16(255))
                 row[scales + 2 * g + 1] = np.uint8(stored >> np.uint16(8))
         return True
@@ -124,7 +124,7 @@ def _build_scaled(digest: int) -> Any:
 
 @njit(**FAST)
 def _window(histogram, window, bases):  # type: ignore[no-untyped-def]
-    """The first base of which exponents base + 1 to base + window are the most frequent, and how often they are."""
+    """The first base whose exponents base + 1 to base + window are the most frequent, and their number."""
     count = 0
     for e in range(1, window + 1):
         count += histogram[e]
@@ -142,13 +142,13 @@ def _build_bf12(digest: int) -> Any:
 
         Args:
             w: whole blocks of 64 columns.
-            window, bases: exponents that a row can have, and first ones to choose from.
+            window, bases: number of exponents that a row can have, and number of bases to choose from.
             out: (N, 1.5 K) uint8.
-            base_of_row, escapes: (N,) int32, the exponent before a row's window and how many weights are listed.
+            base_of_row, escapes: (N,) int32, the exponent before a row's window and its number of listed weights.
             listed: (N * K, 2) int32, their columns and bits.
 
         Returns:
-            how many are listed.
+            the number of listed weights.
         """
         if digest == -1:
             return 0

@@ -1,10 +1,10 @@
-"""Long prompts: torch's matrix products over packed weights, in memory that is taken once for all layers.
+"""Prefill of long prompts: torch's matrix products over the engine's weights, in memory that all layers share.
 
-Products are in the weights' dtype (bf16 for packed formats), the residual stream and norms in fp32. Nearly all time is
-in the products, so the rest must not take any: tensors of some megabytes that are allocated anew come as untouched
-pages each time, which cost more than the arithmetic on them. An odd number of rows is padded with one, for oneDNN
-multiplies an odd number of bf16 rows a quarter slower. `down_proj` is used as it is stored, transposed, which costs a
-twentieth of its product. Needs Numba, for packed formats.
+Products are in the weights' dtype (bf16 for quantized formats), the residual stream and the norms in fp32. The products
+take nearly all the time, so allocations must not add to it: a tensor of some megabytes that is allocated anew consists
+of untouched pages, and touching them costs more than the arithmetic. An odd number of rows is padded with one row,
+because oneDNN multiplies an odd number of bf16 rows a quarter slower. `down_proj` is used as it is stored, transposed,
+which makes its product a twentieth slower. Quantized formats are unpacked by Numba.
 """
 
 from __future__ import annotations
@@ -26,13 +26,12 @@ from .gemv import NONE, share
 from .unpack import unpack_rows
 
 
-class PromptReader:
-    """Appends tokens to a cache of keys and values; nobody wants their logits."""
+class Prefill:
+    """Appends tokens to the KV cache; their logits are not computed."""
 
-    def __init__(self, weights: EngineWeights, kv: KeyValues, rotary: tuple[Tensor, Tensor], threads: int) -> None:
+    def __init__(self, weights: EngineWeights, kv: KeyValues, threads: int) -> None:
         self._weights = weights
         self._kv = kv
-        self._rotary = rotary
         self._threads = threads
         self._rows = 0
 
@@ -46,16 +45,16 @@ class PromptReader:
             unpack_rows(stored, extras, np.zeros(BLOCK, np.float32), np.zeros((1, matrix.shape[1]), np.uint16), 0, 0)
 
     @torch.inference_mode()
-    def read(self, tokens: list[int], slot: int) -> None:
-        """Append tokens to the sequence of a slot, in chunks."""
+    def append(self, tokens: list[int], slot: int) -> None:
+        """Append tokens to a slot's sequence, in chunks."""
         self.prepare()
         self._reserve(min(CHUNK, len(tokens)))
         with ThreadPoolExecutor(self._threads) as self._pool:
             for start in range(0, len(tokens), CHUNK):
-                self._read_chunk(tokens[start : start + CHUNK], slot)
+                self._append_chunk(tokens[start : start + CHUNK], slot)
 
     def _reserve(self, rows: int) -> None:
-        """Take memory for chunks of so many tokens."""
+        """Allocate the activations of a chunk of so many tokens."""
         rows += rows % 2
         if rows <= self._rows:
             return
@@ -68,12 +67,12 @@ class PromptReader:
         self._narrow = torch.empty(rows, D, dtype=dtype)
         self._moments = torch.empty(2, rows, 1)
         self._q, self._k, self._v = (torch.empty(rows * n * H, dtype=dtype) for n in (heads, groups, groups))
-        self._turned = torch.empty(3, rows * heads * self._rotary[0].shape[1])
+        self._turned = torch.empty(3, rows * heads * self._kv.rotary[0].shape[1])
         self._h = torch.empty(rows, weights.constants.intermediate_size, dtype=dtype)
         largest = max((m.shape[0] * m.shape[1] for layer in weights.layers for m in layer.matrices), default=0)
         self._plain = torch.empty(0 if weights.format in PLAIN else largest, dtype=dtype)
 
-    def _read_chunk(self, tokens: list[int], slot: int) -> None:
+    def _append_chunk(self, tokens: list[int], slot: int) -> None:
         begin, T = self._kv.lengths[slot], len(tokens)
         assert begin + T <= self._kv.capacity, f"{begin + T} tokens in a cache of {self._kv.capacity}"
         rows = T + T % 2
@@ -82,31 +81,31 @@ class PromptReader:
         x[T:] = 0
         for index, layer in enumerate(self._weights.layers):
             normed = self._normed(x, layer.attention_norm)
-            self._keep(normed, layer, (index, slot), begin, T)
-            if index + 1 < len(self._weights.layers):  # of the last layer nobody needs more than keys and values
-                x += self._attention(normed, layer, (index, slot), begin, T)
+            self._store(normed, layer, index, slot, begin, T)
+            if index + 1 < len(self._weights.layers):  # of the last layer only keys and values are needed
+                x += self._attention(normed, layer, index, slot, begin, T)
                 x += self._mlp(x, layer)
         self._kv.lengths[slot] = begin + T
 
-    def _keep(self, normed: Tensor, layer: LayerWeights, place: tuple[int, int], begin: int, T: int) -> None:
-        """Put keys and values into the cache."""
-        (index, slot), N, K = place, layer.num_heads, layer.num_key_value_heads
+    def _store(self, normed: Tensor, layer: LayerWeights, index: int, slot: int, begin: int, T: int) -> None:
+        """Store keys and values in the cache."""
+        N, K = layer.num_heads, layer.num_key_value_heads
         k = self._project(normed, layer.k, self._k, layer.qkv_bias, N)[:T]
         self._rotate(k, begin)
         self._kv.keys[index][slot][:, begin : begin + T] = k.transpose(0, 1)
         v = self._project(normed, layer.v, self._v, layer.qkv_bias, N + K)[:T]
         self._kv.values[index][slot][:, begin : begin + T] = v.transpose(0, 1)
 
-    def _project(self, normed: Tensor, matrix: Matrix, space: Tensor, bias: Tensor | None, first: int) -> Tensor:
-        """Heads (rows, heads, H) in `space`; their biases begin at head `first`."""
+    def _project(self, normed: Tensor, matrix: Matrix, scratch: Tensor, bias: Tensor | None, first: int) -> Tensor:
+        """Heads (rows, heads, H) in `scratch`; their biases begin at head `first`."""
         H = self._weights.constants.head_dim
         rows, width = len(normed), matrix.shape[0]
-        part = space[: rows * width].view(rows, width)
+        part = scratch[: rows * width].view(rows, width)
         self._multiply(normed, self._dense(matrix).T, part, None if bias is None else bias[first * H :][:width])
         return part.view(rows, -1, H)
 
-    def _attention(self, normed: Tensor, layer: LayerWeights, place: tuple[int, int], begin: int, T: int) -> Tensor:
-        (index, slot), end, rows = place, begin + T, len(normed)
+    def _attention(self, normed: Tensor, layer: LayerWeights, index: int, slot: int, begin: int, T: int) -> Tensor:
+        end, rows = begin + T, len(normed)
         width = layer.q.shape[0]
         q = self._project(normed, layer.q, self._q, layer.qkv_bias, 0)[:T]
         self._rotate(q, begin)
@@ -141,7 +140,7 @@ class PromptReader:
     def _rotate(self, heads: Tensor, begin: int) -> None:
         """Turn the first channels of heads (T, heads, H) in place, as `ops.rope`."""
         T, N, _ = heads.shape
-        cos, sin = (table[begin : begin + T, None] for table in self._rotary)
+        cos, sin = (table[begin : begin + T, None] for table in self._kv.rotary)
         half = cos.shape[-1]
         a, b = heads[..., :half], heads[..., half : 2 * half]
         new_a, new_b, part = self._turned[:, : T * N * half].view(3, T, N, half)
@@ -156,7 +155,7 @@ class PromptReader:
         return torch.addmm(bias.to(out.dtype), x, dense, out=out)
 
     def _dense(self, matrix: Matrix) -> Tensor:
-        """The matrix in the dtype of products; a packed one is unpacked into memory that the next one takes."""
+        """The matrix in the dtype of products; a quantized one is unpacked into memory that the next one reuses."""
         if matrix.format in PLAIN:
             return matrix.data
         rows, columns = matrix.shape
@@ -176,6 +175,6 @@ class PromptReader:
 
 
 def _stored(matrix: Matrix) -> tuple[np.ndarray, np.ndarray]:
-    """A packed matrix and its extras as compiled code takes them."""
+    """A matrix and its extras as compiled code takes them."""
     extras = NONE if matrix.extras is None else matrix.extras.numpy()
     return matrix.data.numpy().view(KINDS[matrix.format]), extras

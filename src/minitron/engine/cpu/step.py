@@ -6,11 +6,11 @@ used: `kind` and `kv_kind`, empty arrays, say by their dtype how matrices, and k
 new tokens, D hidden, W heads * H, H head_dim, F MLP neurons, V vocabulary, S positions, T threads. Activations and sums
 are fp32 throughout; nothing is rounded between layers but the keys and values.
 
-Every thread keeps a residual stream of its own and adds the same numbers to it, so that a layer has three points at
-which threads wait for each other: when attention is done (a thread computes whole groups of heads from their weights
-to their result, where there are enough groups), when its projection is done, and when the MLP is done. Between these a
-thread takes the next part of the work when it is done with one, so that slower cores hold up nobody. Neurons are worked
-on in runs whose sums are added in order, hence the same bits with any number of threads.
+Every thread keeps a residual stream of its own and adds the same numbers to it, so that a layer has three barriers:
+after attention (a thread computes whole groups of heads from their weights to their result, where there are enough
+groups), after its projection, and after the MLP. Between barriers a thread takes the next part of the work when it has
+finished one, so that a slower core does not hold up the others. Neurons are computed in runs whose sums are added in
+order, hence the same bits with any number of threads.
 """
 
 from __future__ import annotations
@@ -29,33 +29,33 @@ from .compiled import cached
 from .formats import FAST, row_items
 from .gemv import NONE, ROW_BLOCK, exp_of, matvec, narrowed, share
 from .lanes import LANES, larger, load_fp32, store
-from .threads import STOP, TASK, atomic_add, atomic_load, atomic_store, barrier, take, untake, wait_while
+from .threads import STOP, TASK, atomic_add, atomic_load, atomic_store, barrier, reset, take, wait_while
 
-# Columns of the table of layers: addresses, and the two head counts. An address of 0 means none.
+# Columns of the table of layers: addresses, and the two head counts. An address of 0 means that there is none.
 GAIN_1, OFFSET_1, GAIN_2, OFFSET_2, QKV_BIAS, O_BIAS, UP_BIAS, DOWN_BIAS = range(8)
 Q, K, V, O, UP, DOWN = range(8, 14)  # noqa: E741 (the usual letters)
 EXTRAS = 6
 """Columns from a matrix's address to that of its extras."""
 KEYS, VALUES, HEADS, KV_HEADS = range(20, 24)
 LAYER_COLUMNS = 24
-# Columns of the table of what is not in a layer.
+# Columns of the table of tensors outside the layers.
 EMBED, HEAD, EMBED_EXTRAS, HEAD_EXTRAS, GAIN, OFFSET = range(6)
 # Sizes.
 HIDDEN, NEURONS, VOCABULARY, HEAD_DIM, CAPACITY, RUN_OF_NEURONS, IN_TURN = range(7)
-# What the next step shall do: M, the first token whose logits are wanted, and how often a token is to be chosen
-# greedily after each, as the next step's input; how often that was done is answered there.
+# What a call computes: M, the first token whose logits are needed, and how many further tokens to choose greedily after
+# each, each the input of the next step. The call writes to CHOSEN how many it has chosen.
 TOKENS, FIRST_LOGITS, GREEDY, CHOSEN = range(4)
-# What threads share as they are free: `threads.take`.
+# Counters of the parts of work that threads take as they become free: `threads.take`.
 ATTENTION, PROJECTION, MLP, HEAD_ROWS = (np.int64(counter) for counter in range(4))
 PARTS_OF_A_THREAD, LEAST_PART = 4, 128
-"""Rows of a matrix are taken in so many parts for each thread, of at least so many rows."""
-# Rows of the table of where new tokens go: their positions, and the slots of the cache in which their texts are.
+"""Rows of a matrix are divided into so many parts for each thread, of at least so many rows."""
+# Rows of the mapping of new tokens into the KV cache: their positions, and the slots of their sequences.
 POSITIONS, SLOTS = range(2)
 
 
 WHOLE: Any = {**FAST, "inline": "always"}
-"""For the step's own parts. As functions of their own they would be optimized once more for each that calls another:
-compiling took a quarter longer."""
+"""For the functions that make up the step. Not inlined, each would be optimized again in every function that calls it,
+and compiling would take a quarter longer."""
 
 
 @intrinsic
@@ -103,16 +103,17 @@ def _multiply(kind, address, extras, rows, x, staged, out, column, start, stop):
 
 @njit(**FAST)
 def _stage(kind, x, staged):  # type: ignore[no-untyped-def]
-    """Lay vectors out for products with matrices of a kind."""
+    """Stage vectors for products with matrices of a kind."""
     for m in range(x.shape[0]):
         formats.stage(kind, x[m], staged[m])
 
 
 @njit(**FAST)
 def _next(sync, which, sizes, thread, threads, before, parts):  # type: ignore[no-untyped-def]
-    """Which of the parts of some work a thread does after part `before` (-1 if none); `parts` if none is left.
+    """The part of some work that a thread does after part `before` (-1 if none); `parts` if none is left.
 
-    The next free one, or where parts are so short that asking for them takes longer than waiting, one of its own share.
+    It is the next free part, or one of the thread's fixed share where parts are so short that taking a free one costs
+    more than waiting at the barrier.
     """
     if sizes[IN_TURN] == 0:
         return min(take(sync, which), parts)
@@ -122,7 +123,7 @@ def _next(sync, which, sizes, thread, threads, before, parts):  # type: ignore[n
 
 @njit(**FAST)
 def _parts(rows, threads):  # type: ignore[no-untyped-def]
-    """How many parts the rows of a matrix are taken in."""
+    """Into how many parts the rows of a matrix are divided."""
     return min(PARTS_OF_A_THREAD * threads, max(threads, rows // LEAST_PART))
 
 
@@ -162,7 +163,7 @@ def _layer_norm(x, gain_at, offset_at, eps, out):  # type: ignore[no-untyped-def
 
 @njit(**FAST)
 def _rotate(head, cos, sin):  # type: ignore[no-untyped-def]
-    """Turn the first channels of one head (H,) in place; cos and sin are (R / 2,)."""
+    """Rotate the first channels of one head (H,) in place; cos and sin are (R / 2,)."""
     half = cos.shape[0]
     for i in range(half):
         a, b = head[i], head[half + i]
@@ -178,11 +179,11 @@ def _cached(kv_kind, address, groups, sizes, slot):  # type: ignore[no-untyped-d
 
 
 @njit(**FAST)
-def _place_heads(kv_kind, first, last, sizes, layer, qkv, cos, sin, places):  # type: ignore[no-untyped-def]
-    """Rotate queries and keys of heads `first` to `last` in place, and put keys and values into the cache."""
+def _store_heads(kv_kind, first, last, sizes, layer, qkv, cos, sin, mapping):  # type: ignore[no-untyped-def]
+    """Rotate queries and keys of heads `first` to `last` in place, and store keys and values in the cache."""
     N, groups, H, capacity = layer[HEADS], layer[KV_HEADS], sizes[HEAD_DIM], sizes[CAPACITY]
     for m in range(qkv.shape[0]):
-        at, slot = places[POSITIONS, m], places[SLOTS, m]
+        at, slot = mapping[POSITIONS, m], mapping[SLOTS, m]
         for n in range(first, last):
             head = qkv[m, n * H : (n + 1) * H]
             if n < N + groups:
@@ -218,7 +219,7 @@ def _attend_group(keys, values, q, staged, scores, out):  # type: ignore[no-unty
 
 
 @njit(**FAST)
-def _attend(kv_kind, first, last, sizes, layer, qkv, places, staged, scratch, attended):  # type: ignore[no-untyped-def]
+def _attend(kv_kind, first, last, sizes, layer, qkv, mapping, staged, all_scores, attended):  # type: ignore[no-untyped-def]
     """Attention of query heads `first` to `last` for every new token: qkv (M, all heads * H) to attended (M, N * H)."""
     N, groups, H, capacity = layer[HEADS], layer[KV_HEADS], sizes[HEAD_DIM], sizes[CAPACITY]
     each = N // groups
@@ -228,7 +229,7 @@ def _attend(kv_kind, first, last, sizes, layer, qkv, places, staged, scratch, at
         end = min((group + 1) * each, last)
         at = group * capacity
         for m in range(qkv.shape[0]):
-            S, slot = places[POSITIONS, m] + 1, places[SLOTS, m]
+            S, slot = mapping[POSITIONS, m] + 1, mapping[SLOTS, m]
             keys = _cached(kv_kind, layer[KEYS], groups, sizes, slot)[at : at + S]
             values = _cached(kv_kind, layer[VALUES], groups, sizes, slot)[at : at + S]
             flat = qkv[m, first * H : end * H]
@@ -236,14 +237,14 @@ def _attend(kv_kind, first, last, sizes, layer, qkv, places, staged, scratch, at
                 flat[i] *= scaling
             q = flat.reshape((end - first, H))
             out = attended[m, first * H : end * H].reshape((end - first, H))
-            scores = scratch[: (end - first) * S].reshape((end - first, S))
+            scores = all_scores[: (end - first) * S].reshape((end - first, S))
             _attend_group(keys, values, q, staged, scores, out)
         first = end
 
 
 @njit(**FAST)
-def _some_heads(group, groups, kinds, sizes, layer, whole, normed, staged, qkv, cos, sin, places):  # type: ignore[no-untyped-def]
-    """Queries (if `whole`), keys and values of heads that belong together, the latter two kept."""
+def _some_heads(group, groups, kinds, sizes, layer, whole, normed, staged, qkv, cos, sin, mapping):  # type: ignore[no-untyped-def]
+    """Queries (if `whole`), keys and values of one group of heads; keys and values are stored in the cache."""
     H, column = sizes[HEAD_DIM], 0
     for matrix in range(3):
         heads = layer[HEADS] if matrix == 0 else layer[KV_HEADS]
@@ -252,16 +253,16 @@ def _some_heads(group, groups, kinds, sizes, layer, whole, normed, staged, qkv, 
             address, extras = layer[Q + matrix], layer[Q + matrix + EXTRAS]
             _multiply(kinds[0], address, extras, heads * H, normed, staged, qkv, column, start, stop)
             _add_bias(layer[QKV_BIAS], qkv, column + start, column + stop)
-            _place_heads(kinds[1], (column + start) // H, (column + stop) // H, sizes, layer, qkv, cos, sin, places)
+            _store_heads(kinds[1], (column + start) // H, (column + stop) // H, sizes, layer, qkv, cos, sin, mapping)
         column += heads * H
 
 
 @njit(**WHOLE)
-def _heads(thread, threads, sync, kinds, sizes, layer, whole, normed, staged, scratch, qkv, attended, cos, sin, places):  # type: ignore[no-untyped-def]
-    """Keep keys and values of the normed tokens; if `whole`, attention too.
+def _heads(thread, threads, sync, kinds, sizes, layer, whole, normed, staged, scores, qkv, attended, cos, sin, mapping):  # type: ignore[no-untyped-def]
+    """Store keys and values of the normed tokens; if `whole`, compute attention too.
 
-    Threads take groups of heads, from their weights to attention's result; where there are fewer groups than threads or
-    heads have odd sizes, rows, and then heads.
+    Threads divide groups of heads among them, each from its weights to attention's result. Where there are fewer groups
+    than threads or heads have odd sizes, they divide rows, and then heads.
     """
     kind, kv_kind = kinds[0], kinds[1]
     N, groups, H = layer[HEADS], layer[KV_HEADS], sizes[HEAD_DIM]
@@ -269,10 +270,10 @@ def _heads(thread, threads, sync, kinds, sizes, layer, whole, normed, staged, sc
     if groups >= threads and H % ROW_BLOCK == 0:
         group = _next(sync, ATTENTION, sizes, thread, threads, -1, groups)
         while group < groups:
-            _some_heads(group, groups, kinds, sizes, layer, whole, normed, staged[0], qkv, cos, sin, places)
+            _some_heads(group, groups, kinds, sizes, layer, whole, normed, staged[0], qkv, cos, sin, mapping)
             if whole:
                 first, last = N * group // groups, N * (group + 1) // groups
-                _attend(kv_kind, first, last, sizes, layer, qkv, places, staged[1], scratch, attended)
+                _attend(kv_kind, first, last, sizes, layer, qkv, mapping, staged[1], scores, attended)
             group = _next(sync, ATTENTION, sizes, thread, threads, group, groups)
         barrier(sync, threads)
         return
@@ -286,31 +287,31 @@ def _heads(thread, threads, sync, kinds, sizes, layer, whole, normed, staged, sc
         column += heads * H
     barrier(sync, threads)
     first, last = share(N + 2 * groups, 1, thread, threads)
-    _place_heads(kv_kind, first, last, sizes, layer, qkv, cos, sin, places)
+    _store_heads(kv_kind, first, last, sizes, layer, qkv, cos, sin, mapping)
     barrier(sync, threads)
     if whole:
         first, last = share(N, 1, thread, threads)
-        _attend(kv_kind, first, last, sizes, layer, qkv, places, staged[1], scratch, attended)
+        _attend(kv_kind, first, last, sizes, layer, qkv, mapping, staged[1], scores, attended)
         barrier(sync, threads)
 
 
 @njit(**WHOLE)
-def _attention(thread, threads, sync, kinds, sizes, eps, layer, whole, spaces, M, cos, sin, places):  # type: ignore[no-untyped-def]
-    """Add one layer's attention to the residual stream; only keep keys and values if not `whole`."""
-    all_x, all_normed, all_staged, qkv_space, attended_space, projected_space, _, _, _, _, scratch = spaces
+def _attention(thread, threads, sync, kinds, sizes, eps, layer, whole, scratch, M, cos, sin, mapping):  # type: ignore[no-untyped-def]
+    """Add one layer's attention to the residual stream; if not `whole`, only store keys and values."""
+    all_x, all_normed, all_staged, all_qkv, all_attended, all_projected, _, _, _, _, all_scores = scratch
     D, H = sizes[HIDDEN], sizes[HEAD_DIM]
-    x, staged, projected = all_x[thread, :M], all_staged[thread], projected_space[:M]
+    x, staged, projected = all_x[thread, :M], all_staged[thread], all_projected[:M]
     normed = all_normed[thread, :M]
     width, q_width = (layer[HEADS] + 2 * layer[KV_HEADS]) * H, layer[HEADS] * H
-    qkv = qkv_space[: M * width].reshape((M, width))
-    attended = attended_space[: M * q_width].reshape((M, q_width))
+    qkv = all_qkv[: M * width].reshape((M, width))
+    attended = all_attended[: M * q_width].reshape((M, q_width))
     _layer_norm(x, layer[GAIN_1], layer[OFFSET_1], eps, normed)
-    own = scratch[thread]
-    _heads(thread, threads, sync, kinds, sizes, layer, whole, normed, staged, own, qkv, attended, cos, sin, places)
-    untake(sync, MLP, thread)
-    untake(sync, HEAD_ROWS, thread)
+    scores = all_scores[thread]
+    _heads(thread, threads, sync, kinds, sizes, layer, whole, normed, staged, scores, qkv, attended, cos, sin, mapping)
+    reset(sync, MLP, thread)
+    reset(sync, HEAD_ROWS, thread)
     if not whole:
-        untake(sync, ATTENTION, thread)
+        reset(sync, ATTENTION, thread)
         return
     _stage(kinds[0], attended, staged[0])
     parts = _parts(D, threads)
@@ -321,15 +322,15 @@ def _attention(thread, threads, sync, kinds, sizes, eps, layer, whole, spaces, M
         _add_bias(layer[O_BIAS], projected, start, stop)
         part = _next(sync, PROJECTION, sizes, thread, threads, part, parts)
     barrier(sync, threads)
-    untake(sync, ATTENTION, thread)
+    reset(sync, ATTENTION, thread)
     for m in range(M):
         _add(projected[m], x[m])
 
 
 @njit(**WHOLE)
-def _mlp(thread, threads, sync, kinds, sizes, eps, layer, spaces, M):  # type: ignore[no-untyped-def]
-    """Add one layer's MLP to the residual stream, reading only the rows of neurons that are not zero: how many."""
-    all_x, all_normed, all_staged, _, _, _, all_h, all_active, partial, _, _ = spaces
+def _mlp(thread, threads, sync, kinds, sizes, eps, layer, scratch, M):  # type: ignore[no-untyped-def]
+    """Add one layer's MLP to the residual stream, reading only rows of neurons that are not zero; their number."""
+    all_x, all_normed, all_staged, _, _, _, all_h, all_active, partial, _, _ = scratch
     D, F, run = sizes[HIDDEN], sizes[NEURONS], sizes[RUN_OF_NEURONS]
     x, normed, staged = all_x[thread, :M], all_normed[thread, :M], all_staged[thread]
     h, active = all_h[:M], all_active[:M]
@@ -350,7 +351,7 @@ def _mlp(thread, threads, sync, kinds, sizes, eps, layer, spaces, M):  # type: i
         tiles.add_rows_of(down, extras, D, h, active[:, start:stop], listed, start, stop, partial[r])
         r = _next(sync, MLP, sizes, thread, threads, r, runs)
     barrier(sync, threads)
-    untake(sync, PROJECTION, thread)
+    reset(sync, PROJECTION, thread)
     _add_bias(layer[DOWN_BIAS], x, 0, D)
     for m in range(M):
         for r in range(runs):
@@ -369,23 +370,23 @@ def _embed(kind, sizes, ends, tokens, x):  # type: ignore[no-untyped-def]
 
 
 @njit(**WHOLE)
-def _step(thread, threads, sync, kinds, tokens, places, first, sizes, eps, layers, ends, spaces, cos, sin, zeros):  # type: ignore[no-untyped-def]
+def _step(thread, threads, sync, kinds, tokens, mapping, first, sizes, eps, layers, ends, scratch, cos, sin, zeros):  # type: ignore[no-untyped-def]
     """All layers for some tokens, and the logits of those from `first` on."""
     M = tokens.shape[0]
-    x, normed = spaces[0][thread, :M], spaces[1][thread, :M]
+    x, normed = scratch[0][thread, :M], scratch[1][thread, :M]
     _embed(kinds[2], sizes, ends, tokens, x)
     for index in range(layers.shape[0]):
         layer, whole = layers[index], first < M or index + 1 < layers.shape[0]
-        _attention(thread, threads, sync, kinds, sizes, eps, layer, whole, spaces, M, cos, sin, places)
-        if not whole:  # nobody asks for logits, so that the last layer's keys and values are all that is needed
+        _attention(thread, threads, sync, kinds, sizes, eps, layer, whole, scratch, M, cos, sin, mapping)
+        if not whole:  # without logits, the last layer's keys and values are all that is needed
             barrier(sync, threads)
             return
-        counted = _mlp(thread, threads, sync, kinds, sizes, eps, layer, spaces, M)
+        counted = _mlp(thread, threads, sync, kinds, sizes, eps, layer, scratch, M)
         if first < M:
             zeros[thread, 0] += counted
     _layer_norm(x[first:], ends[GAIN], ends[OFFSET], eps, normed[first:])
-    rows, logits = sizes[VOCABULARY], spaces[9]
-    staged = spaces[2][thread, 0]
+    rows, logits = sizes[VOCABULARY], scratch[9]
+    staged = scratch[2][thread, 0]
     _stage(kinds[3], normed[first:], staged)
     head = (kinds[3], ends[HEAD], ends[HEAD_EXTRAS], rows)
     parts = _parts(rows, threads)
@@ -399,7 +400,7 @@ def _step(thread, threads, sync, kinds, tokens, places, first, sizes, eps, layer
 
 @njit(**FAST)
 def _best(logits, lanes):  # type: ignore[no-untyped-def]
-    """The first place of the largest of logits (V,); lanes (16,) fp32 is scratch."""
+    """The first index of the largest of logits (V,); lanes (16,) fp32 is scratch."""
     whole = logits.shape[0] // LANES * LANES
     top = logits[0]
     if whole > 0:
@@ -418,23 +419,23 @@ def _best(logits, lanes):  # type: ignore[no-untyped-def]
 
 
 @njit(**WHOLE)
-def _work(thread, threads, sync, kinds, job, tokens, places, stops, sizes, eps, layers, ends, spaces, tables):  # type: ignore[no-untyped-def]
-    """One job: a step, and then, if so asked, more steps on the most probable token."""
-    # All of the job is read before the first barrier: once thread 0 has returned, the next job may be written.
-    cos, sin, zeros = tables
-    M, first, greedy = job[TOKENS], job[FIRST_LOGITS], job[GREEDY]
-    inputs, at, ends_of_text = tokens[:M].copy(), places.copy(), stops.copy()
+def _decode(thread, threads, sync, kinds, inputs, sizes, eps, layers, ends, scratch, tables):  # type: ignore[no-untyped-def]
+    """One call: a step, and then as many greedy steps as the call asks for."""
+    # Arguments are read before the first barrier: once thread 0 has returned, the caller may write the next ones.
+    (batch, tokens, mapping, stops), (cos, sin, zeros) = inputs, tables
+    M, first, greedy = batch[TOKENS], batch[FIRST_LOGITS], batch[GREEDY]
+    new, at, ends_of_text = tokens[:M].copy(), mapping.copy(), stops.copy()
     chosen = 0
     while True:
-        _step(thread, threads, sync, kinds, inputs, at, first, sizes, eps, layers, ends, spaces, cos, sin, zeros)
+        _step(thread, threads, sync, kinds, new, at, first, sizes, eps, layers, ends, scratch, cos, sin, zeros)
         if chosen == greedy:
             return
         stop = chosen + 1 == greedy
-        # Each thread looks for itself, so that nobody waits; the logits are next overwritten after a barrier.
+        # Every thread finds the token itself, so that none waits; logits are next overwritten after a barrier.
         for m in range(M):
-            token = _best(spaces[9][m], spaces[2][thread, 0, 0])
+            token = _best(scratch[9][m], scratch[2][thread, 0, 0])
             at[POSITIONS, m] += 1
-            inputs[m] = token
+            new[m] = token
             for i in range(ends_of_text.shape[0]):
                 stop = stop or ends_of_text[i] == token
             if thread == 0:
@@ -443,29 +444,31 @@ def _work(thread, threads, sync, kinds, job, tokens, places, stops, sizes, eps, 
             barrier(sync, threads)
         chosen += 1
         if thread == 0:
-            job[CHOSEN] = chosen
+            batch[CHOSEN] = chosen
         if stop:
             return
 
 
 def _compiled(digest: int) -> Any:
-    def run(thread, threads, sync, kinds, job, tokens, where, stops, sizes, eps, layers, ends, spaces, cos, sin, zeros):  # type: ignore[no-untyped-def]
-        """Take part in jobs. Thread 0 does one and returns; the others do one after the other until told to stop.
+    def run(
+        thread, threads, sync, kinds, batch, tokens, mapping, stops, sizes, eps, layers, ends, scratch, cos, sin, zeros
+    ):  # type: ignore[no-untyped-def]
+        """Take part in calls. Thread 0 takes part in one and returns; the others wait for the next until told to stop.
 
         Args:
-            thread, threads: which of how many. Thread -1 tells the others to stop, and does nothing itself.
+            thread, threads: index and number. Thread -1 tells the others to stop, and does nothing itself.
             sync: int64 (SYNC_SIZE,), see `engine.cpu.threads`.
             kinds: empty arrays whose dtypes say how a layer's weights, keys and values, embedding and head are stored.
-            job: int64, (TOKENS, ..., CHOSEN).
-            tokens: int64, the new tokens; those chosen greedily are put there, M at a time.
-            where: int64 (2, >= M), the POSITIONS and SLOTS of the new tokens; chosen ones follow each.
-            stops: int64, tokens after which, in any text, no more are chosen.
+            batch: int64, (TOKENS, ..., CHOSEN).
+            tokens: int64, the new tokens; those chosen greedily are written there, M at a time.
+            mapping: int64 (2, >= M), the POSITIONS and SLOTS of the new tokens; chosen tokens follow them.
+            stops: int64, tokens after which, in any sequence, no more are chosen.
             sizes: int64, (HIDDEN, ..., IN_TURN).
             eps: of the norms, fp32.
             layers: int64 (layers, LAYER_COLUMNS). ends: int64, (EMBED, ..., OFFSET).
-            spaces: scratch, see `engine.cpu.engine`.
+            scratch: see `engine.cpu.engine`.
             cos, sin: fp32 (capacity, R / 2).
-            zeros: int64 (threads, 8), the first of each counts active neurons over steps whose logits are wanted.
+            zeros: int64 (threads, 8), the first of each counts active neurons over steps that compute logits.
         """
         if digest == -1:
             return
@@ -480,8 +483,8 @@ def _compiled(digest: int) -> Any:
                 done += 1
                 if atomic_load(sync, STOP) == 1:  # type: ignore[call-arg]
                     return
-            tables = (cos, sin, zeros)
-            _work(thread, threads, sync, kinds, job, tokens, where, stops, sizes, eps, layers, ends, spaces, tables)
+            inputs = (batch, tokens, mapping, stops)
+            _decode(thread, threads, sync, kinds, inputs, sizes, eps, layers, ends, scratch, (cos, sin, zeros))
             if thread == 0:
                 return
 

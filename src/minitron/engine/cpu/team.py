@@ -1,10 +1,9 @@
-"""How many threads decode: all that there may be, or fewer where other programs take the cores.
+"""How many threads decode: the most allowed, or fewer where other programs use the cores.
 
-A step has three points a layer at which threads wait for each other. Where another program holds a core, each of them
-can cost the system's time slice, some milliseconds, and one thread is several times as fast as two. So the time of a
-step is measured; while the system takes cores away from this process, fewer threads are tried, and the fastest number
-is kept. Without such interruptions nothing is tried, so a free machine loses nothing. The numbers that are computed do
-not depend on the number of threads.
+A step has three barriers a layer. Where another program holds a core, each barrier can cost a time slice of the
+scheduler, some milliseconds, and one thread is several times as fast as two. So the time of a step is measured. While
+the system preempts this process, smaller numbers of threads are tried, and the fastest one is kept. Without preemption
+nothing is tried, so a free machine loses nothing. Results do not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -17,25 +16,25 @@ except ImportError:  # Windows
     resource = None
 
 PERIOD_SECONDS = 0.03
-"""For which a number of threads is kept before it is judged."""
+"""Time for which a number of threads is measured before it is judged."""
 RETRY_SECONDS, LONGEST_RETRY = 0.5, 4.0
-"""After which a number of threads that was slower is tried again; doubled each time that it is slower once more."""
+"""Time after which a number of threads that was slower is tried again; doubled each time that it is slower again."""
 GAIN = 0.9
-"""Another number of threads must take at most this share of the time."""
+"""Another number of threads replaces the best one if it takes at most this share of its time."""
 WARM_STEPS = 2
-"""Steps after a change that are not counted: threads have to start."""
+"""Steps after a change that are not measured: threads have to start."""
 
 
 def interruptions() -> int:
-    """How often the system has taken a core away from a thread of this process; 0 where it does not tell."""
+    """How often the system has preempted a thread of this process; 0 where it does not tell."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw if resource is not None else 0
 
 
 class Team:
-    """Chooses the number of threads from what steps took.
+    """Chooses the number of threads from the measured times of steps.
 
     Args:
-        most: threads that there may be.
+        most: the largest number of threads.
     """
 
     def __init__(self, most: int) -> None:
@@ -45,7 +44,7 @@ class Team:
         self.size = most
         """Threads of the next step."""
         self._pace: dict[int, tuple[float, float]] = {}
-        """Of a number of threads: seconds of a step when it was last judged, and when that was."""
+        """For a number of threads: seconds a step when it was last judged, and when that was."""
         self._patience: dict[int, float] = {}
         self._best = most
         self._begin()
@@ -54,7 +53,7 @@ class Team:
         self._steps, self._seconds, self._warm, self._disturbed = 0, 0.0, WARM_STEPS, False
 
     def saw(self, steps: int, seconds: float, interrupted: bool, now: float | None = None) -> None:
-        """Learn that some steps of equal work took so long, and whether cores were taken away meanwhile."""
+        """Record the time of some steps of equal work, and whether the process was preempted meanwhile."""
         if len(self.options) == 1:
             return
         self._disturbed |= interrupted
@@ -78,12 +77,12 @@ class Team:
         self._begin()
 
     def _next(self, now: float, disturbed: bool) -> int:
-        """Another number of threads that is due to be tried, or the best one."""
-        place = self.options.index(self._best)
-        if disturbed and place + 1 < len(self.options) and self._is_due(self.options[place + 1], now):
-            return self.options[place + 1]
-        if place > 0 and self._is_due(self.options[place - 1], now):
-            return self.options[place - 1]
+        """The number of threads to use next: another one that is due to be tried, or the best one."""
+        index = self.options.index(self._best)
+        if disturbed and index + 1 < len(self.options) and self._is_due(self.options[index + 1], now):
+            return self.options[index + 1]
+        if index > 0 and self._is_due(self.options[index - 1], now):
+            return self.options[index - 1]
         return self._best
 
     def _is_due(self, size: int, now: float) -> bool:

@@ -1,8 +1,8 @@
 """Products of a few vectors with rows that are read and unpacked once for all of them.
 
-`gemv.matvec` goes over a row once for each vector, and each time all loads and conversions are done again; with eight
-vectors these are most of a step. Here up to four vectors are worked on at once in registers, and a row is read in one
-stream. Sums are those of `formats.row_dot`, in its order, so that a vector's product has the same bits as alone.
+`gemv.matvec` reads a row once for each vector and repeats all loads and conversions; with eight vectors these are most
+of a step. Here up to four vectors are multiplied at once in registers, and a row is read in one stream. Sums are those
+of `dots.row_dot`, in its order, so that a vector's product has the same bits as alone.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ import numpy as np
 from numba import njit
 from numba.extending import overload
 
-from .dots import FLOATS, dots_of_four, dots_of_two, kept, panel_of_four, row_dot, sum_of_four
+from .dots import FLOATS, dots_of_four, dots_of_two, load_sums, panel_of_four, row_dot, sum_of_four
 from .formats import BLOCK, FAST, LEAF, Array, add_escapes, finish, row_factor, whole_blocks
 from .gemv import add_block, add_rows, staged_matvec
 from .lanes import prefetch, store_totals, total
 
 PANEL = 24
-"""Units of rows that are worked on at a time where whole vectors do not stay in the first-level cache."""
+"""Units of rows in a panel, used where whole vectors do not stay in the first-level cache."""
 GROUP = 16
-"""Rows of which a panel is worked on before the next one."""
+"""Rows whose panels are processed before their next panels."""
 COLUMNS_AT_ONCE = 16
 """Blocks of rows that are added for all vectors at a time: their sums stay in the first-level cache."""
 
@@ -27,7 +27,7 @@ COLUMNS_AT_ONCE = 16
 @njit(**LEAF)
 def _side_by_side(w, staged, columns, M, four, out, column, start, stop):  # type: ignore[no-untyped-def]
     """Products with staged vectors (M, ...); `four` is scratch for as many numbers."""
-    whole = (M + 1) // 4 * 4  # three that are left are worked on as four
+    whole = (M + 1) // 4 * 4  # a remainder of three is computed as four
     for r in range(start, stop):
         row = w[r]
         for m in range(0, whole, 4):
@@ -36,7 +36,7 @@ def _side_by_side(w, staged, columns, M, four, out, column, start, stop):  # typ
             store_totals(four, 0, s0, s1, s2, s3)  # type: ignore[call-arg]
             for i in range(min(4, M - m)):
                 out[m + i, column + r] = four[i]
-        for m in range(whole, M - 1):  # two are left
+        for m in range(whole, M - 1):  # a remainder of two
             s0, s1 = dots_of_two(row, staged[m], staged[m + 1], columns)
             out[m, column + r], out[m + 1, column + r] = total(s0), total(s1)  # type: ignore[call-arg]
         for m in range(whole + (M - whole) // 2 * 2, M):
@@ -62,15 +62,15 @@ def _in_panels(w, staged, columns, M, sums, four, out, column, start, stop):  # 
                 x2, x3 = staged[min(m + 2, M - 1)], staged[min(m + 3, M - 1)]
                 for i in range(rows):
                     row = w[top + i]
-                    # While the last turn is worked on, what comes next is on its way: the next panel, or rows behind.
+                    # Prefetch what comes after the last turn: the next panel, or later rows.
                     after = row if last < blocks else w[min(top + i + GROUP, stop - 1)]
                     shift = PANEL if last < blocks else -first
                     panel_of_four(row, x0, x1, x2, x3, first, last, sums[turn, i], after, shift)
         for turn in range(turns):
             for i in range(rows):
                 found = sums[turn, i]
-                s0, s1 = sum_of_four(*kept(found, 0)), sum_of_four(*kept(found, 256))
-                s2, s3 = sum_of_four(*kept(found, 512)), sum_of_four(*kept(found, 768))
+                s0, s1 = sum_of_four(*load_sums(found, 0)), sum_of_four(*load_sums(found, 256))
+                s2, s3 = sum_of_four(*load_sums(found, 512)), sum_of_four(*load_sums(found, 768))
                 store_totals(four, 0, s0, s1, s2, s3)  # type: ignore[call-arg]
                 for m in range(4 * turn, min(4 * turn + 4, M)):
                     out[m, column + top + i] = four[m - 4 * turn]
@@ -152,7 +152,7 @@ def add_rows_of(w, extras, columns, scales, rows, counts, start, stop, out):  # 
 
 @njit(**LEAF)
 def _add_union(w, extras, columns, scales, union, n, out, first, last):  # type: ignore[no-untyped-def]
-    """Blocks `first` to `last` of rows that some vector needs, for each vector that does."""
+    """Blocks `first` to `last` of the rows that at least one vector needs, added for each vector that needs them."""
     step = w.shape[1] * w.itemsize // whole_blocks(w, columns)
     for j in range(n):
         f = union[j]

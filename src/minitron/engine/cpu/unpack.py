@@ -1,4 +1,4 @@
-"""Rows of packed matrices as bf16, for torch's matrix products. Needs Numba."""
+"""Rows of quantized matrices as bf16, for torch's matrix products."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import numpy as np
 
 from . import dots, formats, gemv, lanes
 from .compiled import cached
-from .dots import keep
-from .formats import BLOCK, block_add, place_escapes, row_factor, whole_blocks
+from .dots import store_sums
+from .formats import BLOCK, block_add, row_factor, whole_blocks, write_escapes
 from .gemv import bf16_of_float
 from .lanes import spread, store_bf16
 
@@ -19,7 +19,7 @@ def _build(digest: int) -> Any:
         """`out[start:stop] = w[start:stop]` in bf16.
 
         Args:
-            w: (N, items of a row), see `formats.KINDS`; packed. extras: of bf12, see `engine.quantize.Matrix`.
+            w: (N, items of a row), see `formats.KINDS`; quantized. extras: of bf12, see `engine.quantize.Matrix`.
             wide: fp32, scratch for one row, its columns rounded up to 64.
             out: (N, K), bits of bf16 as uint16.
             start, stop: rows.
@@ -40,10 +40,10 @@ def _build(digest: int) -> Any:
                     store_bf16(row, at + 64, c)  # type: ignore[call-arg]
                     store_bf16(row, at + 96, d)  # type: ignore[call-arg]
                 else:
-                    keep(wide, 2 * at, (a, b, c, d))
+                    store_sums(wide, 2 * at, (a, b, c, d))
             for k in range(whole * BLOCK, K):
                 row[k] = bf16_of_float(wide[k])
-            place_escapes(w, extras, r, row)
+            write_escapes(w, extras, r, row)
 
     return unpack_rows
 

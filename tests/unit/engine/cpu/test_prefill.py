@@ -18,10 +18,10 @@ def error(weights: EngineWeights, wide: EngineWeights, pieces: list[list[int]], 
     capacity = sum(map(len, pieces))
     expected = ReferenceEngine(wide, capacity)
     kv = KeyValues(weights, capacity, 2)
-    reader = prompt.PromptReader(weights, kv, weights.rotary_tables(capacity), 2)
+    reader = prompt.Prefill(weights, kv, 2)
     for piece in pieces:
-        expected.read(piece)
-        reader.read(piece, slot)
+        expected.prefill(piece)
+        reader.append(piece, slot)
     assert kv.lengths[slot] == capacity
     found = torch.stack([part[slot].float() for part in (*kv.keys, *kv.values)])
     exact = torch.stack([part[0] for part in (*expected.kv.keys, *expected.kv.values)])
@@ -57,7 +57,7 @@ def test_unpacked_rows_are_those_of_the_format(format: Format, shape: tuple[int,
     weights = torch.randn(shape, generator=torch.Generator().manual_seed(0)).bfloat16()
     weights.view(-1)[::7] *= 2.0**-30  # escapes of bf12
     matrix: Matrix = pack(weights, format)
-    reader = prompt.PromptReader.__new__(prompt.PromptReader)
+    reader = prompt.Prefill.__new__(prompt.PromptReader)
     reader._threads, reader._plain = 3, torch.empty(shape[0] * shape[1], dtype=torch.bfloat16)
     with prompt.ThreadPoolExecutor(3) as reader._pool:
         assert torch.equal(reader._dense(matrix), matrix.dense(torch.bfloat16))

@@ -14,8 +14,8 @@ from transformers import GenerationConfig
 
 import minitron
 from minitron.loading import Loaded
-from minitron.sampling_settings import _OTHER_MODES
-from minitron.text_stream import SamplingSettings, TextStream
+from minitron.sampling_parameters import _OTHER_MODES
+from minitron.text_stream import SamplingParameters, TextStream
 
 PROMPT = [7, 12, 20]
 
@@ -25,7 +25,7 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
     return minitron.load(make_text_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny"), dtype="fp32")
 
 
-def drawn(loaded: Loaded, settings: SamplingSettings, **config: Any) -> list[int]:
+def drawn(loaded: Loaded, settings: SamplingParameters, **config: Any) -> list[int]:
     """New tokens of a stream, for a checkpoint with this generation config."""
     loaded.model.generation_config = GenerationConfig(eos_token_id=3, **config)
     stream = TextStream(loaded.model, loaded.tokenizer, PROMPT, settings)
@@ -37,7 +37,7 @@ def ranks(loaded: Loaded, seeds: range, settings: dict[str, Any], **config: Any)
     """Of first tokens: how many tokens are more probable."""
     logits = loaded.model(torch.tensor([PROMPT])).logits[0, -1]
     order = logits.argsort(descending=True).argsort()
-    tokens = [drawn(loaded, SamplingSettings(1, seed=seed, **settings), **config)[0] for seed in seeds]
+    tokens = [drawn(loaded, SamplingParameters(1, seed=seed, **settings), **config)[0] for seed in seeds]
     return [int(order[token]) for token in tokens]
 
 
@@ -73,33 +73,33 @@ def test_what_a_checkpoint_recommends_can_be_switched_off(loaded: Loaded, config
     plain = ranks(loaded, range(12), {"temperature": 2.0})
     assert ranks(loaded, range(12), {"temperature": 2.0}, **config) == plain
     given = {"temperature": 2.0, "top_k": 0, "min_p": 0.0, "top_p": 1.0, "checkpoint": False}
-    settings = SamplingSettings.for_model(GenerationConfig(**config), given, {})
-    assert settings == SamplingSettings(temperature=2.0, checkpoint=False)
+    settings = SamplingParameters.for_model(GenerationConfig(**config), given, {})
+    assert settings == SamplingParameters(temperature=2.0, checkpoint=False)
 
 
 @pytest.mark.parametrize(("name", "value"), [("repetition_penalty", 50.0), ("no_repeat_ngram_size", 1)])
 def test_penalties_of_a_checkpoint_can_be_switched_off(loaded: Loaded, name: str, value: Any) -> None:
-    settings = SamplingSettings(20, temperature=0.0)
+    settings = SamplingParameters(20, temperature=0.0)
     assert drawn(loaded, settings, **{name: value}) == drawn(loaded, settings)
-    assert drawn(loaded, SamplingSettings(20, temperature=0.0, **{name: value})) != drawn(loaded, settings)
+    assert drawn(loaded, SamplingParameters(20, temperature=0.0, **{name: value})) != drawn(loaded, settings)
 
 
 def test_what_is_recommended_holds_where_nothing_is_given() -> None:
     config = GenerationConfig(do_sample=True, top_k=5, min_p=0.3, temperature=0.6, typical_p=0.9, max_new_tokens=9)
-    found = SamplingSettings.for_model(config, {"top_k": None, "min_p": 0.0}, {"temperature": 0.8, "top_p": 0.95})
-    assert found == SamplingSettings(9, 0.6, 0.95, 5, 0.0, typical_p=0.9)
+    found = SamplingParameters.for_model(config, {"top_k": None, "min_p": 0.0}, {"temperature": 0.8, "top_p": 0.95})
+    assert found == SamplingParameters(9, 0.6, 0.95, 5, 0.0, typical_p=0.9)
     greedy = GenerationConfig(do_sample=False)
-    assert SamplingSettings.for_model(greedy, {"temperature": None}, {"temperature": 0.8}).temperature == 0
-    assert SamplingSettings.for_model(greedy, {"top_k": 4}, {"temperature": 0.8}).temperature == 0.8
-    assert SamplingSettings.for_model(GenerationConfig(), {}, {"temperature": 0.8}).temperature == 0.8
-    assert SamplingSettings(temperature=0, top_k=4, top_p=0.3).effective == SamplingSettings(temperature=0)
+    assert SamplingParameters.for_model(greedy, {"temperature": None}, {"temperature": 0.8}).temperature == 0
+    assert SamplingParameters.for_model(greedy, {"top_k": 4}, {"temperature": 0.8}).temperature == 0.8
+    assert SamplingParameters.for_model(GenerationConfig(), {}, {"temperature": 0.8}).temperature == 0.8
+    assert SamplingParameters(temperature=0, top_k=4, top_p=0.3).effective == SamplingParameters(temperature=0)
 
 
 def test_an_impossible_recommendation_is_told_as_the_checkpoints() -> None:
     config = GenerationConfig()
     config.top_p = 1.5
     with pytest.raises(ValueError, match=r"generation_config\.json: top_p is 1\.5"):
-        SamplingSettings.for_model(config, {}, {})
+        SamplingParameters.for_model(config, {}, {})
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_an_impossible_recommendation_is_told_as_the_checkpoints() -> None:
     ids=str,
 )
 def test_another_search_that_a_checkpoint_asks_for_is_ignored_with_a_note(loaded: Loaded, config: Any) -> None:
-    for settings in (SamplingSettings(6, temperature=0.0), SamplingSettings(6, temperature=1.5, seed=3)):
+    for settings in (SamplingParameters(6, temperature=0.0), SamplingParameters(6, temperature=1.5, seed=3)):
         plain = drawn(loaded, settings)
         loaded.model.generation_config = GenerationConfig.from_dict({"eos_token_id": 3, **config})
         stream = TextStream(loaded.model, loaded.tokenizer, PROMPT, settings)
@@ -148,13 +148,13 @@ def test_another_search_that_a_checkpoint_asks_for_is_ignored_with_a_note(loaded
 def test_other_rules_of_a_checkpoint_hold_as_in_transformers(loaded: Loaded, config: dict[str, Any]) -> None:
     full = {"eos_token_id": 3, **config}
     loaded.model.generation_config = GenerationConfig(**full)
-    stream = TextStream(loaded.model, loaded.tokenizer, PROMPT, SamplingSettings(20, temperature=0.0))
+    stream = TextStream(loaded.model, loaded.tokenizer, PROMPT, SamplingParameters(20, temperature=0.0))
     list(stream)
     ids = torch.tensor([PROMPT])
     expected = loaded.model.generate(ids, max_new_tokens=20, do_sample=False, engine="off", pad_token_id=0)
     assert torch.equal(stream._output, expected)
     assert stream.from_checkpoint == {name: x for name, x in config.items() if name != "eos_token_id"}
-    off = TextStream(loaded.model, loaded.tokenizer, PROMPT, SamplingSettings(20, temperature=0.0, checkpoint=False))
+    off = TextStream(loaded.model, loaded.tokenizer, PROMPT, SamplingParameters(20, temperature=0.0, checkpoint=False))
     list(off)
     assert off.from_checkpoint == {}
     ends = GenerationConfig(eos_token_id=full["eos_token_id"])
@@ -168,12 +168,12 @@ def test_stop_strings_of_a_checkpoint_end_the_text(loaded: Loaded, stop: Any) ->
     loaded.model.generation_config = GenerationConfig(eos_token_id=3)
     texts = {}
     for seed in range(20):
-        texts[seed] = "".join(TextStream(loaded.model, loaded.tokenizer, PROMPT, SamplingSettings(20, seed=seed)))
+        texts[seed] = "".join(TextStream(loaded.model, loaded.tokenizer, PROMPT, SamplingParameters(20, seed=seed)))
     seed, whole = next((n, t) for n, t in texts.items() if any(c.isalpha() for c in t[: len(t) // 2]))
     letter = next(c for c in whole if c.isalpha())
     theirs = letter if isinstance(stop, str) else [letter, "zz"]
     loaded.model.generation_config = GenerationConfig(eos_token_id=3, stop_strings=theirs)
-    stream = TextStream(loaded.model, loaded.tokenizer, PROMPT, SamplingSettings(20, seed=seed))
+    stream = TextStream(loaded.model, loaded.tokenizer, PROMPT, SamplingParameters(20, seed=seed))
     short = "".join(stream)
     assert letter in short
     assert len(short) < len(whole)
@@ -198,19 +198,19 @@ NUMBERS = (
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -1, "1", True, None])
 def test_what_is_no_number_in_the_range_is_refused(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"^{name} is {value!r}; it must be"):
-        SamplingSettings(**{name: value})
+        SamplingParameters(**{name: value})
 
 
 @pytest.mark.parametrize("name", ["top_k", "max_new_tokens", "no_repeat_ngram_size", "seed"])
 def test_counts_are_integers(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} is 2.5; it must be an integer"):
-        SamplingSettings(**{name: 2.5})
+        SamplingParameters(**{name: 2.5})
 
 
 @pytest.mark.parametrize("seed", [2**64, 10**40, -(2**63) - 1])
 def test_seeds_that_torch_does_not_take_are_refused(seed: int) -> None:
     with pytest.raises(ValueError, match=f"seed is {seed}; it must be from -9223372036854775808 to"):
-        SamplingSettings(seed=seed)
+        SamplingParameters(seed=seed)
 
 
 def test_settings_at_the_ends_of_their_ranges_are_served(loaded: Loaded) -> None:
@@ -219,7 +219,7 @@ def test_settings_at_the_ends_of_their_ranges_are_served(loaded: Loaded) -> None
         {"seed": -(2**63), "temperature": 1e-300, "top_p": 1e-300, "min_p": 1},
         {"temperature": 1e300, "repetition_penalty": 1000, "typical_p": 1e-9},
     ):
-        assert len(drawn(loaded, SamplingSettings(**settings))) > 0
+        assert len(drawn(loaded, SamplingParameters(**settings))) > 0
 
 
 def test_the_command_line_reports_what_holds(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""How a text is chosen: the settings, and what becomes of those that a checkpoint recommends."""
+"""Sampling parameters: how the next token is chosen, and how the recommendations of a checkpoint enter."""
 
 from __future__ import annotations
 
@@ -7,28 +7,31 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # so that settings are refused before anything heavy is imported
+if TYPE_CHECKING:  # so that bad parameters are refused before anything heavy is imported
     from transformers import GenerationConfig
 
 
 @dataclass(frozen=True)
-class SamplingSettings:
-    """How the next token is chosen. What stands here is what happens, whatever a checkpoint recommends."""
+class SamplingParameters:
+    """How the next token is chosen. These values apply, whatever a checkpoint recommends.
+
+    What shapes the distribution applies in this order: penalty, temperature, top-k, top-p, min-p, and then the others.
+    """
 
     max_new_tokens: int = 128
-    """Tokens to write at most; fewer where the context ends."""
+    """Largest number of new tokens; fewer where the context ends."""
     temperature: float = 0.8
     """0 is greedy decoding; 1 the model's own distribution."""
     top_p: float = 1.0
-    """Keep the most probable tokens that together have this probability."""
+    """Keep the fewest most probable tokens that together have at least this probability."""
     top_k: int = 0
-    """Keep this many most probable tokens; 0 keeps all."""
+    """Keep this many most probable tokens, and those that tie with the last; 0 keeps all."""
     min_p: float = 0.0
-    """Keep tokens at least this share of the most probable one's probability."""
+    """Keep tokens of at least this share of the most probable one's probability."""
     repetition_penalty: float = 1.0
     """Above 1, tokens already present become less likely."""
     seed: int | None = None
-    """Same seed, same machine, same text; None draws one."""
+    """Same seed, same machine, same text; None draws a seed."""
     stop: tuple[str, ...] = ()
     """Stop after any of these strings has been written."""
     typical_p: float = 1.0
@@ -38,10 +41,10 @@ class SamplingSettings:
     eta_cutoff: float = 0.0
     """As `epsilon_cutoff`, lower where the distribution is flat (Hewitt et al. 2022); 0 keeps all."""
     no_repeat_ngram_size: int = 0
-    """No run of so many tokens comes twice; 0 allows all."""
+    """No run of so many tokens occurs twice; 0 allows all."""
     checkpoint: bool = True
-    """Whether what else the checkpoint's `generation_config.json` asks for holds, such as stop strings or suppressed
-    tokens; see `also_from`. The tokens that end a text always hold."""
+    """Whether the other requests of the checkpoint's `generation_config.json` apply, such as stop strings or suppressed
+    tokens; see `also_from`. The tokens that end a text always apply."""
 
     def __post_init__(self) -> None:
         for name, (low, high) in _LIMITS.items():
@@ -62,16 +65,16 @@ class SamplingSettings:
     @classmethod
     def for_model(
         cls, config: GenerationConfig, given: Mapping[str, Any], otherwise: Mapping[str, Any]
-    ) -> SamplingSettings:
-        """What a user has given, else what the checkpoint recommends, else `otherwise`, else the defaults.
+    ) -> SamplingParameters:
+        """The values of the user, else those that the checkpoint recommends, else `otherwise`, else the defaults.
 
         Args:
             config: the model's `generation_config`.
-            given: settings by name; None was not given. With `checkpoint` False nothing is recommended.
-            otherwise: settings by name.
+            given: the user's values by name; None counts as not given. With `checkpoint` False nothing is recommended.
+            otherwise: values by name.
 
         Raises:
-            ValueError: a setting is impossible, a given one or one of the checkpoint.
+            ValueError: a value is impossible, one of the user's or one of the checkpoint's.
         """
         chosen = {name: value for name, value in given.items() if value is not None}
         found: dict[str, Any] = {}
@@ -87,16 +90,22 @@ class SamplingSettings:
         return cls(**{**otherwise, **found, **chosen})
 
     @property
-    def effective(self) -> SamplingSettings:
-        """Those that have an effect: without what shapes a distribution where nothing is drawn."""
+    def greedy(self) -> bool:
+        """Whether the next token is the most probable one, whatever came before."""
+        neutral = self.repetition_penalty == 1 and self.no_repeat_ngram_size == 0
+        return neutral and self.temperature == 0
+
+    @property
+    def effective(self) -> SamplingParameters:
+        """These parameters without those that have no effect: greedy decoding does not shape the distribution."""
         neutral = {field.name: field.default for field in fields(self) if field.name in _SHAPING}
         return self if self.temperature > 0 else replace(self, **{**neutral, "temperature": self.temperature})
 
     def arguments(self, config: GenerationConfig, room: int) -> dict[str, Any]:
         """Arguments of `generate` for at most `room` new tokens.
 
-        transformers fills what is left out, or None in a `GenerationConfig`, from the checkpoint and from defaults of
-        its own (`top_k` 50), so all are named.
+        transformers fills an argument that is missing, or None in a `GenerationConfig`, from the checkpoint and from
+        its own defaults (`top_k` 50), so all are named.
         """
         also = also_from(config)
         found: dict[str, Any] = {} if self.checkpoint else dict.fromkeys(also)
@@ -116,7 +125,7 @@ class SamplingSettings:
         return found
 
     def notes(self, config: GenerationConfig) -> list[str]:
-        """Sentences on what a checkpoint asks for and does not get: one text is written, token by token."""
+        """Sentences on what a checkpoint asks for and does not get, because one text is written token by token."""
         stated = config.to_diff_dict()
         asked = {name: stated[name] for name in _OTHER_MODES if name in stated}
         ignored = {name: value for name, value in asked.items() if value is True or value not in _NO_MODE}
@@ -139,9 +148,9 @@ NEUTRAL: dict[str, Any] = {
     "num_beams": 1,
     "num_return_sequences": 1,
 }
-"""Arguments of `generate` with which nothing that a checkpoint recommends, and no default, shapes the distribution."""
+"""Arguments of `generate` that keep a checkpoint's recommendations and all defaults from shaping the distribution."""
 _SHAPING = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
-"""Without effect in greedy decoding."""
+"""Fields without effect in greedy decoding."""
 _LIMITS: dict[str, tuple[float, float | None]] = {
     "max_new_tokens": (1, None),
     "temperature": (0, None),
@@ -173,7 +182,7 @@ _OTHER_MODES = (
     "cache_implementation",
     "low_memory",
 )
-"""Of a generation config: another way to search for a text than one token after the other."""
+"""Fields of a generation config that ask for another search than one token after the other."""
 _NO_MODE = (None, False, 0, 1)
 _PLAIN_OUTPUT = {
     "return_dict_in_generate": False,
@@ -187,7 +196,7 @@ _NOT_RULES = ("transformers_version", "do_sample", "max_length", "bos_token_id",
 
 
 def also_from(config: GenerationConfig) -> dict[str, Any]:
-    """What a checkpoint asks for besides the fields of `SamplingSettings`, by transformers' names, and gets."""
+    """What applies of a checkpoint's requests besides the fields of `SamplingParameters`, by transformers' names."""
     from transformers import GenerationConfig
 
     known = {*_LIMITS, *_SHAPING, *_OTHER_MODES, *_PLAIN_OUTPUT, *_NOT_RULES}

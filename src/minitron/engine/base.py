@@ -1,0 +1,99 @@
+"""What a decode engine is: sequences in the slots of a KV cache, which requests enter and leave one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .kv import KeyValues
+from .weights import EngineWeights
+
+MAX_TOKENS = 8
+"""New tokens in one step of the compiled engine."""
+MOST_STOPS = 64
+"""Stop tokens that `DecodeEngine.greedy` can look for."""
+
+
+class DecodeEngine(Protocol):
+    """One model's weights and a KV cache. An engine serves many requests, at the same time and one after the other.
+
+    A request takes a slot (`acquire`), fills it with its prompt (`prefill`), grows by a token a step together with the
+    requests in other slots (`decode`), and gives the slot back (`release`). What a request computes does not depend on
+    the requests beside it. With a single sequence in slot 0 neither `acquire` nor `release` is needed. An engine is
+    used by one thread at a time.
+
+    Weights are those at the time when the engine was opened: an engine does not see later changes of the model.
+    """
+
+    name: str
+    """As in `GenerationReport.engine`: "cpu" or "reference"."""
+    device: torch.device
+    """Where it computes, and where logits are."""
+    weights: EngineWeights
+    kv: KeyValues
+
+    @property
+    def active_neurons(self) -> int:
+        """MLP neurons that were not zero, over all decoded tokens and layers."""
+        ...
+
+    @property
+    def seen_neurons(self) -> int:
+        """All MLP neurons, over all decoded tokens and layers."""
+        ...
+
+    def acquire(self, room: int) -> int:
+        """A free slot for a sequence of at most `room` tokens, the prompt included. The cache grows if it must.
+
+        Raises:
+            ValueError: all slots are taken, or the larger cache does not fit into memory. Nothing has changed then.
+        """
+        slot = self.kv.free_slot()
+        if room > self.kv.capacity:
+            self.reserve(room)
+        self.kv.taken.add(slot)
+        return slot
+
+    def release(self, slot: int) -> None:
+        """Forget a slot's sequence and make the slot free."""
+        self.kv.release(slot)
+
+    def truncate(self, length: int, slot: int = 0) -> None:
+        """Forget all but the first `length` tokens of a slot's sequence."""
+        self.kv.truncate(length, slot)
+
+    def reserve(self, capacity: int) -> None:
+        """Let each slot hold at least `capacity` tokens. Sequences that are being decoded stay.
+
+        Raises:
+            ValueError: the larger cache does not fit into memory. Nothing has changed then.
+        """
+
+    def prepare(self) -> None:
+        """Compile what the first call would compile."""
+
+    def prefill(self, tokens: list[int], slot: int = 0) -> None:
+        """Append tokens to a slot's sequence; their logits are not computed."""
+
+    def step(self, tokens: list[int], slot: int = 0) -> Tensor:
+        """Append at most MAX_TOKENS tokens to a slot's sequence; logits (len(tokens), V) after each.
+
+        The tensor may be the engine's own memory, which the next call overwrites.
+        """
+        ...
+
+    def decode(self, tokens: list[int], slots: list[int]) -> Tensor:
+        """Append one token to the sequence of each slot; logits (len(tokens), V) after each."""
+        ...
+
+    def greedy(
+        self, tokens: list[int], count: int, stops: Collection[int] = (), slots: Sequence[int] = (0,)
+    ) -> list[list[int]]:
+        """Append one token to the sequence of each slot and then more, each the most probable; see `CpuEngine`."""
+        ...
+
+    def close(self) -> None:
+        """End the engine's threads. The cache stays, and the next call starts the threads again."""
