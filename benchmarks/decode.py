@@ -33,7 +33,7 @@ from minitron.assets import bundled_model
 from minitron.bench import measure
 from minitron.bench.peers import TransformersPeer, llama_peer
 from minitron.bench.roofline import draw_roofline
-from minitron.engine.packed import weights_of
+from minitron.engine.model_weights import weights_of
 
 SMALL = {
     "vocab_size": 1024,

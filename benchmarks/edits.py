@@ -21,8 +21,8 @@ import torch
 import minitron
 from minitron.bench.measure import widened
 from minitron.engine.checksums import checksums
+from minitron.engine.model_weights import weights_of
 from minitron.engine.models import why_not_model
-from minitron.engine.packed import weights_of
 from minitron.engine.weights import copied, tensors_of
 
 

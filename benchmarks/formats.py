@@ -21,7 +21,7 @@ from machine import describe
 from minitron import NemotronConfig
 from minitron.bench.measure import read_bandwidth
 from minitron.engine.cpu.engine import CpuEngine
-from minitron.engine.quantize import FORMATS, Matrix, pack_blocks
+from minitron.engine.quantize import FORMATS, Matrix, quantize_blocks
 from minitron.engine.weights import EngineWeights, LayerWeights, Norm, constants_from_config, head_format
 
 TILE = 288
@@ -30,7 +30,7 @@ TILE = 288
 def matrix(rows: int, columns: int, format: str, std: float) -> Matrix:
     """A random matrix of `TILE` different rows."""
     tile = (torch.randn((min(rows, TILE), columns), generator=torch.Generator().manual_seed(rows)) * std).bfloat16()
-    once = pack_blocks([tile], (len(tile), columns), format)
+    once = quantize_blocks([tile], (len(tile), columns), format)
     times = -(-rows // len(tile))
     data = torch.cat([once.data] * times)[:rows]
     extras = once.extras

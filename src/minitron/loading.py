@@ -56,11 +56,11 @@ def load(
     format = short_name(format.lower()) if format else format
     source = checkpoint_folder(path, say)
     if format is not None:
-        return _load_packed(source, chosen, device, format)
+        return _load_generation_only(source, chosen, device, format)
     needed = check_checkpoint(source)
     if device == "cpu" or not torch.cuda.is_available():
         config = read_config(source)
-        require_memory(str(source), config, _format_name(config, chosen), packed=False)
+        require_memory(str(source), config, _format_name(config, chosen), generation_only=False)
     with progress_bars(read_config(source).num_parameters() * 2):
         wanted = chosen or needed or "auto"
         model, info = NemotronForCausalLM.from_pretrained(source, dtype=wanted, output_loading_info=True)
@@ -77,16 +77,16 @@ def _format_name(config: NemotronConfig, dtype: torch.dtype | None) -> str:
     return dtype_name(dtype or stored) or "fp32"
 
 
-def _load_packed(source: Path, dtype: torch.dtype | None, device: str, format: str) -> Loaded:
-    from .engine.packed import packed_model  # needs more than a model of torch does
+def _load_generation_only(source: Path, dtype: torch.dtype | None, device: str, format: str) -> Loaded:
+    from .engine.model_weights import generation_only_model  # needs more than a model of torch does
 
     if format not in FORMATS:
         raise ValueError(f"format is {format!r}; it must be one of {', '.join(FORMATS)}")
     if device not in ("auto", "cpu") or dtype is not None:
         raise ValueError(f"format {format} was given with device {device!r} and dtype {dtype!r}; leave both out")
     check_checkpoint(source)
-    require_memory(str(source), read_config(source), format, packed=True)
-    model = packed_model(source, format)  # type: ignore[arg-type]
+    require_memory(str(source), read_config(source), format, generation_only=True)
+    model = generation_only_model(source, format)  # type: ignore[arg-type]
     return Loaded(model, load_tokenizer(source, vocab_size=model.config.vocab_size))
 
 

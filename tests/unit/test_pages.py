@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import minitron
 from minitron import pages
 
 

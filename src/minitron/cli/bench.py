@@ -74,8 +74,8 @@ def bench(
 
     from ..bench.measure import compare
     from ..bench.peers import TransformersPeer, llama_peer
+    from ..engine.model_weights import weights_of
     from ..engine.models import why_not_model
-    from ..engine.packed import weights_of
 
     subject, name, weights = _subject(model, preset, random_weights, zeros, layers)
     reason = why_not_model(subject)

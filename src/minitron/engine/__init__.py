@@ -1,4 +1,4 @@
-"""Text generation close to what memory allows: packed weights, a reference in torch, and a CPU decode step in Numba."""
+"""Text generation close to the memory bandwidth: quantized weights, a torch reference, a CPU decode step in Numba."""
 
 from __future__ import annotations
 

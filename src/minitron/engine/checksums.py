@@ -1,4 +1,4 @@
-"""Checksums of the tensors that the engine has copies of: whether somebody has changed them since."""
+"""Checksums of the tensors that the engine has copied, to notice when they change."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ SHORT = 1 << 22
 """Bytes below which a second thread is not worth starting."""
 
 Checksum = tuple[bytes, ...]
-"""Of each piece of a tensor."""
+"""A checksum of each piece of a tensor, after its shape and dtype."""
 
 
 def checksums(tensors: Mapping[str, Tensor]) -> dict[str, Checksum]:
-    """A checksum of each contiguous tensor on the CPU: of its bytes, its shape and its dtype.
+    """The checksum of each contiguous tensor on the CPU: of its bytes, its shape and its dtype.
 
     With Numba at the speed at which memory is read, in as many threads as torch has.
     """

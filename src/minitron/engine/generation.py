@@ -25,8 +25,8 @@ from ..model import NemotronForCausalLM, check_ids
 from .base import DecodeEngine
 from .kv import KeyValues
 from .loop import Record, decode
+from .model_weights import weights_of
 from .models import why_not_model
-from .packed import weights_of
 from .reference import ReferenceEngine
 from .requests import starts_of, why_not_request
 from .rules import Rules

@@ -1,31 +1,31 @@
-"""Whether a model fits into memory, said before it is loaded."""
+"""Memory estimates: whether a model fits, before it is loaded."""
 
 from __future__ import annotations
 
 from ..config import NemotronConfig
 from ..memory import available_memory
 from .quantize import FORMATS, PLAIN
-from .weights import packed_bytes
+from .weights import weight_bytes
 
 
-def require_memory(name: str, config: NemotronConfig, format: str, packed: bool) -> None:
+def require_memory(name: str, config: NemotronConfig, format: str, generation_only: bool) -> None:
     """Refuse a model that does not fit.
 
     Args:
-        name: of the model, for the message.
+        name: the model's, for the message.
         config: its shape.
-        format: in which it shall be loaded: one of `engine.quantize.FORMATS`, or "fp16".
-        packed: as `EngineWeights` alone; otherwise as a model of torch, whose transposed matrices come on top when it
-            decodes.
+        format: of the loaded weights: one of `engine.quantize.FORMATS`, or "fp16".
+        generation_only: whether it is loaded as `EngineWeights` alone; otherwise it is a model of torch, which needs
+            memory for transposed matrices in addition when it decodes.
 
     Raises:
-        ValueError: it needs more than there is; the message says what would fit.
+        ValueError: it needs more than is free; the message says what would fit.
     """
     left = available_memory()
-    needed = packed_bytes(config, format) if packed else config.num_parameters() * PLAIN[format].itemsize  # type: ignore[arg-type]
+    needed = weight_bytes(config, format) if generation_only else config.num_parameters() * PLAIN[format].itemsize  # type: ignore[arg-type]
     if left is None or needed <= left:
         return
-    sizes = {other: packed_bytes(config, other) for other in FORMATS}
+    sizes = {other: weight_bytes(config, other) for other in FORMATS}
     fitting = [f"{other} ({_gb(size)})" for other, size in sizes.items() if size <= left]
     least = min(sizes, key=sizes.__getitem__)
     advice = (

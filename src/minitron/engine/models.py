@@ -1,7 +1,7 @@
 """Which models the engine can serve: those whose modules compute exactly what it computes.
 
 Every module that a forward pass goes through is looked at before each call of `generate`: its type, its `forward`, its
-hooks, and the numbers that its `forward` takes from it. What is not as this package made it is left to torch.
+hooks, and the numbers that its `forward` takes from it. A model that is not as this package made it runs in torch.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 from ..model import NemotronAttention, NemotronForCausalLM
 from ..ops.autocast import autocast_dtype
 from ..written_code import CLASSES, replaced_code
-from .packed import PackedNemotron
+from .model_weights import GenerationOnlyNemotron
 from .weights import EMBEDDING, HEAD, NORM, WEIGHT_DTYPES, parts_of, tensors_of
 
 # The frequencies of the other types ("dynamic", "longrope") change with the length of the text.
@@ -31,23 +31,25 @@ SAME_IN_TRAINING = (
     "NemotronRotaryEmbedding",
     "NemotronMLP",
 )
-"""Modules that compute the same in training mode, in which each new module begins."""
+"""Modules that compute the same in training mode, in which every new module is."""
 PREPARATION = ("prepare_inputs_for_generation", "_update_model_kwargs_for_generation")
-"""Methods of transformers that stand between a request and `forward`; the engine passes them by."""
+"""Methods of transformers between a request and `forward`, which the engine does not call."""
 
 
 def why_not_model(model: NemotronForCausalLM) -> str:
     """Why the engine cannot run this model as it is now; empty if it can."""
-    packed = isinstance(model, PackedNemotron)
-    reason = _why_not_code(model, packed) or _why_not_modules(model, packed) or _why_not_constants(model)
-    return reason if reason or packed else _why_not_context() or _why_not_tensors(model)
+    generation_only = isinstance(model, GenerationOnlyNemotron)
+    reason = (
+        _why_not_code(model, generation_only) or _why_not_modules(model, generation_only) or _why_not_constants(model)
+    )
+    return reason if reason or generation_only else _why_not_context() or _why_not_tensors(model)
 
 
-def _why_not_code(model: NemotronForCausalLM, packed: bool) -> str:
+def _why_not_code(model: NemotronForCausalLM, generation_only: bool) -> str:
     replaced = replaced_code()
     if replaced:
         return f"{replaced} was replaced"
-    if not packed and type(model) is not CLASSES["NemotronForCausalLM"]:
+    if not generation_only and type(model) is not CLASSES["NemotronForCausalLM"]:
         return f"the model is a {type(model).__name__}, not a NemotronForCausalLM"
     for name in PREPARATION:
         if name in vars(model):
@@ -58,11 +60,11 @@ def _why_not_code(model: NemotronForCausalLM, packed: bool) -> str:
 
 
 def _why_not_context() -> str:
-    """What torch would do to every operation of a forward pass."""
+    """Modes of torch that change every operation of a forward pass."""
     if autocast_dtype(torch.empty(0)) is not None:
         return "autocast"
     for mode in (*_get_current_dispatch_mode_stack(), *_get_current_function_mode_stack()):
-        if not isinstance(mode, DeviceContext):  # which only says where new tensors are made
+        if not isinstance(mode, DeviceContext):  # which only chooses where new tensors are allocated
             return f"a {type(mode).__name__}"
     return ""
 
@@ -70,10 +72,10 @@ def _why_not_context() -> str:
 # --- modules -----------------------------------------------------------------------------------------------------
 
 
-def _why_not_modules(model: NemotronForCausalLM, packed: bool) -> str:
+def _why_not_modules(model: NemotronForCausalLM, generation_only: bool) -> str:
     body = model.model
     reason = (
-        _why_not_module(model, None if packed else "NemotronForCausalLM")
+        _why_not_module(model, None if generation_only else "NemotronForCausalLM")
         or _why_not_module(body, "NemotronModel")
         or _why_not_module(body.embed_tokens, "Embedding")
         or _why_not_module(body.norm, "NemotronLayerNorm1P")
@@ -106,7 +108,7 @@ def _why_not_modules(model: NemotronForCausalLM, packed: bool) -> str:
 
 def _why_not_module(module: nn.Module, kind: str | None) -> str:
     if kind is not None and type(module) is not CLASSES[kind]:
-        return f"{type(module).__name__} in place of {kind}"
+        return f"{type(module).__name__} in index of {kind}"
     state = vars(module)
     if "forward" in state or "_hf_hook" in state:
         return f"the forward of a {type(module).__name__} was replaced"
@@ -119,12 +121,12 @@ def _why_not_module(module: nn.Module, kind: str | None) -> str:
 
 
 def _only_looks(hook: Any) -> bool:
-    """Whether a hook is one that transformers leaves on modules whose outputs it was once asked to return."""
+    """Whether a hook is one that transformers leaves on modules whose outputs a caller once asked for."""
     return getattr(hook, "__module__", "") == "transformers.utils.output_capturing"
 
 
 def _why_not_constants(model: NemotronForCausalLM) -> str:
-    """Numbers that modules take from themselves, where the engine has one for all or one that is fixed."""
+    """Numbers that each module has, of which the engine has one for all or a fixed one."""
     body = model.model
     rotary = body.rotary_emb
     if rotary.rope_type not in FIXED_ROTATIONS:
@@ -138,11 +140,11 @@ def _why_not_constants(model: NemotronForCausalLM) -> str:
     if not _is_number(body.norm.eps):
         return f"the last norm's eps is {body.norm.eps!r}"
     layers: list[Any] = list(body.layers)
-    for place, layer in enumerate(layers):
+    for index, layer in enumerate(layers):
         for norm in (layer.input_layernorm, layer.post_attention_layernorm):
             if not _is_number(norm.eps) or norm.eps != body.norm.eps:
                 return "norms with several eps"
-        reason = _why_not_attention(layer.self_attn, place, layers[0].self_attn.head_dim)
+        reason = _why_not_attention(layer.self_attn, index, layers[0].self_attn.head_dim)
         if reason:
             return reason
         if 2 * rotary.inv_freq.numel() > layer.self_attn.head_dim:
@@ -150,7 +152,7 @@ def _why_not_constants(model: NemotronForCausalLM) -> str:
     return ""
 
 
-def _why_not_attention(attention: NemotronAttention, place: int, head_dim: int) -> str:
+def _why_not_attention(attention: NemotronAttention, index: int, head_dim: int) -> str:
     implementation = attention.config._attn_implementation
     if implementation not in ATTENTIONS:
         return f"attention implementation {implementation!r}"
@@ -160,8 +162,8 @@ def _why_not_attention(attention: NemotronAttention, place: int, head_dim: int) 
         return f"the scaling of an attention is {attention.scaling}"
     if not attention.is_causal:
         return "the is_causal of an attention is False"
-    if attention.layer_idx != place:
-        return f"layer {place} has layer_idx {attention.layer_idx}"
+    if attention.layer_idx != index:
+        return f"layer {index} has layer_idx {attention.layer_idx}"
     return ""
 
 
@@ -192,14 +194,14 @@ def _why_not_tensors(model: NemotronForCausalLM) -> str:
 
 
 def _shapes(model: NemotronForCausalLM, tensors: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """Of all that `tensors_of` may have, by name, for the vocabulary, widths and numbers of heads that there are."""
+    """The shapes of all tensors that `tensors_of` may return, by name, from the model's widths and numbers of heads."""
     V, D = model.model.embed_tokens.weight.shape
     found: dict[str, tuple[int, ...]] = {f"{EMBEDDING}.weight": (V, D), f"{HEAD}.weight": (V, D)}
     norms = [NORM]
     layers: list[Any] = list(model.model.layers)
     F = layers[0].mlp.up_proj.weight.shape[0] if layers else 0
-    for place, layer in enumerate(layers):
-        at, H = f"model.layers.{place}.", layer.self_attn.head_dim
+    for index, layer in enumerate(layers):
+        at, H = f"model.layers.{index}.", layer.self_attn.head_dim
         K = tensors[f"{at}self_attn.k_proj.weight"].shape[0] // H
         N = K * layer.self_attn.num_key_value_groups
         matrices = {

@@ -1,14 +1,14 @@
-"""Matrices in the formats that decoding reads: plain, in groups of 32 columns with a scale, or bf16 without loss.
+"""Matrices in the formats that decoding reads: plain, or quantized (bf12 without loss, int8 and int4 with scales).
 
 | format | bits per weight | what is stored |
 | --- | --- | --- |
 | fp32, bf16 | 32, 16 | the numbers |
-| bf12 | 12, and 64 for each escape | bf16 exactly: sign and mantissa, and the exponent as its place in a row's window |
+| bf12 | 12, and 64 for each escape | bf16 exactly: sign and mantissa, and the exponent as its index in a row's window |
 | int8 | 8.5 | -127 to 127, a bf16 scale for each 32 columns |
 | int4 | 4.5 | -8 to 7, a bf16 scale for each 32 columns |
 
-A row is contiguous with all that belongs to it, so a neuron that is skipped costs nothing. This file says what the
-bytes mean, in torch; `engine.cpu.packing` writes them and `engine.cpu.formats` reads them fast.
+All that belongs to a row is contiguous, so a neuron that is skipped costs nothing. This file defines the bytes, in
+torch; `engine.cpu.quantizing` writes them and `engine.cpu.formats` reads them fast.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ BLOCK = 64
 BYTES_PER_BLOCK = {"bf12": 96, "int8": 68, "int4": 36}
 BITS = {"int8": 8, "int4": 4}
 HEAD_FORMATS = {"int4": "int8"}
-"""Formats of the LM head that differ from the others': in four bits it alone would cost as much as all layers together
-(measured as KL on the bundled model, `docs/performance.md`)."""
+"""Formats of the LM head where it differs from the other matrices: in four bits the head alone would add as much KL as
+all layers together (measured on the bundled model, `docs/performance.md`)."""
 GROUP = 32
 """Columns with one scale, int8 and int4."""
 
 WINDOW = 15
-"""bf12: exponents that a row can have; others, infinity and NaN are escapes."""
+"""bf12: number of exponents that a row can have; weights with others, infinity and NaN are escapes."""
 WEIGHTS_AT_ONCE = 1 << 20
-"""Weights that are packed or unpacked at a time: bounds the memory of intermediate numbers."""
+"""Weights that are quantized or unpacked at a time: bounds the memory of intermediate numbers."""
 
 
 @dataclass
@@ -53,7 +53,7 @@ class Matrix:
         format: one of FORMATS, or for the reference engine "fp16" or "fp64".
         shape: (N, K).
         data: the matrix itself in plain formats, otherwise (N, bytes of a row) uint8.
-        extras: bf12 only, int32: N row factors (bits of fp32), N + 1 places in the list of escapes, and that list:
+        extras: bf12 only, int32: N row factors (bits of fp32), N + 1 indices into the list of escapes, and that list:
             column and bf16 bits of each.
     """
 
@@ -69,7 +69,7 @@ class Matrix:
         return sum(part.numel() * part.element_size() for part in parts)
 
     def dense(self, dtype: torch.dtype, start: int = 0, stop: int | None = None) -> Tensor:
-        """Rows `start` to `stop` as plain numbers; the matrix itself where it is stored so."""
+        """Rows `start` to `stop` as plain numbers; plain formats are not copied if the dtype is theirs."""
         rows = slice(start, self.shape[0] if stop is None else stop)
         if self.format in PLAIN:
             return self.data[rows].to(dtype)
@@ -95,13 +95,13 @@ def row_bytes(format: str, columns: int) -> int:
     return -(-columns // BLOCK) * BYTES_PER_BLOCK[format]
 
 
-def pack(weights: Tensor, format: Format) -> Matrix:
+def quantize(weights: Tensor, format: Format) -> Matrix:
     """A matrix (N, K) in a format; plain formats share the memory where the dtype is already right."""
-    return pack_blocks([weights], (weights.shape[0], weights.shape[1]), format)
+    return quantize_blocks([weights], (weights.shape[0], weights.shape[1]), format)
 
 
-def pack_blocks(blocks: Iterable[Tensor], shape: tuple[int, int], format: str) -> Matrix:
-    """As `pack`, from the matrix's rows in pieces, so that it is never in memory as a whole.
+def quantize_blocks(blocks: Iterable[Tensor], shape: tuple[int, int], format: str) -> Matrix:
+    """As `quantize`, from the matrix's rows in pieces, so that it is never in memory as a whole.
 
     Raises:
         ValueError: a weight is infinite or NaN, which int8 and int4 cannot hold.
@@ -114,28 +114,28 @@ def pack_blocks(blocks: Iterable[Tensor], shape: tuple[int, int], format: str) -
     first, extras = 0, []
     if importlib.util.find_spec("numba") is None:
         for part in parts:
-            extras.append(_pack_part(part, format, data[first : first + len(part)]))
+            extras.append(_quantize_part(part, format, data[first : first + len(part)]))
             first += len(part)
     else:
-        extras = _pack_in_threads(parts, format, data)
+        extras = _quantize_in_threads(parts, format, data)
     return Matrix(format, shape, data, _join_extras(extras) if format == "bf12" else None)
 
 
 Extras = tuple[Tensor, Tensor, Tensor] | None
-"""bf12: exponents before the rows' windows (N,), escapes per row (N,), the escapes (E, 2), all int32."""
+"""bf12: exponents before the rows' windows (N,), numbers of escapes (N,), the escapes (E, 2), all int32."""
 
 
-def _pack_part(part: Tensor, format: str, out: Tensor) -> Extras:
-    """Pack some rows into `out`, by torch."""
+def _quantize_part(part: Tensor, format: str, out: Tensor) -> Extras:
+    """Quantize some rows into `out`, by torch."""
     if format != "bf12":
         part = part.float()
         if not bool(part.isfinite().all()):
             raise _not_finite(format)
     padded = torch.nn.functional.pad(part, (0, -part.shape[1] % BLOCK))
     if format != "bf12":
-        out.copy_(_pack_scaled(padded, format))
+        out.copy_(_quantize_scaled(padded, format))
         return None
-    rows, *found = _pack_bf12(padded)
+    rows, *found = _encode_bf12(padded)
     out.copy_(rows)
     return tuple(found)  # type: ignore[return-value]
 
@@ -144,24 +144,24 @@ def _not_finite(format: str) -> ValueError:
     return ValueError(f"a weight is infinite or NaN, which {format} cannot hold; bf16 and bf12 can")
 
 
-def _pack_in_threads(parts: Iterable[Tensor], format: str, data: Tensor) -> list[Extras]:
-    """Pack parts of a matrix by compiled code, in as many threads as torch has, while the next ones are read."""
-    from .cpu import packing
+def _quantize_in_threads(parts: Iterable[Tensor], format: str, data: Tensor) -> list[Extras]:
+    """Quantize parts of a matrix by compiled code, in as many threads as torch has, while the next ones are read."""
+    from .cpu import quantizing
     from .cpu.compiled import compiling
 
     def work(part: Tensor, out: Tensor) -> Extras:
-        stored = packing.as_stored(part)
-        with compiling(f"the packing of {stored.dtype} weights as {format}"):
+        stored = quantizing.as_stored(part)
+        with compiling(f"the quantization of {stored.dtype} weights to {format}"):
             call(stored[:0], out[:0])
         return call(stored, out)
 
     def call(stored: Any, out: Tensor) -> Extras:
         if format != "bf12":
-            if not packing.pack_scaled(stored, BITS[format], out.numpy()):
+            if not quantizing.quantize_scaled(stored, BITS[format], out.numpy()):
                 raise _not_finite(format)
             return None
         found = [torch.empty(shape, dtype=torch.int32) for shape in (len(stored), len(stored), (stored.size, 2))]
-        count = packing.pack_bf12(stored, WINDOW, SHIFT + 127, out.numpy(), *(x.numpy() for x in found))
+        count = quantizing.encode_bf12(stored, WINDOW, SHIFT + 127, out.numpy(), *(x.numpy() for x in found))
         return found[0], found[1], found[2][:count].clone()
 
     first, threads = 0, torch.get_num_threads()
@@ -196,7 +196,7 @@ def _plain(blocks: Iterable[Tensor], shape: tuple[int, int], dtype: torch.dtype)
 # --- blocks with a scale -----------------------------------------------------------------------------------------
 
 
-def _pack_scaled(w: Tensor, format: str) -> Tensor:
+def _quantize_scaled(w: Tensor, format: str) -> Tensor:
     """(N, whole blocks) fp32 to rows of bytes: all codes, then all scales."""
     N = w.shape[0]
     groups = w.view(N, -1, GROUP)
@@ -219,9 +219,9 @@ def _scales_int8(groups: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _scales_int4(groups: Tensor) -> tuple[Tensor, Tensor]:
-    """As `_scales_int8`. The largest weight is put at -8, then twice the scale is fitted to the codes."""
-    places = groups.abs().argmax(-1, keepdim=True)
-    largest = groups.gather(-1, places)[..., 0]
+    """As `_scales_int8`. The largest weight begins at -8; then the scale is fitted to the codes, twice."""
+    indices = groups.abs().argmax(-1, keepdim=True)
+    largest = groups.gather(-1, indices)[..., 0]
     best, best_error, best_codes = largest, torch.full_like(largest, torch.inf), groups
     for levels in (8.0, 7.2, 6.6):
         scale = largest / -levels
@@ -254,7 +254,7 @@ def _unpack_scaled(matrix: Matrix, first: int, last: int) -> Tensor:
 # --- bf16 with coded exponents -----------------------------------------------------------------------------------
 
 
-def _pack_bf12(w: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _encode_bf12(w: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Rows of bytes (N, 1.5 K), exponents before the rows' windows (N,), escapes per row (N,), escapes (E, 2) int32."""
     bits = w.bfloat16().view(torch.int16).int() & 0xFFFF
     exponent, rest = (bits >> 7) & 255, ((bits >> 8) & 128) | (bits & 127)
@@ -271,13 +271,13 @@ def _pack_bf12(w: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     rest = torch.where(escape, 0, rest).to(torch.uint8).view(N, -1, BLOCK)
     nibbles = code[:, :, 0] | (code[:, :, 1] << 4)
     rows = torch.cat([rest, nibbles], dim=2).view(N, -1)
-    where = escape.nonzero()
-    listed = torch.stack([where[:, 1].int(), bits[escape]], dim=1)
+    columns = escape.nonzero()[:, 1].int()
+    listed = torch.stack([columns, bits[escape]], dim=1)
     return rows, base, escape.sum(1, dtype=torch.int32), listed
 
 
 SHIFT = 64
-"""bf12: kernels multiply activations by 2^SHIFT, for the numbers as stored have tiny exponents."""
+"""bf12: kernels multiply activations by 2^SHIFT, because the stored numbers have tiny exponents."""
 
 
 def _join_extras(parts: list[Extras]) -> Tensor:

@@ -1,4 +1,4 @@
-"""The model over packed weights in plain torch: what the compiled step must equal.
+"""The model over engine weights in plain torch: what the compiled step must equal.
 
 Runs wherever torch does and in any floating dtype. The residual stream is fp32 (fp64 for fp64 weights); matrix
 products are in the weights' dtype, which for bf16 is the fast path of torch on CPUs.
@@ -22,7 +22,7 @@ CHUNK = 512
 """Prompt tokens in one forward pass: enough to keep the cores busy, few enough to bound the memory of activations."""
 
 UNPACKED = 1 << 24
-"""Weights of a packed matrix that are plain numbers at a time."""
+"""Weights of a quantized matrix that are unpacked at a time."""
 
 
 class ReferenceEngine(DecodeEngine):
@@ -142,7 +142,7 @@ class ReferenceEngine(DecodeEngine):
 
 
 def _product(x: Tensor, matrix: Matrix, dtype: torch.dtype) -> Tensor:
-    """`x @ matrix.T` in the dtype; packed matrices are unpacked a piece at a time."""
+    """`x @ matrix.T` in the dtype; quantized matrices are unpacked a piece at a time."""
     x = x.to(dtype)
     if matrix.format in PLAIN:
         return F.linear(x, matrix.dense(dtype))
@@ -156,7 +156,7 @@ def _norm(x: Tensor, norm: Norm, eps: float) -> Tensor:
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Heads (heads, T, H) with their first channels turned; channel i turns with channel i + R/2."""
+    """Heads (heads, T, H) with their first channels rotated; channel i rotates with channel i + R/2."""
     half = cos.shape[-1]
     a, b = x[..., :half], x[..., half : 2 * half]
     return torch.cat([a * cos - b * sin, b * cos + a * sin, x[..., 2 * half :]], dim=-1)

@@ -1,10 +1,10 @@
-"""The weights of a causal language model in the form that decoding reads: each matrix in rows, each row once.
+"""The weights of a causal language model in the form that decoding reads: contiguous rows, each read once.
 
 All matrices of a model are in one of the formats of `engine.quantize`, the embedding too; the head's is `head_format`.
 
 `down_proj` is stored transposed, so that one MLP neuron is one contiguous row that can be skipped; gains of the norms
-are `1 + weight` in fp32. Packed from a model in memory (whose other matrices are shared, not copied) or straight from
-a checkpoint on disk. A model's sizes and constants are those of its modules and tensors, as its `forward` uses them;
+are `1 + weight` in fp32. They come from a model in memory (whose other matrices are shared, not copied) or straight
+from a checkpoint on disk. Sizes and constants are those of the model's modules and tensors, as its `forward` uses them;
 its `config` may have been changed since. Letters of shapes: D hidden, N query heads, K key/value heads, H head_dim,
 F MLP neurons, V vocabulary, S positions, R rotated channels.
 """
@@ -25,10 +25,10 @@ from ..config import NemotronConfig
 from ..finite import NotFiniteError
 from ..head_pruning import kept_heads
 from ..model import NemotronDecoderLayer, NemotronForCausalLM, NemotronRotaryEmbedding
-from .quantize import HEAD_FORMATS, PLAIN, Format, Matrix, pack, pack_blocks, row_bytes
+from .quantize import HEAD_FORMATS, PLAIN, Format, Matrix, quantize, quantize_blocks, row_bytes
 
 WEIGHT_DTYPES = (torch.bfloat16, torch.float32)
-"""What the decode kernels read where nothing is packed. The reference takes any floating dtype."""
+"""What the decode kernels read where weights are not quantized. The reference takes any floating dtype."""
 
 
 @dataclass
@@ -133,8 +133,8 @@ def head_format(format: str) -> str:
     return HEAD_FORMATS.get(format, format)
 
 
-def packed_bytes(config: NemotronConfig, format: Format) -> int:
-    """Bytes that the matrices of a model will take, but for bf12's escapes (below a percent for real weights)."""
+def weight_bytes(config: NemotronConfig, format: Format) -> int:
+    """Bytes of a model's matrices in a format, without bf12's escapes (below a percent for real weights)."""
     D, F, V = config.hidden_size, config.intermediate_size, config.vocab_size
     H: int = config.head_dim  # type: ignore[assignment]
 
@@ -151,17 +151,17 @@ def packed_bytes(config: NemotronConfig, format: Format) -> int:
 def from_model(
     model: NemotronForCausalLM, format: Format | None = None, copies: dict[str, Matrix] | None = None
 ) -> EngineWeights:
-    """Pack a model on the CPU.
+    """The weights of a model on the CPU.
 
     Args:
-        model: its matrices are shared, but for `down_proj`, if the format is that of their dtype.
+        model: its matrices are shared, except `down_proj`, if the format is that of their dtype.
         format: that of the model's dtype if None.
-        copies: matrices that are not shared, by the names of their parameters. Those that are there are taken as they
-            are; the others are packed and put there.
+        copies: matrices that are not shared, by the names of their parameters. Those that it contains are reused; the
+            others are made and added to it.
 
     Raises:
         NotFiniteError: weights of `down_proj` are NaN or infinite.
-        ValueError: see `engine.quantize.pack`.
+        ValueError: see `engine.quantize.quantize`.
     """
     tensors = tensors_of(model)
     own = format_of(model.model.embed_tokens.weight.dtype)
@@ -170,9 +170,9 @@ def from_model(
 
     def rows(name: str, format: str) -> Matrix:
         if format == own:
-            return pack(tensors[name], own)  # type: ignore[arg-type]
+            return quantize(tensors[name], own)  # type: ignore[arg-type]
         if name not in ready:
-            ready[name] = pack(tensors[name], format)  # type: ignore[arg-type]
+            ready[name] = quantize(tensors[name], format)  # type: ignore[arg-type]
         return ready[name]
 
     def transposed(name: str) -> Matrix:
@@ -180,14 +180,14 @@ def from_model(
             matrix = tensors[name]
             turned = pages.empty((matrix.shape[1], matrix.shape[0]), matrix.dtype).copy_(matrix.T)
             _check_rows(name, turned)
-            ready[name] = pack(turned, chosen)  # type: ignore[arg-type]
+            ready[name] = quantize(turned, chosen)  # type: ignore[arg-type]
         return ready[name]
 
-    return _pack(constants_of(model), tensors.get, transposed, rows, chosen)
+    return _assemble(constants_of(model), tensors.get, transposed, rows, chosen)
 
 
 def copied(tensors: dict[str, Tensor], format: str) -> dict[str, Tensor]:
-    """Those of a model's matrices that `from_model` copies for a format; it shares the others."""
+    """The matrices of a model that `from_model` copies for a format; it shares the others."""
     own = format_of(tensors[f"{EMBEDDING}.weight"].dtype)
     return {
         name: tensor for name, tensor in tensors.items() if tensor.dim() == 2 and (format != own or name.endswith(DOWN))
@@ -195,7 +195,7 @@ def copied(tensors: dict[str, Tensor], format: str) -> dict[str, Tensor]:
 
 
 def constants_of(model: NemotronForCausalLM) -> Constants:
-    """As the model's modules have them now."""
+    """The constants that the model's modules have now."""
     body = model.model
     first = body.layers[0] if len(body.layers) else None
     return Constants(
@@ -210,7 +210,7 @@ def constants_of(model: NemotronForCausalLM) -> Constants:
 
 
 def constants_from_config(config: NemotronConfig) -> Constants:
-    """As a model of this configuration begins with them."""
+    """The constants of a new model of this configuration."""
     rotary = NemotronRotaryEmbedding(config)
     return Constants(
         config.num_hidden_layers,
@@ -228,7 +228,7 @@ DOWN = "mlp.down_proj.weight"
 
 
 def parts_of(layer: NemotronDecoderLayer) -> Iterator[tuple[str, torch.nn.Module]]:
-    """The modules of a layer that have weights, by their names within it."""
+    """The modules of a layer that have weights, with their names within it."""
     attention, mlp = layer.self_attn, layer.mlp
     yield "input_layernorm", layer.input_layernorm
     yield "self_attn.q_proj", attention.q_proj
@@ -241,7 +241,7 @@ def parts_of(layer: NemotronDecoderLayer) -> Iterator[tuple[str, torch.nn.Module
 
 
 def tensors_of(model: NemotronForCausalLM) -> dict[str, Tensor]:
-    """What the model's modules multiply with and add now, by the names of a checkpoint; a tied head too."""
+    """The tensors that the model's modules use now, by their names in a checkpoint; a tied head too."""
     body = model.model
     modules = {EMBEDDING: body.embed_tokens, NORM: body.norm, HEAD: model.lm_head}
     for index, layer in enumerate(body.layers):
@@ -261,7 +261,7 @@ def format_of(dtype: torch.dtype) -> str:
 
 
 def from_checkpoint(folder: Path, format: Format | None = None) -> EngineWeights:
-    """Pack a Hugging Face folder tensor by tensor; memory stays at that of the packed weights and one block.
+    """The weights of a Hugging Face folder, read tensor by tensor; memory holds them and one block.
 
     Args:
         folder: see `checkpoint.hf.open_hf`.
@@ -270,7 +270,7 @@ def from_checkpoint(folder: Path, format: Format | None = None) -> EngineWeights
     Raises:
         CheckpointError: something is missing or wrong with the folder.
         NotFiniteError: weights of `down_proj` are NaN or infinite.
-        ValueError: see `engine.quantize.pack`.
+        ValueError: see `engine.quantize.quantize`.
     """
     checkpoint = open_hf(folder)
     tensors = checkpoint.tensors
@@ -278,7 +278,7 @@ def from_checkpoint(folder: Path, format: Format | None = None) -> EngineWeights
 
     def rows(name: str, format: str) -> Matrix:
         lazy = tensors[name]
-        return pack_blocks(lazy.blocks(), (lazy.shape[0], lazy.shape[1]), format)
+        return quantize_blocks(lazy.blocks(), (lazy.shape[0], lazy.shape[1]), format)
 
     def transposed(name: str) -> Matrix:
         lazy = tensors[name]
@@ -288,19 +288,19 @@ def from_checkpoint(folder: Path, format: Format | None = None) -> EngineWeights
             out[:, start : start + len(block)] = block.T
             start += len(block)
         _check_rows(name, out)
-        return pack(out, chosen)  # type: ignore[arg-type]
+        return quantize(out, chosen)  # type: ignore[arg-type]
 
-    return _pack(constants_from_config(checkpoint.config), tensors.get, transposed, rows, chosen)
+    return _assemble(constants_from_config(checkpoint.config), tensors.get, transposed, rows, chosen)
 
 
-def _pack(
+def _assemble(
     constants: Constants,
     get: Callable[[str], Tensor | LazyTensor | None],
     transposed: Callable[[str], Matrix],
     rows: Callable[[str, str], Matrix],
     format: str,
 ) -> EngineWeights:
-    """Weights by name: vectors from `get`, matrices in a format from `rows`, and the other way round."""
+    """All weights: vectors from `get`, matrices in a format from `rows`, transposed ones from `transposed`."""
 
     def bias(*modules: str) -> Tensor | None:
         parts = [get(f"{module}.bias") for module in modules]

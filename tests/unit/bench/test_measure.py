@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from minitron import NemotronConfig
 from minitron.bench import measure
 from minitron.cli import app
-from minitron.engine.packed import weights_of
+from minitron.engine.model_weights import weights_of
 
 
 @pytest.mark.parametrize("times", [1, 2, 8])

@@ -172,7 +172,7 @@ def test_in_bf16_too(name: str) -> None:
     model = tiny_model(torch.bfloat16)
     text(model)
     WEIGHTS[name](model)
-    fresh = tiny_model(torch.bfloat16)  # a model that was never packed before: the same numbers, the same bits
+    fresh = tiny_model(torch.bfloat16)  # a model that was never copied before: the same numbers, the same bits
     WEIGHTS[name](fresh)
     assert text(model) == text(fresh)
 
@@ -529,11 +529,11 @@ def test_hidden_states_that_were_asked_for_once_leave_the_engine_on() -> None:
     assert model.last_generation.engine == "cpu", model.last_generation.reason
 
 
-# --- drafts and packed models ----------------------------------------------------------------------------------------
+# --- drafts and models without parameters ----------------------------------------------------------------------------
 
 
 def test_the_models_own_draft_follows_it() -> None:
-    from minitron.engine.packed import weights_of
+    from minitron.engine.model_weights import weights_of
 
     model = tiny_model(torch.bfloat16)
     text(model, draft="self")
@@ -542,7 +542,7 @@ def test_the_models_own_draft_follows_it() -> None:
     fresh.model.layers[0].self_attn.q_proj.weight.data[:, ::2] = 0
     ours, theirs = weights_of(model, "int4"), weights_of(fresh, "int4")
     assert torch.equal(ours.layers[0].q.data, theirs.layers[0].q.data)
-    assert ours.layers[1].up is weights_of(model, "int4").layers[1].up  # what did not change is not packed again
+    assert ours.layers[1].up is weights_of(model, "int4").layers[1].up  # what did not change is not quantized again
     assert text(model, draft="self") == text(model)
 
 

@@ -17,7 +17,7 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from minitron import NemotronForCausalLM
-from minitron.engine import generation, packed
+from minitron.engine import generation, model_weights
 from minitron.engine_hook import GenerationReport
 
 
@@ -196,11 +196,11 @@ def test_packed_weights_go_with_the_model() -> None:
 
     model = tiny_model()
     model.generate(prompt(), max_new_tokens=2)
-    assert model in packed._copies
-    count = len(packed._copies)
+    assert model in model_weights._copies
+    count = len(model_weights._copies)
     del model
     gc.collect()
-    assert len(packed._copies) < count
+    assert len(model_weights._copies) < count
 
 
 def test_an_error_in_the_loop_ends_the_threads() -> None:

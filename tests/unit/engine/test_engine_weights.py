@@ -12,7 +12,7 @@ from checkpoint_samples import random_state, save_reference, tiny_config
 from engine_models import tiny_model
 
 from minitron.engine.quantize import FORMATS, Format, Matrix
-from minitron.engine.weights import EngineWeights, from_checkpoint, from_model, packed_bytes
+from minitron.engine.weights import EngineWeights, from_checkpoint, from_model, weight_bytes
 
 
 @pytest.mark.parametrize("format", [None, *FORMATS])
@@ -31,7 +31,7 @@ def test_a_folder_gives_the_weights_of_its_model(tmp_path: Path, tied: bool, for
         assert torch.equal(a.mlp_norm.gain, b.mlp_norm.gain)
     assert ours.format == (format or "bf16")
     escapes = sum(m.extras.numel() - 2 * m.shape[0] - 1 for m in all_matrices(ours) if m.extras is not None)
-    assert ours.nbytes == packed_bytes(model.config, ours.format) + 4 * escapes  # type: ignore[arg-type]
+    assert ours.nbytes == weight_bytes(model.config, ours.format) + 4 * escapes  # type: ignore[arg-type]
 
 
 def all_matrices(weights: EngineWeights) -> list[Matrix]:

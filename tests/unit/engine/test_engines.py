@@ -11,7 +11,7 @@ import torch
 from engine_models import VARIANTS, some_tokens, tiny_model
 
 from minitron.engine.cpu import engine as cpu
-from minitron.engine.quantize import Format, Matrix, pack
+from minitron.engine.quantize import Format, Matrix, quantize
 from minitron.engine.reference import ReferenceEngine
 from minitron.engine.weights import EngineWeights, from_model
 
@@ -54,7 +54,7 @@ def unpacked(weights: EngineWeights) -> EngineWeights:
     """The same numbers in fp32."""
 
     def wide(matrix: Matrix) -> Matrix:
-        return pack(matrix.dense(torch.float32), "fp32")
+        return quantize(matrix.dense(torch.float32), "fp32")
 
     names = ("q", "k", "v", "o", "up", "down_t")
     layers = [replace(layer, **{name: wide(getattr(layer, name)) for name in names}) for layer in weights.layers]

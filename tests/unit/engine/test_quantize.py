@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minitron.engine.quantize import BYTES_PER_BLOCK, GROUP, pack, pack_blocks, row_bytes
+from minitron.engine.quantize import BYTES_PER_BLOCK, GROUP, quantize, quantize_blocks, row_bytes
 
 
 def bits(tensor: torch.Tensor) -> torch.Tensor:
@@ -22,7 +22,7 @@ def every_number() -> torch.Tensor:
 def test_bf12_keeps_every_bf16_number(shape: tuple[int, int]) -> None:
     for order in (torch.arange(65536), torch.randperm(65536, generator=torch.Generator().manual_seed(0))):
         w = every_number()[order].view(shape)
-        assert torch.equal(bits(pack(w, "bf12").dense(torch.bfloat16)), bits(w))
+        assert torch.equal(bits(quantize(w, "bf12").dense(torch.bfloat16)), bits(w))
 
 
 SPECIAL = [0x0000, 0x8000, 0x0001, 0x8001, 0x007F, 0x0080, 0x7F7F, 0xFF7F, 0x7F80, 0xFF80, 0x7FC0, 0xFFFF]
@@ -40,7 +40,7 @@ def test_bf12_is_exact(N: int, K: int, exponent: int, share: float, seed: int, d
     special = torch.tensor(SPECIAL)[torch.randint(len(SPECIAL), (N, K), generator=generator)]
     w = torch.where(torch.rand((N, K), generator=generator) < share, special, w).to(torch.int16).view(torch.bfloat16)
     cut = data.draw(st.integers(0, N))
-    matrix = pack_blocks([part for part in (w[:cut], w[cut:]) if len(part)], (N, K), "bf12")
+    matrix = quantize_blocks([part for part in (w[:cut], w[cut:]) if len(part)], (N, K), "bf12")
     assert torch.equal(bits(matrix.dense(torch.bfloat16)), bits(w))
     start = data.draw(st.integers(0, N - 1))
     assert torch.equal(bits(matrix.dense(torch.bfloat16, start, N)), bits(w[start:]))
@@ -48,7 +48,7 @@ def test_bf12_is_exact(N: int, K: int, exponent: int, share: float, seed: int, d
 
 def test_bf12_of_weights_as_they_are_takes_three_quarters() -> None:
     w = (torch.randn((512, 1024), generator=torch.Generator().manual_seed(0)) * 0.02).bfloat16()
-    assert pack(w, "bf12").nbytes < 0.76 * 2 * w.numel()
+    assert quantize(w, "bf12").nbytes < 0.76 * 2 * w.numel()
 
 
 @settings(max_examples=50, deadline=None)
@@ -57,7 +57,7 @@ def test_bf12_of_weights_as_they_are_takes_three_quarters() -> None:
 )
 def test_scaled_formats_are_within_half_a_step(format: str, N: int, K: int, power: int, seed: int) -> None:
     w = torch.randn((N, K), generator=torch.Generator().manual_seed(seed)) * 2.0**power
-    matrix = pack(w, format)  # type: ignore[arg-type]
+    matrix = quantize(w, format)  # type: ignore[arg-type]
     assert matrix.data.shape == (N, row_bytes(format, K)) == (N, -(-K // 64) * BYTES_PER_BLOCK[format])
     error = torch.nn.functional.pad((matrix.dense(torch.float32) - w).abs(), (0, -K % GROUP))
     most = torch.nn.functional.pad(w.abs(), (0, -K % GROUP)).view(N, -1, GROUP).amax(-1)
@@ -72,7 +72,7 @@ def test_int4_is_closer_than_llama_cpps_q4_0() -> None:
     largest = groups.gather(1, groups.abs().argmax(1, keepdim=True))
     scale = (largest / -8).half().float()
     q4_0 = ((groups / scale + 8.5).floor().clamp(0, 15) - 8) * scale
-    ours = pack(w, "int4").dense(torch.float32).view(-1, 32)
+    ours = quantize(w, "int4").dense(torch.float32).view(-1, 32)
     assert (ours - groups).square().mean() < 0.95 * (q4_0 - groups).square().mean()
 
 
@@ -82,12 +82,12 @@ def test_a_weight_that_is_no_number_is_refused(format: str, bad: float) -> None:
     w = torch.ones((2, 70))
     w[1, 3] = bad
     with pytest.raises(ValueError, match=f"infinite or NaN, which {format} cannot hold; bf16 and bf12 can"):
-        pack(w, format)  # type: ignore[arg-type]
+        quantize(w, format)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("format", ["int8", "int4", "bf12"])
 def test_zeros_stay_zeros(format: str) -> None:
-    assert not pack(torch.zeros((3, 100)), format).dense(torch.float32).any()  # type: ignore[arg-type]
+    assert not quantize(torch.zeros((3, 100)), format).dense(torch.float32).any()  # type: ignore[arg-type]
 
 
 @settings(max_examples=40, deadline=None)
@@ -102,10 +102,10 @@ def test_compiled_packing_is_that_of_torch(format: str, N: int, K: int, dtype: t
     generator = torch.Generator().manual_seed(seed)
     w = torch.randn((N, K), generator=generator) * 2.0 ** torch.randint(-9, 9, (N, 1), generator=generator)
     w[torch.rand((N, K), generator=generator) < 0.05] = 0
-    compiled = pack(w.to(dtype), format)  # type: ignore[arg-type]
+    compiled = quantize(w.to(dtype), format)  # type: ignore[arg-type]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("minitron.engine.quantize.importlib.util.find_spec", lambda name: None)
-        plain = pack(w.to(dtype), format)  # type: ignore[arg-type]
+        plain = quantize(w.to(dtype), format)  # type: ignore[arg-type]
     if format == "int4":  # sums in another order: now and then another scale that is as good
         error = [(x.dense(torch.float64) - w.to(dtype)).norm() for x in (compiled, plain)]
         assert abs(error[0] - error[1]) <= 1e-3 * error[1]

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from minitron import NemotronForCausalLM
-from minitron.engine.packed import weights_of
+from minitron.engine.model_weights import weights_of
 from minitron.engine.sampling import acceptance, residual
 from minitron.engine.speculate import DraftLength, Lookup
 from minitron.engine_hook import Speculation

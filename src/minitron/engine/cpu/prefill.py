@@ -138,7 +138,7 @@ class Prefill:
         return self._narrow[:rows].copy_(wide)
 
     def _rotate(self, heads: Tensor, begin: int) -> None:
-        """Turn the first channels of heads (T, heads, H) in place, as `ops.rope`."""
+        """Rotate the first channels of heads (T, heads, H) in place, as `ops.rope`."""
         T, N, _ = heads.shape
         cos, sin = (table[begin : begin + T, None] for table in self._kv.rotary)
         half = cos.shape[-1]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from minitron import NemotronConfig
 from minitron.engine.cpu import formats, gemv, tiles
-from minitron.engine.quantize import FORMATS, Matrix, pack
+from minitron.engine.quantize import FORMATS, Matrix, quantize
 from minitron.presets import PRESETS
 
 GUARD = np.float32(-12345.0)
@@ -39,7 +39,7 @@ def packed(rng: np.random.Generator, shape: tuple[int, int], format: str) -> Mat
     w = torch.from_numpy(rng.standard_normal(shape).astype(np.float32))
     w[torch.from_numpy(rng.random(shape)) < 0.02] *= 2.0**-20
     w[torch.from_numpy(rng.random(shape)) < 0.02] = 0.0
-    return pack(w, format)  # type: ignore[arg-type]
+    return quantize(w, format)  # type: ignore[arg-type]
 
 
 def arrays(matrix: Matrix) -> tuple[np.ndarray, np.ndarray]:
@@ -132,7 +132,7 @@ def test_vectors_of_integers_lose_nothing(format: str, K: int) -> None:
     x[0, -1] = 32767  # so that a step is 1
     whole = rng.integers(-8, 8, (4, K)) if format == "int4" else rng.integers(-127, 128, (4, K))
     whole[:, ::32] = -8 if format == "int4" else 127  # so that a weight's step is 1
-    matrix = pack(torch.from_numpy(whole).float(), format)  # type: ignore[arg-type]
+    matrix = quantize(torch.from_numpy(whole).float(), format)  # type: ignore[arg-type]
     assert (exact(matrix) == whole).all()
     out, _ = guarded(1, 4)
     gemv.matvec(*arrays(matrix), x, scratch(1, K), out, 0, 0, 4)

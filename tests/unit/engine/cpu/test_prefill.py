@@ -8,7 +8,7 @@ from engine_models import VARIANTS, some_tokens, tiny_model
 
 from minitron.engine.cpu import prefill as prompt
 from minitron.engine.kv import KeyValues
-from minitron.engine.quantize import Format, Matrix, pack
+from minitron.engine.quantize import Format, Matrix, quantize
 from minitron.engine.reference import ReferenceEngine
 from minitron.engine.weights import EngineWeights, from_model
 
@@ -46,7 +46,7 @@ def test_packed_weights_are_read_as_the_same_numbers(format: Format) -> None:
     model = tiny_model(torch.bfloat16, hidden_size=36, head_dim=10, intermediate_size=131)
     wide = from_model(model.float())
     for matrix in [wide.embed, wide.head, *(m for layer in wide.layers for m in layer.matrices)]:
-        matrix.data = pack(matrix.data, format).dense(torch.float32)
+        matrix.data = quantize(matrix.data, format).dense(torch.float32)
     packed = from_model(tiny_model(torch.bfloat16, hidden_size=36, head_dim=10, intermediate_size=131), format)
     assert error(packed, wide, [some_tokens(25)]) < 0.02
 
@@ -56,7 +56,7 @@ def test_packed_weights_are_read_as_the_same_numbers(format: Format) -> None:
 def test_unpacked_rows_are_those_of_the_format(format: Format, shape: tuple[int, int]) -> None:
     weights = torch.randn(shape, generator=torch.Generator().manual_seed(0)).bfloat16()
     weights.view(-1)[::7] *= 2.0**-30  # escapes of bf12
-    matrix: Matrix = pack(weights, format)
+    matrix: Matrix = quantize(weights, format)
     reader = prompt.Prefill.__new__(prompt.PromptReader)
     reader._threads, reader._plain = 3, torch.empty(shape[0] * shape[1], dtype=torch.bfloat16)
     with prompt.ThreadPoolExecutor(3) as reader._pool:

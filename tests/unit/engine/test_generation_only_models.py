@@ -1,4 +1,4 @@
-"""Models that are there only as packed weights, and memory that does not suffice."""
+"""Models that have only engine weights, and memory that does not suffice."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ import minitron
 from minitron import NemotronConfig
 from minitron.engine import memory
 from minitron.engine.memory import require_memory
-from minitron.engine.packed import packed_model, weights_of
+from minitron.engine.model_weights import generation_only_model, weights_of
 
 
 @pytest.mark.parametrize("format", [None, "bf12", "int8"])
 def test_a_packed_model_writes_what_the_model_writes(tmp_path: Path, format: str | None) -> None:
     model = tiny_model(torch.bfloat16)
     model.save_pretrained(tmp_path)
-    packed = packed_model(tmp_path, format)  # type: ignore[arg-type]
-    assert {parameter.device.type for parameter in packed.parameters()} == {"meta"}
+    loaded = generation_only_model(tmp_path, format)  # type: ignore[arg-type]
+    assert {parameter.device.type for parameter in loaded.parameters()} == {"meta"}
     ids = torch.tensor([some_tokens(7)])
-    ours = packed.generate(ids, max_new_tokens=20, do_sample=False)
-    assert packed.last_generation.engine == "cpu"
+    ours = loaded.generate(ids, max_new_tokens=20, do_sample=False)
+    assert loaded.last_generation.engine == "cpu"
     if format != "int8":
         assert torch.equal(ours, model.generate(ids, max_new_tokens=20, do_sample=False))
-    assert torch.equal(ours, packed.generate(ids, max_new_tokens=20, do_sample=False, draft="lookup"))
-    with pytest.raises(ValueError, match="engine alone, which cannot serve this: output_attentions"):
-        packed.generate(ids, max_new_tokens=3, return_dict_in_generate=True, output_attentions=True)
+    assert torch.equal(ours, loaded.generate(ids, max_new_tokens=20, do_sample=False, draft="lookup"))
+    with pytest.raises(ValueError, match="engine only, which cannot serve this: output_attentions"):
+        loaded.generate(ids, max_new_tokens=3, return_dict_in_generate=True, output_attentions=True)
     with pytest.raises(ValueError, match="not in int4"):
-        weights_of(packed, "int4")
+        weights_of(loaded, "int4")
 
 
 def test_loading_in_a_format(tmp_path: Path) -> None:
@@ -50,14 +50,14 @@ def test_what_does_not_fit_is_refused_with_what_would(monkeypatch: pytest.Monkey
     config = NemotronConfig.preset("minitron-4b")
     monkeypatch.setattr(memory, "available_memory", lambda: 5 * 10**9)
     with pytest.raises(ValueError, match=r"small takes 8.38 GB of memory in bf16, and 5.00 GB are free") as found:
-        require_memory("small", config, "bf16", packed=True)
+        require_memory("small", config, "bf16", generation_only=True)
     assert re.search(r"int8 \(4.\d\d GB\), int4 \(2.\d\d GB\) it would fit", str(found.value))
-    require_memory("small", config, "int4", packed=True)
+    require_memory("small", config, "int4", generation_only=True)
     monkeypatch.setattr(memory, "available_memory", lambda: 10**9)
     with pytest.raises(ValueError, match=r"no format fits, the smallest \(int4\) takes 2"):
-        require_memory("small", config, "bf16", packed=False)
+        require_memory("small", config, "bf16", generation_only=False)
     monkeypatch.setattr(memory, "available_memory", lambda: None)
-    require_memory("small", config, "bf16", packed=False)
+    require_memory("small", config, "bf16", generation_only=False)
 
 
 def test_loading_says_so_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,26 +104,29 @@ EDITS = {
 @pytest.mark.parametrize("how", EDITS)
 def test_weights_that_are_packed_refuse_to_be_read_or_changed(tmp_path: Path, how: str) -> None:
     tiny_model(torch.bfloat16).save_pretrained(tmp_path)
-    packed = packed_model(tmp_path, "int8")
-    with torch.no_grad(), pytest.raises(ValueError, match="packed and can be neither read nor changed"):
-        EDITS[how](packed.model.layers[0].mlp.down_proj.weight)
+    loaded = generation_only_model(tmp_path, "int8")
+    with (
+        torch.no_grad(),
+        pytest.raises(ValueError, match="its weights can be neither read nor changed"),
+    ):
+        EDITS[how](loaded.model.layers[0].mlp.down_proj.weight)
 
 
 def test_what_else_is_edited_in_a_packed_model_is_followed_or_refused(tmp_path: Path) -> None:
     model = tiny_model(torch.bfloat16, partial_rotary_factor=1.0)
     model.save_pretrained(tmp_path)
-    packed, ids = packed_model(tmp_path), torch.tensor([some_tokens(7)])
-    before = packed.generate(ids, max_new_tokens=20, do_sample=False)
-    for edited in (model, packed):
+    loaded, ids = generation_only_model(tmp_path), torch.tensor([some_tokens(7)])
+    before = loaded.generate(ids, max_new_tokens=20, do_sample=False)
+    for edited in (model, loaded):
         edited.model.rotary_emb.inv_freq.mul_(7.0)
         for module in edited.modules():
             if isinstance(module, torch.nn.LayerNorm):
                 module.eps = 1.0
-    ours = packed.generate(ids, max_new_tokens=20, do_sample=False)
+    ours = loaded.generate(ids, max_new_tokens=20, do_sample=False)
     assert torch.equal(ours, model.generate(ids, max_new_tokens=20, do_sample=False))
     assert not torch.equal(ours, before)
-    packed.model.layers[0].mlp = torch.nn.Identity()
+    loaded.model.layers[0].mlp = torch.nn.Identity()
     with pytest.raises(ValueError, match="cannot serve this: Identity in place of NemotronMLP"):
-        packed.generate(ids, max_new_tokens=2)
-    with pytest.raises((ValueError, RuntimeError), match="packed"):
-        packed.load_state_dict(model.state_dict())
+        loaded.generate(ids, max_new_tokens=2)
+    with pytest.raises((ValueError, RuntimeError), match="was loaded in a format"):
+        loaded.load_state_dict(model.state_dict())

@@ -1,8 +1,8 @@
-"""Packed weights: as a model in memory has them now, or in place of a model.
+"""The engine's weights of a model in memory, and a model that consists of engine weights alone.
 
 Nothing is assumed about how a model was changed between two calls: through `.data`, a numpy view, another process's
-shared memory. Its modules are read anew at each call; matrices that the engine shares with it are never out of date,
-and of those that it copies (`down_proj` in a plain format, all in a packed one) a checksum is taken at each call.
+shared memory. Its modules are read anew at each call. Matrices that the engine shares with the model are never out of
+date; of those that it copies (`down_proj` in a plain format, all in a quantized one) each call computes a checksum.
 """
 
 from __future__ import annotations
@@ -27,31 +27,31 @@ from .weights import EngineWeights, constants_of, copied, format_of, from_checkp
 
 @dataclass
 class _Copies:
-    """What the engine has copied of a model for one format, by the names of parameters."""
+    """The engine's copies of a model's matrices in one format, by the names of parameters."""
 
     sums: dict[str, Checksum] = field(default_factory=dict)
     matrices: dict[str, Matrix] = field(default_factory=dict)
 
 
 _copies: weakref.WeakKeyDictionary[nn.Module, dict[str, _Copies]] = weakref.WeakKeyDictionary()
-_packing = threading.Lock()
+_copying = threading.Lock()
 
 
 def weights_of(model: NemotronForCausalLM, format: str | None = None) -> EngineWeights:
-    """The model's weights as they are now. What must be copied is copied at the first call and after a change.
+    """The model's weights as they are now. Copies are made at the first call, and of what has changed since.
 
     Args:
         model: one that the engine runs, see `models.why_not_model`.
         format: one of `engine.quantize.FORMATS`; that of the model's dtype if None.
 
     Raises:
-        ValueError: the weights are there in another format only.
+        ValueError: the model has its weights in another format only.
     """
-    if isinstance(model, PackedNemotron):
+    if isinstance(model, GenerationOnlyNemotron):
         return model.engine_weights(format)
     tensors = tensors_of(model)
     name = format or format_of(model.model.embed_tokens.weight.dtype)
-    with _packing:
+    with _copying:
         formats = _copies.setdefault(model, {})
         before = formats.get(name, _Copies())
         sums = checksums(copied(tensors, name))
@@ -61,12 +61,12 @@ def weights_of(model: NemotronForCausalLM, format: str | None = None) -> EngineW
         return weights
 
 
-class PackedParameter(nn.Parameter):
-    """A parameter whose numbers are in `EngineWeights` only: it has a shape and a dtype, and refuses the rest."""
+class AbsentParameter(nn.Parameter):
+    """A parameter whose values are in `EngineWeights` only: it has a shape and a dtype, and refuses all else."""
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Attributes that need no numbers.
+        """Attributes that need no values.
 
         Raises:
             ValueError: anything else.
@@ -76,7 +76,7 @@ class PackedParameter(nn.Parameter):
         if (owner or name) in _FACTS and name != "__set__":
             return super().__torch_function__(func, types, args, kwargs or {})
         raise ValueError(
-            f"this model was loaded in a format, so its weights are packed and can be neither read nor changed "
+            f"this model was loaded in a format, so its weights can be neither read nor changed "
             f"({owner or name}); load it without a format, change it, and save it"
         )
 
@@ -90,8 +90,8 @@ _WHERE = frozenset(("is_meta", "is_sparse", "is_quantized", "is_cpu", "is_cuda")
 _FACTS = _SHAPE | _KIND | _STATE | _WHERE
 
 
-class PackedNemotron(NemotronForCausalLM):
-    """A model whose weights are there only as `EngineWeights`: it takes the memory of these, and can only generate."""
+class GenerationOnlyNemotron(NemotronForCausalLM):
+    """A model that has its weights only as `EngineWeights`: it takes the memory of these, and can only generate."""
 
     def __init__(self, weights: EngineWeights, config: Any) -> None:
         with torch.device("meta"):
@@ -100,37 +100,39 @@ class PackedNemotron(NemotronForCausalLM):
         self.model.rotary_emb = NemotronRotaryEmbedding(config)
         for module in self.modules():
             for name, parameter in module.named_parameters(recurse=False):
-                module._parameters[name] = PackedParameter(parameter.data)
+                module._parameters[name] = AbsentParameter(parameter.data)
 
     @property
     def device(self) -> torch.device:
-        """Where it decodes; its parameters are nowhere."""
+        """Where it decodes. Its parameters are on no device."""
         return torch.device("cpu")
 
     def engine_weights(self, format: str | None = None) -> EngineWeights:
         """The weights, with the constants that the modules have now.
 
         Raises:
-            ValueError: they are there in another format only.
+            ValueError: the model has them in another format only.
         """
         if format not in (None, self._engine_weights.format):
-            raise ValueError(f"the model's weights are there in {self._engine_weights.format} only, not in {format}")
+            raise ValueError(f"the model has its weights in {self._engine_weights.format} only, not in {format}")
         return replace(self._engine_weights, constants=constants_of(self))
 
     def forward(self, *_: Any, **__: Any) -> Any:
-        """Refused: the engine decodes, and nothing else reads packed weights.
+        """Refused: only the engine reads these weights.
 
         Raises:
             ValueError: always.
         """
         report = REPORT.get()
         reason = f", which cannot serve this: {report.reason}" if report is not None and report.reason else ""
-        raise ValueError(f"packed weights are decoded by the engine alone{reason}; load the model without a format")
+        raise ValueError(
+            f"a model that was loaded in a format runs in the engine only{reason}; load it without a format"
+        )
 
 
-def packed_model(folder: Path, format: Format | None = None) -> PackedNemotron:
-    """A folder's model with nothing in memory but its weights in a format; see `weights.from_checkpoint`."""
-    model = PackedNemotron(from_checkpoint(folder, format), read_config(folder)).eval()
+def generation_only_model(folder: Path, format: Format | None = None) -> GenerationOnlyNemotron:
+    """A folder's model, with only its weights in a format in memory; see `weights.from_checkpoint`."""
+    model = GenerationOnlyNemotron(from_checkpoint(folder, format), read_config(folder)).eval()
     model.name_or_path = str(folder)
     if (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder)

@@ -82,7 +82,7 @@ def _best_of_levels(group, codes):  # type: ignore[no-untyped-def]
 
 
 def _build_scaled(digest: int) -> Any:
-    def pack_scaled(w, bits_of_code, out):  # type: ignore[no-untyped-def]
+    def quantize_scaled(w, bits_of_code, out):  # type: ignore[no-untyped-def]
         """Rows w (N, K), bf16 bits or fp32, as int8 or int4 in out (N, bytes of a row) uint8.
 
         Returns:
@@ -119,7 +119,7 @@ def _build_scaled(digest: int) -> Any:
                 row[scales + 2 * g + 1] = np.uint8(stored >> np.uint16(8))
         return True
 
-    return pack_scaled
+    return quantize_scaled
 
 
 @njit(**FAST)
@@ -137,7 +137,7 @@ def _window(histogram, window, bases):  # type: ignore[no-untyped-def]
 
 
 def _build_bf12(digest: int) -> Any:
-    def pack_bf12(w, window, bases, out, base_of_row, escapes, listed):  # type: ignore[no-untyped-def]
+    def encode_bf12(w, window, bases, out, base_of_row, escapes, listed):  # type: ignore[no-untyped-def]
         """Rows w (N, K) of bf16 bits (uint16) as bf12, see `engine.quantize.Matrix`.
 
         Args:
@@ -178,11 +178,11 @@ def _build_bf12(digest: int) -> Any:
             escapes[r] = found - before
         return found
 
-    return pack_bf12
+    return encode_bf12
 
 
-pack_scaled = cached(_build_scaled, __file__, formats, gemv, lanes)
-pack_bf12 = cached(_build_bf12, __file__, formats, gemv, lanes)
+quantize_scaled = cached(_build_scaled, __file__, formats, gemv, lanes)
+encode_bf12 = cached(_build_bf12, __file__, formats, gemv, lanes)
 
 
 def as_stored(weights: Tensor) -> Array:
