@@ -1,4 +1,4 @@
-"""Keys and values of past tokens: a cache that reads like the tuple of the documentation, and that tuple itself."""
+"""Keys and values of past tokens: a cache that can be read like the documented tuple, and that tuple itself."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The configuration of a Nemotron model: its keys, the spellings found in checkpoints, presets, and arithmetic.
 
-Names and defaults are those of the transformers page "Nemotron" (v4.46.2). This file knows nothing about tensors.
+Names and defaults are those of the transformers page "Nemotron" (v4.46.2). This file uses no tensors.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ OLD_SPELLINGS = {
 
 
 class NemotronConfig(PreTrainedConfig):
-    """What a Nemotron model is made of. Keys, order and defaults are those of the transformers page.
+    """The shape of a Nemotron model. Keys, order and defaults are those of the transformers page.
 
     Args:
         vocab_size: number of tokens; rows of `embed_tokens` and `lm_head`.
@@ -60,7 +60,7 @@ class NemotronConfig(PreTrainedConfig):
             the type needs). It, `rope_theta`, `partial_rotary_factor` and `rope_scaling` are views of one state.
 
     Raises:
-        ValueError: a shape that cannot be, naming the field, its value and what would be right.
+        ValueError: an impossible shape; it names the field, its value and what would be right.
     """
 
     model_type = "nemotron"
@@ -165,7 +165,7 @@ class NemotronConfig(PreTrainedConfig):
         if pruned:  # JSON has strings for keys
             self.pruned_heads = {int(layer): sorted(heads) for layer, heads in pruned.items()}
         wants_attentions = kwargs.pop("output_attentions", None)
-        # Before the base class, whose own check of the rotary width wraps its error in one that is no ValueError.
+        # Before the base class, whose own check of the rotary width raises an error that is not a ValueError.
         self.validate_shapes()
         # The base class fills in the fields of every config.
         try:
@@ -196,9 +196,9 @@ class NemotronConfig(PreTrainedConfig):
         super().__setattr__(key, value)
 
     def _complete_rope(self, value: dict[str, Any] | None) -> dict[str, Any]:
-        """`value` with the keys that every reader needs; what it leaves out keeps its present value."""
+        """`value` with the keys that every reader needs; keys that it lacks keep their present values."""
         before = self.__dict__.get("rope_parameters") or {}
-        # Null in a file is the same as nothing; upstream computes with it.
+        # Null in a file counts as missing; upstream computes with it.
         rope = {name: found for name, found in (value or {}).items() if found is not None or name == "rope_type"}
         rope["rope_type"] = rope.get("rope_type", rope.pop("type", "default"))
         rope.pop("type", None)
@@ -248,7 +248,7 @@ class NemotronConfig(PreTrainedConfig):
         self._output_attentions = bool(value)
 
     def eager_copy(self) -> NemotronConfig:
-        """A shallow copy that asks for eager attention: the one implementation that has weights to return."""
+        """A shallow copy with eager attention, the one implementation that returns attention weights."""
         twin = copy.copy(self)
         twin._attn_implementation = "eager"
         return twin
@@ -256,13 +256,13 @@ class NemotronConfig(PreTrainedConfig):
     # --- checks ----------------------------------------------------------------------------------------------
 
     def validate(self) -> None:
-        """What transformers calls before saving; its own check of `output_attentions` does not apply here."""
+        """Called by transformers before saving; its own check of `output_attentions` does not apply here."""
         self.validate_token_ids()
         self.validate_rope()
         self.validate_shapes()
 
     def validate_shapes(self) -> None:
-        """Refuse shapes that cannot be.
+        """Refuse impossible shapes.
 
         Raises:
             ValueError: names the field, its value, and what would be right.
@@ -293,7 +293,7 @@ class NemotronConfig(PreTrainedConfig):
         if self.rotary_dim > self.head_dim:  # type: ignore[operator]
             raise ValueError(
                 f"head_dim {self.head_dim} with partial_rotary_factor {self.partial_rotary_factor} rotates "
-                f"{self.rotary_dim} channels, more than there are; rotated channels come in pairs"
+                f"{self.rotary_dim} channels, more than a head has; rotated channels come in pairs"
             )
         if isinstance(self.pad_token_id, int) and self.pad_token_id >= self.vocab_size:
             raise ValueError(f"pad_token_id is {self.pad_token_id}; it must be below vocab_size ({self.vocab_size})")
@@ -305,7 +305,7 @@ class NemotronConfig(PreTrainedConfig):
         return self._with_old_spellings(super().to_dict())
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """`to_dict` less what every config has by default; what `save_pretrained` writes."""
+        """`to_dict` without what every config has by default; `save_pretrained` writes this."""
         # Shapes are always written: a reader with other defaults must not guess them.
         out = {**{name: getattr(self, name) for name in _ALWAYS_SAVED}, **super().to_diff_dict()}
         if out.get("dtype") is not None:
@@ -350,18 +350,18 @@ class NemotronConfig(PreTrainedConfig):
         return sum(self.parameter_counts().values())
 
     def num_non_embedding_parameters(self) -> int:
-        """Parameters less the embedding and the LM head, as the Minitron paper counts "non-emb" (Table 2)."""
+        """Parameters without the embedding and the LM head, as the Minitron paper counts "non-emb" (Table 2)."""
         counts = self.parameter_counts()
         return counts["attention"] + counts["mlp"] + counts["norms"]
 
     def parameters_read_per_token(self) -> int:
-        """Weights that decoding one token reads: all matrices and norms, but one row of the embedding."""
+        """Weights that decoding one token reads: all matrices and norms, and one row of the embedding."""
         counts = self.parameter_counts()
         head = counts["lm_head"] or counts["embedding"]
         return counts["attention"] + counts["mlp"] + counts["norms"] + head + self.hidden_size
 
     def flops_per_token(self, context: int = 0) -> int:
-        """Multiply-adds times two for one token's forward pass that attends to `context` tokens."""
+        """Operations of one token's forward pass that attends to `context` tokens; a multiply-add counts as two."""
         counts = self.parameter_counts()
         matrices = counts["attention"] + counts["mlp"] + (counts["lm_head"] or counts["embedding"])
         attended = 2 * self.num_attention_heads * self.head_dim * context  # type: ignore[operator]

@@ -1,4 +1,4 @@
-"""Models whose weights or outputs are not finite: found, and told by name."""
+"""Checks for weights and outputs that are not finite, with errors that name them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from transformers import LogitsProcessor
 
 PIECE = 1 << 24
-"""Numbers that are looked at together: bounds the memory."""
+"""Numbers that are checked at a time: bounds the memory."""
 
 
 class NotFiniteError(ValueError):
@@ -16,7 +16,7 @@ class NotFiniteError(ValueError):
 def weights_not_finite(model: nn.Module) -> str:
     """The first weights that are NaN or infinite, as words for a sentence; empty if there are none.
 
-    Tensors without numbers to look at (of the meta device, sharded, packed) are passed over.
+    Tensors without plain values (on the meta device, sharded, quantized) are skipped.
     """
     for name, tensor in model.state_dict(keep_vars=True).items():
         if type(tensor) not in (Tensor, nn.Parameter) or tensor.is_meta or not tensor.is_floating_point():
@@ -32,7 +32,7 @@ def check_weights(models: dict[str, nn.Module]) -> None:
     """Refuse models with weights that are NaN or infinite.
 
     Args:
-        models: by what a user calls each, such as "the teacher".
+        models: by their names in messages, such as "the teacher".
 
     Raises:
         NotFiniteError: names the model and its first such tensor.
@@ -46,7 +46,7 @@ def check_weights(models: dict[str, nn.Module]) -> None:
 
 
 def check_logits(logits: Tensor) -> None:
-    """Refuse logits (..., V) of which a row has no finite largest one: NaN anywhere, or infinity.
+    """Refuse logits (..., V) with a row whose largest value is NaN or infinite.
 
     Raises:
         NotFiniteError: without the cause, which `explain` adds.
@@ -64,16 +64,16 @@ def explain(error: NotFiniteError, model: nn.Module) -> NotFiniteError:
     wrong = weights_not_finite(model)
     if not wrong:
         dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
-        wrong = f"all weights are finite, so the numbers between them are too large for {dtype}"
+        wrong = f"all weights are finite, so the activations are too large for {dtype}"
         wrong += "; try fp32" if dtype.endswith("16") else ""
     return NotFiniteError(f"{error}: {wrong}")
 
 
 class FiniteLogits(LogitsProcessor):
-    """Passes scores (B, V) on as they are.
+    """Returns scores (B, V) unchanged.
 
     Raises:
-        NotFiniteError: a row of them has no finite largest one.
+        NotFiniteError: the largest score of a row is NaN or infinite.
     """
 
     def __init__(self, model: nn.Module) -> None:

@@ -1,10 +1,10 @@
-"""What this package uses of transformers that its documentation does not promise, all in one place.
+"""Everything that this package uses of transformers and that its documentation does not promise.
 
 A release may rename or change any of it. Each entry has a test in `tests/unit/test_framework.py`, and no other file
 imports such a name. `TESTED` lists the releases that all of it was tested with; on another one the
 first `generate` checks the release (`release_check`) before it serves.
 
-Names that transformers looks up on our classes are not listed here, for a class attribute has no import:
+Names that transformers looks up on our classes are not listed here, because a class attribute has no import:
 `_no_split_modules`, `_supports_...`, `_can_record_outputs`, `_tp_plan`, `_pp_plan` and the like, and the methods that
 `generate` calls: `_sample` and `_assisted_decoding` (see `engine_hook`).
 """
@@ -60,7 +60,7 @@ TESTED = ("5.23.0",)
 """The releases of transformers on which the whole suite, or all of `make compat`, passed: docs/compatibility.md."""
 
 CACHE_NAMES = ("past_key_values", "cache")
-"""The argument that holds the cache: until 5.23, and from 5.24 on. Both names are understood on every release."""
+"""The argument that holds the cache: until 5.23, and from 5.24 on. Both names work with every release."""
 
 CACHE_NAME = next(name for name in CACHE_NAMES if name in {field.name for field in fields(BaseModelOutputWithPast)})
 """The one that the installed release uses: for arguments of `forward` and of layers, and for the field of outputs."""
@@ -74,7 +74,7 @@ def installed() -> str:
 
 
 def given_cache(past_key_values: Any, kwargs: dict[str, Any]) -> Any:
-    """The cache of a call, under whichever of the two names it came. Takes it out of `kwargs`.
+    """The cache of a call, under either of its two names. Removes it from `kwargs`.
 
     Where the release's own name is `past_key_values`, continuous batching passes its paged cache as `cache`, for the
     attention function: that one stays.
@@ -103,7 +103,7 @@ def with_framework_name(kwargs: Mapping[str, Any], name: str = CACHE_NAME) -> di
 
 
 def refuse_stray_caches(kwargs: Mapping[str, Any]) -> None:
-    """Refuse a cache under a name that nobody here reads: without it the text would be wrong.
+    """Refuse a cache under a name that this package does not read: without it the text would be wrong.
 
     Raises:
         ValueError: names the argument and the versions.
@@ -118,7 +118,7 @@ def refuse_stray_caches(kwargs: Mapping[str, Any]) -> None:
 
 
 def update_cache(cache: Any, key: Tensor, value: Tensor, layer: int, kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """Append keys and values (B, K, T, H) of a layer; all of that layer comes back, (B, K, S, H).
+    """Append keys and values (B, K, T, H) of a layer; returns all of that layer, (B, K, S, H).
 
     The paged cache of continuous batching also reads the arguments of the attention function, and changes them.
     """

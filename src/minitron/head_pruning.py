@@ -1,6 +1,6 @@
 """Removing attention heads from a built model, as `PreTrainedModel.prune_heads` is documented to do.
 
-This serves that one method. Making a smaller checkpoint out of a large one is the business of `minitron.prune`.
+It serves that one method. `minitron.prune` makes a smaller checkpoint out of a large one.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from .config import NemotronConfig
 
 
 def kept_heads(config: NemotronConfig, layer: int) -> tuple[int, int]:
-    """Query heads and key/value heads of a layer, less those in `config.pruned_heads`."""
+    """Numbers of query heads and key/value heads of a layer, without those in `config.pruned_heads`."""
     pruned = getattr(config, "pruned_heads", None) or {}
     heads = set(pruned.get(layer, pruned.get(str(layer), ())))
     if not heads:
@@ -26,7 +26,7 @@ def kept_heads(config: NemotronConfig, layer: int) -> tuple[int, int]:
 def prune_attention(
     layers: nn.ModuleList, config: NemotronConfig, layer: int, before: set[int], after: set[int]
 ) -> None:
-    """Cut the heads `after - before` out of the projections of a layer which already lacks the heads `before`.
+    """Cut the heads `after - before` out of the projections of a layer that already lacks the heads `before`.
 
     Raises:
         ValueError: the layer or a head does not exist, or the groups that stay would be unequal.

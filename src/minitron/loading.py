@@ -44,13 +44,13 @@ def load(
             "bundled" or "bundled-half"; the bundled model if None.
         dtype: "auto" (the checkpoint's own), "bf16", "fp16" or "fp32", or the dtype itself.
         device: "auto" (CUDA where there is one, otherwise the CPU) or a name that torch knows.
-        format: load only what decoding on the CPU reads, in this format ("bf16", "fp32", "bf12", "int8" or "int4"): the
-            least memory; the model can generate and nothing else.
+        format: load only the weights that decoding on the CPU reads, in this format ("bf16", "fp32", "bf12", "int8"
+            or "int4"). This takes the least memory; the model can only generate.
         say: see `checkpoint_folder`.
 
     Raises:
         FileNotFoundError, ValueError: something is missing or wrong; the message names the file, the field, what was
-            found and what was expected. Nothing is ever filled with random numbers.
+            found and what was expected. Missing tensors are never filled with random numbers.
     """
     chosen = parse_dtype(dtype)
     format = short_name(format.lower()) if format else format
@@ -78,7 +78,7 @@ def _format_name(config: NemotronConfig, dtype: torch.dtype | None) -> str:
 
 
 def _load_generation_only(source: Path, dtype: torch.dtype | None, device: str, format: str) -> Loaded:
-    from .engine.model_weights import generation_only_model  # needs more than a model of torch does
+    from .engine.model_weights import generation_only_model  # imports more than loading a torch model needs
 
     if format not in FORMATS:
         raise ValueError(f"format is {format!r}; it must be one of {', '.join(FORMATS)}")
@@ -94,15 +94,15 @@ def checkpoint_folder(model: str | Path | None = None, say: Callable[[str], obje
     """The folder in the Hugging Face layout of any model that `locate` knows.
 
     A repository is fetched. A checkpoint in another format (GGUF, NeMo, Megatron, a LoRA adapter with its base) is
-    converted once, into `$MINITRON_CACHE` (`~/.cache/minitron`); it is converted anew when a file of it has changed.
+    converted once, into `$MINITRON_CACHE` (`~/.cache/minitron`), and again when one of its files has changed.
 
     Args:
         model: see `locate.locate`.
-        say: is given a sentence before a conversion, which takes a while for a large model.
+        say: called with a sentence before a conversion, which takes a while for a large model.
 
     Raises:
         FileNotFoundError: there is no such model.
-        CheckpointError: it cannot be read, or not be converted.
+        CheckpointError: it cannot be read or converted.
     """
     found = locate(model)
     folder = found if isinstance(found, Path) else fetch(found)
@@ -113,7 +113,7 @@ def pick_device(device: str) -> torch.device:
     """The device of that name; "auto" is CUDA where there is one.
 
     Raises:
-        ValueError: torch knows no such device, or it is not there.
+        ValueError: torch does not know the device, or the machine does not have it.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"

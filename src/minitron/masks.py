@@ -1,4 +1,4 @@
-"""Attention masks: the forms in which callers give them, and packed documents, which are kept apart.
+"""Attention masks: the forms in which callers give them, and packed documents, which do not attend to each other.
 
 Letters of shapes: B batch, T new tokens, S cached + new tokens, N query heads.
 """
@@ -15,8 +15,8 @@ from transformers.cache_utils import Cache, DynamicCache
 from .framework import framework_mask
 
 PACKED_WITH_PAST = (
-    "position_ids do not go on one by one within a row, which begins another document, but the cache already holds "
-    "{past} tokens, and which of them belong to which document is not known. Run each document in a row of its own, "
+    "position_ids do not increase one by one within a row, which begins another document, but the cache already holds "
+    "{past} tokens, and their documents are not known. Run each document in a row of its own, "
     "or give an attention_mask"
 )
 PACKED_WITH_MASK = (
@@ -26,14 +26,14 @@ PACKED_WITH_MASK = (
 
 
 def readable(tensor: Tensor) -> bool:
-    """Whether looking at the values is free: a plain tensor on the CPU, and nothing is being compiled."""
+    """Whether reading the values costs nothing: a plain tensor on the CPU, and nothing is being compiled."""
     if tensor.device.type != "cpu" or torch.compiler.is_compiling() or type(tensor) is not Tensor:
         return False
     return not torch._C._functorch.is_functorch_wrapped_tensor(tensor)  # type: ignore[attr-defined]
 
 
 def padding_mask(mask: Any) -> Any:
-    """A mask as callers give it, as a tensor of integers or bools if it is one of padding, (B, S).
+    """A caller's mask, as a tensor (B, S) of integers or bools if it is a padding mask.
 
     Bools, integers and floats of any width, 1 (true) to attend and 0 for padding, and nested lists of them are the same
     mask. Masks of four dimensions and objects of other types (block masks) come back as they are.
@@ -98,7 +98,7 @@ def causal_mask(
 
 
 def restarts(position_ids: Tensor, attention_mask: Tensor) -> bool:
-    """Whether positions (B or 1, T) fall, or stay, from one token to the next where the mask (B, T) has both."""
+    """Whether positions (B or 1, T) do not increase from one token to the next, both attended to by the mask (B, T)."""
     real = attention_mask.bool()
     return bool(((position_ids.diff(dim=-1) <= 0) & real[:, 1:] & real[:, :-1]).any())
 
@@ -116,7 +116,7 @@ def _four_dimensional(mask: Tensor, config: Any, like: Tensor) -> Tensor:
 
 def _check_width(mask: Tensor, cache: Any, new: int) -> None:
     if cache is not None and not isinstance(cache, DynamicCache):
-        return  # columns of other caches may be empty, or be left out
+        return  # columns of other caches may be empty or missing
     past = cache.get_seq_length() if cache is not None else 0
     if isinstance(past, int) and mask.shape[1] != past + new:
         raise ValueError(
@@ -131,25 +131,25 @@ def _warn_of_restarts(mask: Tensor, position_ids: Tensor) -> None:
 
 
 def _documents_in_cache(config: Any, inputs_embeds: Tensor, cache: Cache, position_ids: Tensor) -> Any:
-    """The mask of new tokens that a cache takes in, without a mask of padding."""
+    """The mask of new tokens that a cache stores, without a padding mask."""
     positions = position_ids.expand(inputs_embeds.shape[0], -1)
     breaks = positions.diff(dim=-1) != 1
     tracing = torch.compiler.is_compiling() or type(breaks) is not Tensor
     past = cache.get_seq_length()
     if tracing:
-        if not isinstance(past, int) or past > 0:  # their values cannot be looked at, and most go on one by one
+        if not isinstance(past, int) or past > 0:  # values cannot be read, and most increase one by one
             return framework_mask(config, inputs_embeds, None, cache, position_ids)
     elif not breaks.any():
         return framework_mask(config, inputs_embeds, None, cache, position_ids)
     elif int(past) > 0:
         raise ValueError(PACKED_WITH_PAST.format(past=int(past)))
-    if isinstance(cache, DynamicCache):  # it will hold the new tokens and no more, as if there were none
+    if isinstance(cache, DynamicCache):  # it will hold only the new tokens, as without a cache
         return framework_mask(config, inputs_embeds, None, None, position_ids)
     document = torch.nn.functional.pad(breaks.cumsum(-1), (1, 0))
     new = document.shape[1]
 
     def same_document(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        # A cache that is taken at once has columns behind the new tokens.
+        # A cache that is allocated at once has columns after the new tokens.
         return (key < new) & (document[batch, query] == document[batch, key.clamp(max=new - 1)])
 
     return framework_mask(config, inputs_embeds, None, cache, position_ids, same_document)

@@ -1,4 +1,4 @@
-"""The output of the causal language model: which positions' logits are wanted, and logits that may not be."""
+"""The output of the causal language model: the positions whose logits are kept, and logits computed when read."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 
 class _Deferred:
-    """Logits that are computed when somebody reads them."""
+    """Logits that are computed when they are read."""
 
     def __init__(self, compute: Callable[[], Tensor]) -> None:
         self.compute = compute
 
 
 class DeferredLogitsOutput(CausalLMOutputWithPast):
-    """`CausalLMOutputWithPast` whose `logits` are computed on first reading, by whatever way they are read.
+    """`CausalLMOutputWithPast` whose `logits` are computed on first reading, in whatever way they are read.
 
     With a vocabulary of 256,000 the logits are most of a training step's memory, and a training loop reads only
     `loss`. Reading them later costs one product with the LM head.
@@ -56,7 +56,7 @@ class DeferredLogitsOutput(CausalLMOutputWithPast):
 
 
 def one_of(num_logits_to_keep: int | Tensor, logits_to_keep: int | Tensor) -> int | Tensor:
-    """The one of the two names of this argument that was used.
+    """The value of an argument with two names.
 
     Raises:
         ValueError: both, with different values; or a negative number.
@@ -74,7 +74,7 @@ def one_of(num_logits_to_keep: int | Tensor, logits_to_keep: int | Tensor) -> in
 
 
 def kept_positions(states: Tensor, keep: int | Tensor) -> Tensor:
-    """The wanted positions of states (B, T, D).
+    """The kept positions of states (B, T, D).
 
     Args:
         keep: n, the last n positions, 0 for all: (B, n, D); (n,) indices: (B, n, D); (B, n) indices of each row:

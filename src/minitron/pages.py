@@ -1,7 +1,7 @@
-"""Memory in large pages, where the system has them, and on the borders of cache lines.
+"""Memory in large pages, where the system has them, and aligned to cache lines.
 
-Rows of neurons that are not zero lie far from each other; with pages of 4 KiB each of them costs misses of the
-processor's table of pages. With 2 MiB two threads read a tenth of the rows of a (65536, 3072) bf16 matrix at 27 GB/s
+Rows of neurons that are not zero are far apart; with pages of 4 KiB each of them costs TLB misses. With pages of 2 MiB,
+two threads read a tenth of the rows of a (65536, 3072) bf16 matrix at 27 GB/s
 instead of 14 (2 x AMD EPYC, virtualized).
 """
 
@@ -19,7 +19,7 @@ _MADV_HUGEPAGE = 14
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """`torch.empty`; on Linux the kernel is asked for large pages, which it gives when they are first written to."""
+    """`torch.empty`; on Linux it asks the kernel for large pages, which it provides when they are first written to."""
     out = torch.empty(shape, dtype=dtype)
     if sys.platform != "linux" or math.prod(shape) * dtype.itemsize < 2 * PAGE:
         return out
@@ -33,14 +33,14 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 LINE = 64
 """Bytes of a cache line, and of an AVX-512 register."""
 SMALL = 1 << 26
-"""Bytes of models that may stay in the caches."""
+"""Largest size, in bytes, of models that may stay in the caches."""
 
 
 def align(model: nn.Module) -> None:
-    """Move a small model's parameters on the CPU to the borders of cache lines.
+    """Align a small model's parameters on the CPU to cache lines.
 
-    Those that are mapped from a file begin wherever its header ends, and then every register is read from two lines
-    (`docs/performance.md`, what was tried). Sharded and quantized tensors have no memory of their own and are left.
+    Parameters that are mapped from a file begin wherever its header ends, and then every register is read from two
+    lines (`docs/performance.md`, what was tried). Sharded and quantized tensors have no memory of their own and stay.
     """
     parameters = [p for p in model.parameters() if type(p) is nn.Parameter and p.device.type == "cpu"]
     if sum(parameter.numel() * parameter.element_size() for parameter in parameters) > SMALL:

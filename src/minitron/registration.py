@@ -1,4 +1,4 @@
-"""Putting these classes where transformers looks for models of type "nemotron"."""
+"""`register()`: transformers uses the classes of this package for models of type "nemotron"."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .config import NemotronConfig
 from .heads import NemotronForQuestionAnswering, NemotronForSequenceClassification, NemotronForTokenClassification
 from .model import NemotronForCausalLM, NemotronModel, NemotronPreTrainedModel
 
-# The projections that PEFT adapts by default in other decoders of this kind.
+# The projections that PEFT adapts by default in similar decoders.
 LORA_TARGET_MODULES = ["q_proj", "v_proj"]
 
 _CLASSES = (
@@ -35,8 +35,8 @@ def register() -> None:
     """Make transformers use the classes of this package for Nemotron models, until the process ends.
 
     Afterwards `AutoConfig`, `AutoModel...` and pipelines build them from any checkpoint of model type "nemotron",
-    `from transformers import NemotronForCausalLM` gives them, and PEFT, where it is installed, knows which
-    projections LoRA adapts by default. Calling it again changes nothing.
+    `from transformers import NemotronForCausalLM` imports them, and PEFT, where it is installed, knows which
+    projections LoRA adapts by default. Calling it again has no effect.
     """
     AutoConfig.register(NemotronConfig.model_type, NemotronConfig, exist_ok=True)
     for auto, model in _CLASSES:
@@ -53,10 +53,10 @@ def register() -> None:
 
 
 def _transformers_modules() -> list[ModuleType]:
-    """The package transformers, as every importer may hold it.
+    """All module objects of the package transformers that importers may hold.
 
-    It replaces itself in `sys.modules` while it is imported, so that a module which imported it early can hold
-    another object than a module which imports it now.
+    It replaces itself in `sys.modules` while it is imported, so that a module that imported it early may hold another
+    object than a module that imports it now.
     """
     held = [sys.modules["transformers"]]
     for module in list(sys.modules.values()):

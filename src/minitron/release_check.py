@@ -1,4 +1,4 @@
-"""Whether an untested release of transformers generates as our models expect; asked before the first `generate`.
+"""Whether an untested release of transformers generates correctly, checked before the first `generate`.
 
 A release may rename or rearrange what passes between `generate` and a model: the cache, the mask, the positions. Then
 the text would be wrong without an error. So a tiny model in fp32, which shares all code with the caller's, generates a
@@ -36,7 +36,8 @@ SHAPE = {
 PROMPTS = ([7, 31, 12, 5, 44, 23], [3, 58, 19])
 NEW_TOKENS = 4
 TOLERANCE = 1e-3
-"""Of logits, relative to the largest; fp32 differs by some 1e-6, a lost cache or a wrong position by some 1e-1."""
+"""Largest difference of logits, relative to the largest logit. fp32 differs by some 1e-6, a lost cache or a wrong
+position by some 1e-1."""
 IMPLEMENTATIONS = ("eager", "sdpa")
 
 _checking: ContextVar[bool] = ContextVar("minitron_checking_release", default=False)
@@ -84,7 +85,7 @@ def _require(implementation: str, version: str) -> None:
 
 @torch.no_grad()
 def cached_step_difference(implementation: str) -> tuple[float, bool]:
-    """How far the logits of generated tokens are from those of full forward passes, relative to the largest.
+    """The difference between logits of generated tokens and of full forward passes, relative to the largest logit.
 
     Returns:
         The largest difference over steps and rows, and whether `generate` offered the request to the engine.

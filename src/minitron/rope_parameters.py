@@ -1,7 +1,7 @@
-"""Which `rope_parameters` can be: what transformers computes with them, checked before it does.
+"""Checks of `rope_parameters`, before transformers computes with them.
 
-Each type of RoPE needs numbers of its own. transformers takes most of them as they are and fails inside a tensor
-operation, or computes frequencies that are no numbers.
+Each type of RoPE needs numbers of its own. transformers checks few of them, and fails inside a tensor operation or
+computes frequencies that are NaN.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Text from a prompt: settings, checks of the prompt, and a stream of text pieces with their timing."""
+"""Text from a prompt: checks of the prompt, and a stream of text pieces with their timing."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ __all__ = ["SamplingParameters", "Summary", "TextStream", "context_room", "encod
 
 @dataclass(frozen=True)
 class Summary:
-    """What a finished generation took."""
+    """The numbers of tokens and the times of a finished generation."""
 
     prompt_tokens: int
     new_tokens: int
     seconds: float
     """From the call to the last token, prompt included."""
     first_token_seconds: float
-    """From the call to the first new token: reading the prompt. What is compiled before does not count."""
+    """From the call to the first new token: the prefill. Compilation before it does not count."""
     engine: str
-    """What decoded: "cpu", "reference" or "transformers"; see `engine_hook.GenerationReport`."""
+    """The engine that decoded: "cpu", "reference" or "transformers"; see `engine_hook.GenerationReport`."""
     zero_fraction: float | None
-    """Share of MLP neurons that were exactly zero and whose weights were not read; None if nobody counted."""
+    """Share of MLP neurons that were exactly zero and whose weights were not read; None if they were not counted."""
     acceptance_rate: float | None = None
-    """Share of drafted tokens that stayed; None without speculation."""
+    """Share of drafted tokens that were accepted; None without speculation."""
     tokens_per_step: float | None = None
-    """Tokens that a step of the model gave; None without speculation."""
+    """Tokens for each step of the model; None without speculation."""
     load: str = ""
-    """What other programs did meanwhile, so that the times say little of the model; empty if the machine was free."""
+    """Other load on the machine, which makes the times unreliable; empty if the machine was free."""
 
     @property
     def tokens_per_second(self) -> float:
-        """New tokens over all the time."""
+        """New tokens over the whole time."""
         return self.new_tokens / self.seconds if self.seconds else 0.0
 
     @property
@@ -54,17 +54,17 @@ class Summary:
 
 
 SHORT_SECONDS = 0.3
-"""Of generations that are so short it is not known whether other programs were at work."""
+"""Shorter generations do not tell whether other programs were running."""
 
 
 class TextStream:
-    """An iterator over pieces of text as they are written; `summary` and `text` are there when it has ended.
+    """An iterator over pieces of text as they are written; `summary` and `text` are complete when it has ended.
 
     Closing it, or leaving its `with` block, stops the generation.
 
     Attributes:
-        settings: those that have an effect.
-        from_checkpoint: what else holds, by transformers' names: see `sampling_parameters.also_from`.
+        settings: the sampling parameters that have an effect.
+        from_checkpoint: what else applies, by transformers' names: see `sampling_parameters.also_from`.
         notes: sentences on what the checkpoint asks for and does not get.
     """
 
@@ -80,7 +80,7 @@ class TextStream:
         """Begin to write.
 
         Args:
-            model, tokenizer: which; the model in evaluation mode.
+            model, tokenizer: the model in evaluation mode, and its tokenizer.
             prompt_ids: at least one token.
             settings: how tokens are chosen.
             stop_ids: tokens that end the text, besides the model's own.
@@ -110,7 +110,7 @@ class TextStream:
         ids = torch.tensor([prompt_ids], device=model.device)
         if settings.seed is not None:
             torch.manual_seed(settings.seed)
-        if model.device.type == "cpu":  # compiles, and says so, before any text is written
+        if model.device.type == "cpu":  # compiles, and logs that it does, before any text is written
             from .engine.generation import prepare
 
             prepare(model, draft)
@@ -134,7 +134,7 @@ class TextStream:
                     report=self._report,
                     **arguments,
                 )
-            # The system's clocks tick a hundred times a second: of shorter times they tell nothing.
+            # The system's clocks tick a hundred times a second, which is too coarse for shorter times.
             if model.device.type == "cpu" and time.perf_counter() - self._started > SHORT_SECONDS:
                 self._load = meter.reason
         except BaseException as error:  # carried over to the reader's thread
@@ -178,7 +178,7 @@ class TextStream:
 
 
 class _TimedStreamer(TextIteratorStreamer):
-    """Knows when the first and the last new token came; pieces of text come later, at the ends of words."""
+    """Records when the first and the last new token came; pieces of text come later, at the ends of words."""
 
     first = last = 0.0
 
@@ -202,18 +202,18 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
     """Token ids of a prompt, with the special tokens that the tokenizer puts around text.
 
     Raises:
-        ValueError: the prompt is empty, or holds what is no character.
+        ValueError: the prompt is empty, or contains something that is not a character.
     """
     if not prompt.strip():
-        raise ValueError("the prompt is empty; give some text to go on from")
+        raise ValueError("the prompt is empty; give some text to continue")
     return list(tokenizer(require_characters(prompt, "the prompt"))["input_ids"])  # type: ignore[arg-type]
 
 
 def context_room(prompt_tokens: int, context: int) -> int:
-    """New tokens that fit behind a prompt.
+    """The number of new tokens that fit into the context after a prompt.
 
     Raises:
-        ValueError: none does.
+        ValueError: the prompt fills the context.
     """
     room = context - prompt_tokens
     if room < 1:

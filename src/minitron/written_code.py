@@ -1,8 +1,8 @@
-"""The code of a forward pass as this package and torch wrote it, to tell when somebody has replaced some of it.
+"""The original code of a forward pass, to notice when somebody has replaced some of it.
 
 The decode engine computes what that code computes. A method or function that was replaced since (`NemotronMLP.forward =
-...`, `minitron.model.apply_rotary = ...`, `torch.nn.functional.linear = ...`) means that it must leave the model to
-torch. What was replaced before the package was imported, or inside of torch, cannot be seen.
+...`, `minitron.model.apply_rotary = ...`, `torch.nn.functional.linear = ...`) means that torch must run the model.
+Replacements from before the package was imported, or inside torch, are not noticed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import nn
 from .framework import ALL_ATTENTION_FUNCTIONS
 
 CLASSES: dict[str, type[nn.Module]] = {"Linear": nn.Linear, "Embedding": nn.Embedding}
-"""The classes of which language models are made, by name."""
+"""The classes of the modules of a language model, by name."""
 
 _MATHEMATICS = tuple(f"{__package__}.ops.{name}" for name in ("act", "attention", "autocast", "norm", "rope"))
 _OF_TORCH = ("linear", "embedding", "layer_norm", "relu", "scaled_dot_product_attention")
@@ -30,7 +30,7 @@ _attentions: dict[str, Any] = {}
 
 
 def record(module: str) -> None:
-    """Remember the functions of a module, of the modules with its mathematics and of its classes as they are now."""
+    """Record the present functions of a module, of the modules with its mathematics and of its classes."""
     for name in (module, *_MATHEMATICS):
         owner = sys.modules.get(name) or importlib.import_module(name)
         _written.extend((owner, key, value) for key, value in vars(owner).items() if isinstance(value, FunctionType))
@@ -45,7 +45,7 @@ def record(module: str) -> None:
 
 
 def replaced_code() -> str:
-    """The name of a function that is no longer the one that was recorded; empty if all are."""
+    """The name of a function that is no longer the recorded one; empty if there is none."""
     for owner, name, value in _written:
         if getattr(owner, name, None) is not value:
             return f"{owner.__name__}.{name}"

@@ -27,12 +27,12 @@ class Fidelity:
 
     format: str
     nbytes: int
-    """Of all matrices; 0 for a peer."""
+    """Bytes of all matrices; 0 for a peer."""
     kl: float
     """KL divergence from the plain weights' distribution to this one's, nats per token."""
     perplexity: float
     same_best: float
-    """Share of places where both find the same token most probable."""
+    """Share of positions at which both have the same most probable token."""
     tokens: int
 
 
@@ -48,15 +48,15 @@ def fidelity(
         model: on the CPU, in a dtype that the engine reads.
         pieces: token ids of texts, each of at least two tokens and within the model's context.
         formats: to compare.
-        peers: other programs by name, to be compared in the same way.
+        peers: other programs by name, compared in the same way.
 
     Returns:
         the plain weights first (a KL of 0), then each format, then each peer.
     """
     plain = from_model(model)
-    packed: list[EngineWeights] = [plain, *(from_model(model, name) for name in formats)]
-    names = [(weights.format, weights.nbytes) for weights in packed] + [(name, 0) for name in peers or {}]
-    works: list[Predict] = [_engine(weights) for weights in packed] + list((peers or {}).values())
+    candidates: list[EngineWeights] = [plain, *(from_model(model, name) for name in formats)]
+    names = [(weights.format, weights.nbytes) for weights in candidates] + [(name, 0) for name in peers or {}]
+    works: list[Predict] = [_engine(weights) for weights in candidates] + list((peers or {}).values())
     sums = torch.zeros((len(works), 3), dtype=torch.float64)
     count = 0
     for piece in pieces:
@@ -78,10 +78,11 @@ def fidelity(
 
 @dataclass(frozen=True)
 class Difference:
-    """A place where the engine finds another token most probable than the reference does."""
+    """A position at which the engine's most probable token is not the reference's."""
 
     prompt: int
-    place: int
+    position: int
+    """Of the new tokens, from 0."""
     gap: float
     """Between the reference's logits of the two tokens, relative to its largest logit: 0 is a tie."""
 
@@ -91,7 +92,7 @@ def greedy_differences(
 ) -> list[Difference]:
     """Continue prompts greedily with the engine and with the reference in fp32 on the same weights.
 
-    Both follow the reference's tokens, so that one difference does not bring others.
+    Both follow the reference's tokens, so that one difference does not cause others.
 
     Args:
         model: on the CPU, in a dtype that the engine reads; it is fp32 afterwards.
@@ -107,12 +108,12 @@ def greedy_differences(
             engine.prefill(list(prompt[:-1]))
             reference.prefill(list(prompt[:-1]))
             token = prompt[-1]
-            for place in range(new_tokens):
+            for position in range(new_tokens):
                 expected, other = reference.step([token])[0], int(engine.step([token])[0].argmax())
                 token = int(expected.argmax())
                 if other != token:
                     gap = (expected[token] - expected[other]) / expected.abs().max()
-                    found.append(Difference(number, place, float(gap)))
+                    found.append(Difference(number, position, float(gap)))
         finally:
             engine.close()
     return found

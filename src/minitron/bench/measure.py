@@ -1,4 +1,4 @@
-"""How fast decoding is, beside what memory allows and what others reach in the same run."""
+"""How fast decoding is, beside the memory bandwidth and other programs in the same run."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ class Decoding:
     """One measurement."""
 
     seconds_per_token: float
-    """Mean over those after the first."""
+    """Mean over the tokens after the first."""
     bytes_per_token: float
     """Weights that were read, counting only rows of neurons that were not zero. Keys and values are not counted."""
     zero_fraction: float
     prefill_seconds: float
-    """The whole prompt and the first token."""
+    """Time of the whole prompt and the first token."""
     tokens: list[int]
     """The new ones, greedy."""
 
     @property
     def tokens_per_second(self) -> float:
-        """Decoded tokens, the prompt left out."""
+        """Decoded tokens per second, without the prompt."""
         return 1 / self.seconds_per_token
 
     @property
@@ -51,7 +51,7 @@ class Decoding:
 
 
 def read_bandwidth(repeats: int = 5) -> float:
-    """GB/s at which torch's threads sum 1 GiB, the best time: what this machine gives a program that only reads."""
+    """GB/s at which torch's threads sum 1 GiB, at best: what this machine gives a program that only reads."""
     return max(_read_rates(_bandwidth_data(), repeats))
 
 
@@ -102,10 +102,10 @@ def random_model(
 
 @torch.no_grad()
 def widened(model: NemotronForCausalLM, times: int) -> NemotronForCausalLM:
-    """A larger model that computes the same function: channels, heads and neurons are there several times.
+    """A larger model that computes the same function: its channels, heads and neurons are repeated.
 
-    Its texts, its zeros and what a coarser format changes are those of the small model, its weights are as many as a
-    large model has: for measuring what depends on both. It says nothing about the quality of a large model.
+    It has the texts, the zeros and the quantization errors of the small model, and as many weights as a large one: for
+    measuring what depends on both. It says nothing about the quality of a large model.
 
     Args:
         model: without biases in its projections.
@@ -128,7 +128,7 @@ def widened(model: NemotronForCausalLM, times: int) -> NemotronForCausalLM:
     parameters = dict(model.named_parameters())
     for name, parameter in wide.named_parameters():
         source = parameters[name]
-        if parameter.dim() == 2 and "embed_tokens" not in name:  # sums over inputs that are there several times
+        if parameter.dim() == 2 and "embed_tokens" not in name:  # sums over inputs that are repeated
             source = source / times
         repeats = [new // old for new, old in zip(parameter.shape, source.shape, strict=True)]
         parameter.copy_(source.repeat(repeats))
@@ -136,10 +136,10 @@ def widened(model: NemotronForCausalLM, times: int) -> NemotronForCausalLM:
 
 
 def shortened(config: NemotronConfig, layers: int) -> NemotronConfig:
-    """The shape with so many layers, and with a vocabulary that is as much smaller: each part keeps its share.
+    """The shape with so many layers and a vocabulary reduced by the same factor, so that each part keeps its share.
 
     Raises:
-        ValueError: there are not so many layers.
+        ValueError: the shape has fewer layers.
     """
     if not 1 <= layers <= config.num_hidden_layers:
         raise ValueError(f"layers is {layers}; it must be from 1 to the shape's {config.num_hidden_layers}")
@@ -149,7 +149,7 @@ def shortened(config: NemotronConfig, layers: int) -> NemotronConfig:
 
 
 def decode(weights: EngineWeights, prompt: list[int], new_tokens: int) -> Decoding:
-    """Read `prompt` and write `new_tokens` (at least 2) greedily."""
+    """Prefill `prompt` and decode `new_tokens` (at least 2) greedily."""
     engine = open_engine(weights, len(prompt) + new_tokens)
     try:
         start = time.perf_counter()
@@ -168,7 +168,7 @@ def decode(weights: EngineWeights, prompt: list[int], new_tokens: int) -> Decodi
 def compare(
     weights: EngineWeights, peers: dict[str, Peer], prompt: list[int], new_tokens: int, rounds: int
 ) -> dict[str, Any]:
-    """The engine and its peers in turn on one prompt, after a round that does not count.
+    """The engine and its peers in turn on one prompt, after a warm-up round.
 
     Ratios are medians of the rounds' own ratios; above 1 the engine is faster. On a shared machine the bandwidth
     changes within seconds, so it is measured right before and after each of the engine's turns, and the share of it is
@@ -229,7 +229,7 @@ def compare(
 
 def _equal_beginning(a: list[int], b: list[int]) -> int:
     return next(
-        (place for place, pair in enumerate(zip(a, b, strict=False)) if pair[0] != pair[1]), min(len(a), len(b))
+        (index for index, pair in enumerate(zip(a, b, strict=False)) if pair[0] != pair[1]), min(len(a), len(b))
     )
 
 

@@ -23,12 +23,12 @@ from ..model import NemotronForCausalLM
 _log = logging.getLogger("minitron")
 
 GGUF_TYPES = {"bf16": "bf16", "bf12": "bf16", "fp32": "f32", "int8": "q8_0", "int4": "q4_0"}
-"""What llama.cpp gets beside each of our formats: the same weights, or as many bits for each."""
+"""The GGUF type for each of our formats: the same weights, or as many bits for each weight."""
 
 
 @dataclass
 class Run:
-    """A prompt read and tokens written."""
+    """The times and tokens of a prompt and its continuation."""
 
     prefill_seconds: float
     """From the call to the first token."""
@@ -39,10 +39,10 @@ class Run:
 
 
 class Peer(Protocol):
-    """What can be measured beside the engine."""
+    """A program that can be measured beside the engine."""
 
     def run(self, prompt: list[int], new_tokens: int) -> Run:
-        """Decode greedily; the end of a text is nothing special."""
+        """Decode greedily, past the end of a text."""
         ...
 
 
@@ -71,7 +71,7 @@ class TransformersPeer:
 
 
 class _Clock:
-    """A streamer that notes when tokens come."""
+    """A streamer that records when tokens come."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
@@ -118,12 +118,12 @@ class LlamaPeer:
         return _run(start, times, tokens)
 
     def logits(self, tokens: Sequence[int]) -> torch.Tensor:
-        """After each of a text's tokens, (T, V) fp32; they are read one by one, as when decoding."""
+        """Logits (T, V) fp32 after each of a text's tokens, which are evaluated one by one, as when decoding."""
         self._llama.reset()
         rows = torch.empty((len(tokens), self._llama.n_vocab()))
-        for place, token in enumerate(tokens):
+        for index, token in enumerate(tokens):
             self._llama.eval([token])
-            rows[place] = torch.from_numpy(self._last())
+            rows[index] = torch.from_numpy(self._last())
         return rows
 
     def _last(self) -> np.ndarray[Any, Any]:
@@ -131,7 +131,7 @@ class LlamaPeer:
         return np.ctypeslib.as_array(row, (self._llama.n_vocab(),))
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Free its memory."""
         self._llama.close()
 
 
@@ -141,7 +141,7 @@ def llama_peer(
 ) -> Iterator[dict[str, Peer]]:
     """llama.cpp, by name, on a model's weights in the type that goes with `format`; the file is temporary.
 
-    Empty if it is not wanted, where llama-cpp-python or what writes GGUF files is missing, or does not load the shape.
+    Empty if it is not wanted, if llama-cpp-python or gguf is missing, or if llama.cpp does not load the shape.
     """
     if not wanted or not all(importlib.util.find_spec(name) for name in ("llama_cpp", "gguf")):
         yield {}
@@ -155,7 +155,7 @@ def llama_peer(
         try:
             peer = LlamaPeer(path, capacity, torch.get_num_threads())
         except ValueError:  # heads * head_dim != hidden_size, in versions without the fix for that
-            _log.warning("llama.cpp does not load this shape and is left out")
+            _log.warning("llama.cpp does not load this shape and is skipped")
             yield {}
             return
         try:

@@ -11,7 +11,7 @@ def draw_roofline(results: list[dict[str, Any]], target: Path) -> None:
 
     Raises:
         ImportError: matplotlib is missing.
-        ValueError: the file's ending is none that matplotlib writes.
+        ValueError: matplotlib does not write files with this ending.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -26,8 +26,8 @@ def draw_roofline(results: list[dict[str, Any]], target: Path) -> None:
     for result in results:
         (line,) = axes.plot(result["bytes_per_token"], result["tokens_per_s"], "o", label=f"{result['name']}, minitron")
         for marker, (peer, found) in zip("sv^", result["peers"].items(), strict=False):
-            place = result["dense_bytes_per_token"], found["tokens_per_s"]
-            axes.plot(*place, marker, color=line.get_color(), alpha=0.6, label=f"{result['name']}, {peer}")
+            point = result["dense_bytes_per_token"], found["tokens_per_s"]
+            axes.plot(*point, marker, color=line.get_color(), alpha=0.6, label=f"{result['name']}, {peer}")
     axes.set_xlabel("bytes of weights that a token reads")
     axes.set_ylabel("tokens/s")
     axes.grid(which="both", alpha=0.2)

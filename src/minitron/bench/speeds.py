@@ -1,4 +1,4 @@
-"""How fast several models decode, measured in turn, so that what else the machine does falls on all of them alike."""
+"""How fast several models decode, measured in turn, so that other load on the machine affects all of them alike."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from .measure import decode, interleaved
 from .trust import LoadMeter
 
 FEWEST_TOKENS, MOST_TOKENS = 8, 64
-"""Decoded at a stretch: as many as take `SECONDS`."""
+"""Tokens decoded in one call: as many as take `SECONDS`, within these limits."""
 SECONDS = 0.2
-"""Least time of decoding in a round; a small model writes `MOST_TOKENS` in the time of one interruption."""
+"""Least time of decoding in a round; a small model decodes `MOST_TOKENS` in the time of one interruption."""
 ROUNDS = 5
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Of one model; medians over rounds."""
+    """The speed of one model; medians over rounds."""
 
     tokens_per_second: float
     """After the first token."""
     quartiles: tuple[float, float]
     first_token_seconds: float
-    """Reading the prompt and writing one token, everything being compiled."""
+    """Prefill and one token, after everything is compiled."""
     engine: str
     """What decoded: "cpu" or "transformers"."""
 
 
 _Once = Callable[[int], tuple[float, float]]
-"""From a number of tokens to the seconds of decoding them but the first, and the seconds to the first."""
+"""From a number of tokens to the seconds of decoding all but the first, and the seconds to the first."""
 
 
 class _Turn(NamedTuple):
@@ -49,7 +49,7 @@ class _Turn(NamedTuple):
 def measure_speeds(
     models: Mapping[str, NemotronForCausalLM], prompt: Sequence[int], rounds: int = ROUNDS
 ) -> tuple[dict[str, Speed], str]:
-    """Greedy decoding of each model in turn, after a round that does not count and compiles.
+    """Greedy decoding of each model in turn, after a round that compiles and does not count.
 
     Args:
         models: by name, in evaluation mode; all must take the ids of `prompt`.
@@ -57,7 +57,7 @@ def measure_speeds(
         rounds: at least 2.
 
     Returns:
-        The speed of each model, and what else the machine did meanwhile, as a clause; empty if nothing that matters.
+        The speed of each model, and a clause on other load on the machine; empty if there was none that matters.
     """
     works: dict[str, Callable[[], _Turn]] = {}
     engines: dict[str, str] = {}
@@ -94,7 +94,7 @@ def _work(model: NemotronForCausalLM, prompt: list[int]) -> tuple[str, _Once]:
 
 
 def _repeated(once: _Once, tokens: int) -> _Turn:
-    """One turn: again and again until `SECONDS` of decoding have passed."""
+    """One turn: repeated until `SECONDS` of decoding have passed."""
     decoding, firsts = 0.0, []
     while decoding < SECONDS:
         seconds, first = once(tokens)

@@ -1,4 +1,4 @@
-"""Whether a measured speed can be believed: what else the machine did, and whether the number fits the prediction."""
+"""Whether a measured speed is trustworthy: other load on the machine, and whether the number fits the prediction."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from pathlib import Path
 from types import TracebackType
 
 SHARE_RUNNING = 0.85
-"""Of the time, at least, that the measuring thread must have had a core for the machine to count as free."""
+"""Least share of the time that the measuring thread must have had a core for the machine to count as free."""
 CORES_LEFT = 0.8
-"""Cores, at least, that other programs must leave for each thread of the measurement."""
+"""Least number of cores that other programs must leave for each thread of the measurement."""
 FARTHEST_BELOW = 0.5
-"""Of the predicted speed; decoding slower than that is no property of the model."""
+"""Share of the predicted speed below which something other than the model slows decoding down."""
 NOISE = 0.97
-"""A ratio of sizes or speeds closer to 1 than this is no difference."""
+"""A ratio of sizes or speeds between this and 1 does not count as a difference."""
 _STAT = Path("/proc/stat")
 
 
 class LoadMeter:
-    """Context that finds out whether other programs took cores from `threads` threads while it was open.
+    """Context that measures whether other programs took cores from `threads` threads while it was open.
 
     `reason` is a clause such as "other programs used 1.8 of 2 cores", or empty. It compares the processor time of this
-    thread, which does nothing but decode, with the time that went by, and where the system tells it, the time that all
-    cores were busy with that of this process.
+    thread, which does nothing but decode, with the elapsed time, and where the system tells it, the time that all cores
+    were busy with that of this process.
     """
 
     def __init__(self, threads: int) -> None:
@@ -42,15 +42,15 @@ class LoadMeter:
 
 
 def describe_load(wall: float, thread: float, process: float, busy: float, threads: int, cores: int) -> str:
-    """Why a measurement is not of a free machine; empty if it is.
+    """Why the machine was not free during a measurement; empty if it was.
 
     Args:
-        wall: seconds that went by.
+        wall: elapsed seconds.
         thread: processor seconds of the measuring thread, which never waits for anything but a core.
         process: processor seconds of its process, all threads.
         busy: processor seconds of all programs; 0 if unknown.
-        threads: that the measurement uses.
-        cores: of the machine.
+        threads: number that the measurement uses.
+        cores: number that the machine has.
     """
     if wall <= 0:
         return ""
@@ -64,7 +64,7 @@ def describe_load(wall: float, thread: float, process: float, busy: float, threa
 
 
 def _clocks() -> tuple[float, float, float, float]:
-    """Seconds: of the clock on the wall, and of processor time of this thread, this process, and all programs."""
+    """Seconds: elapsed time, and processor time of this thread, this process, and all programs."""
     return time.perf_counter(), time.thread_time(), time.process_time(), _busy_seconds()
 
 

@@ -1,4 +1,4 @@
-"""`minitron bench`: how fast this machine decodes, against what its memory allows and against other programs."""
+"""`minitron bench`: how fast this machine decodes, against its memory bandwidth and against other programs."""
 
 from __future__ import annotations
 
@@ -28,11 +28,12 @@ def bench(
     model: Optional[str] = ModelArgument,  # noqa: UP045 (typer reads this annotation at run time)
     preset: Optional[str] = typer.Option(None, help="Random weights in a published shape, e.g. minitron-4b."),  # noqa: UP045
     random_weights: bool = typer.Option(False, "--random-weights", help="Random weights in the shape of MODEL."),
-    zeros: float = typer.Option(0.9, help="With random weights: share of MLP neurons that shall be zero."),
+    zeros: float = typer.Option(0.9, help="With random weights: share of MLP neurons that are zero."),
     layers: Optional[int] = typer.Option(  # noqa: UP045
-        None, help="With random weights: fewer layers, and as much less vocabulary, for machines with little memory."
+        None,
+        help="With random weights: fewer layers and a smaller vocabulary, for machines with little memory.",
     ),
-    format: str | None = typer.Option(None, help="bf16, fp32, bf12, int8 or int4; that of the checkpoint if left out."),
+    format: str | None = typer.Option(None, help="bf16, fp32, bf12, int8 or int4; the checkpoint's if not given."),
     prompt_tokens: int = typer.Option(128, help="Length of the prompt (random tokens)."),
     new_tokens: int = typer.Option(32, "--new-tokens", "-n", help="Tokens to decode per round."),
     rounds: int = typer.Option(5, help="Rounds; engine and peers take turns."),
@@ -83,19 +84,19 @@ def bench(
         raise ValueError(f"the engine does not run this model: {reason}")
     generator = torch.Generator().manual_seed(0)
     prompt = torch.randint(subject.config.vocab_size, (prompt_tokens,), generator=generator).tolist()
-    packed = weights_of(subject, format)  # type: ignore[arg-type]
+    stored = weights_of(subject, format)  # type: ignore[arg-type]
     others: dict[str, Any] = {}
     if peers in ("all", "transformers"):
         others["transformers"] = TransformersPeer(subject)
-    with llama_peer(subject, packed.format, prompt_tokens + new_tokens, peers in ("all", "llama.cpp")) as llama:
+    with llama_peer(subject, stored.format, prompt_tokens + new_tokens, peers in ("all", "llama.cpp")) as llama:
         if peers == "llama.cpp" and not llama:
             raise ValueError("--peers llama.cpp: llama.cpp does not load this shape")
-        result = compare(packed, others | llama, prompt, new_tokens, rounds)
-    result = {"model": name, "weights": weights, "format": packed.format, **result}
+        result = compare(stored, others | llama, prompt, new_tokens, rounds)
+    result = {"model": name, "weights": weights, "format": stored.format, **result}
     if plot is not None:
         from ..bench.roofline import draw_roofline
 
-        draw_roofline([{"name": packed.format, **result}], plot)
+        draw_roofline([{"name": stored.format, **result}], plot)
     if as_json:
         print_json(result)
     else:

@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 @sentence_errors
 def demo(
     prompt: str = typer.Option("Once upon a time there was a little", "--prompt", "-p", help="How the story begins."),
-    max_new_tokens: int = typer.Option(160, "--max-new-tokens", "-n", help="Tokens to write at most."),
+    max_new_tokens: int = typer.Option(160, "--max-new-tokens", "-n", help="Largest number of new tokens."),
     seed: int = typer.Option(1, help="Same seed, same machine, same text."),
 ) -> None:
-    """Write a story with the bundled model and one with its half, and say what to try next."""
+    """Write a story with the bundled model and one with its half, and suggest what to try next."""
     from ..assets import bundled_model
 
     quiet_libraries()
     from ..text_stream import SamplingParameters
 
-    settings = SamplingParameters(max_new_tokens, temperature=0.7, top_p=0.9, seed=seed)
-    _write("The bundled Nemotron", bundled_model(), prompt, settings)
-    _write("Its child by `minitron compress`", bundled_model("half"), prompt, settings)
+    parameters = SamplingParameters(max_new_tokens, temperature=0.7, top_p=0.9, seed=seed)
+    _write("The bundled Nemotron", bundled_model(), prompt, parameters)
+    _write("Its child by `minitron compress`", bundled_model("half"), prompt, parameters)
     minitron = program()
     typer.echo(
         "Three things to try next:\n"
@@ -39,7 +39,7 @@ def demo(
     )
 
 
-def _write(title: str, folder: Path, prompt: str, settings: SamplingParameters) -> None:
+def _write(title: str, folder: Path, prompt: str, parameters: SamplingParameters) -> None:
     """One model: its size and held-out loss, its story as it is written, its speed."""
     from ..assets import stated_losses
     from ..loading import load
@@ -54,7 +54,7 @@ def _write(title: str, folder: Path, prompt: str, settings: SamplingParameters) 
         f"{human_count(config.num_non_embedding_parameters())} without embeddings, {config.num_hidden_layers} layers;\n"
         f"held-out loss in nats per token: {', '.join(losses)}.\n"
     )
-    stream = TextStream(loaded.model, loaded.tokenizer, encode_prompt(loaded.tokenizer, prompt), settings)
+    stream = TextStream(loaded.model, loaded.tokenizer, encode_prompt(loaded.tokenizer, prompt), parameters)
     typer.echo(prompt, nl=False)
     with stream:
         for piece in stream:

@@ -27,7 +27,7 @@ def generate(
     model: Optional[str] = ModelArgument,  # noqa: UP045 (typer reads this annotation at run time)
     prompt: str = typer.Option(..., "--prompt", "-p", help="Text to continue; `-` reads it from stdin."),
     max_new_tokens: Optional[int] = typer.Option(  # noqa: UP045
-        None, "--max-new-tokens", "--max-tokens", "-n", help="Tokens to write at most. [default: 128]"
+        None, "--max-new-tokens", "--max-tokens", "-n", help="Largest number of new tokens. [default: 128]"
     ),
     temperature: Optional[float] = typer.Option(None, help="0 is greedy; higher is more varied. [default: 0.8]"),  # noqa: UP045
     top_p: Optional[float] = typer.Option(  # noqa: UP045
@@ -41,7 +41,7 @@ def generate(
         None, help="Above 1, words already present become less likely. [default: 1]"
     ),
     recommended: bool = typer.Option(
-        True, help="Use the settings in the checkpoint's generation_config.json where no option is given."
+        True, help="Use the parameters in the checkpoint's generation_config.json where no option is given."
     ),
     seed: Optional[int] = typer.Option(None, help="Same seed, same machine, same text."),  # noqa: UP045
     stop: Optional[list[str]] = typer.Option(None, help="Stop after this string; may be repeated."),  # noqa: B008, UP045
@@ -50,16 +50,16 @@ def generate(
         help="Draft tokens and check several at once: `lookup` (words that repeat), `self` (int4), `default`, folder.",
     ),
     format: Optional[str] = typer.Option(  # noqa: UP045
-        None, help="Pack the weights on loading: bf16, fp32, bf12 (bf16 without loss), int8 or int4. CPU only."
+        None, help="Load the weights in a format: bf16, fp32, bf12 (bf16 without loss), int8 or int4. CPU only."
     ),
     dtype: str = DtypeOption,
     device: str = DeviceOption,
     as_json: bool = JsonOption,
 ) -> None:
-    """Continue a text; it appears as it is written.
+    """Continue a text and print it as it is written.
 
-    Settings that are not given come from the checkpoint's generation_config.json; the defaults below apply to what
-    it leaves out.
+    Parameters that are not given come from the checkpoint's generation_config.json; the defaults below apply to those
+    that it lacks.
 
     Examples:
 
@@ -94,7 +94,7 @@ def generate(
     SamplingParameters(**{name: value for name, value in given.items() if value is not None})  # refuses early
     text = sys.stdin.read() if prompt == "-" else prompt
     if not text.strip():
-        raise ValueError("the prompt is empty; give some text to go on from")
+        raise ValueError("the prompt is empty; give some text to continue")
     quiet_libraries()
     from ..loading import load
     from ..text_stream import TextStream, encode_prompt
@@ -103,8 +103,8 @@ def generate(
     ids = encode_prompt(loaded.tokenizer, text)
     draft = None if speculate is None else _draft(speculate, loaded)
     config: Any = loaded.model.generation_config
-    settings = SamplingParameters.for_model(config, given, {"temperature": 0.8, "top_p": 0.95})
-    stream = TextStream(loaded.model, loaded.tokenizer, ids, settings, draft=draft)
+    parameters = SamplingParameters.for_model(config, given, {"temperature": 0.8, "top_p": 0.95})
+    stream = TextStream(loaded.model, loaded.tokenizer, ids, parameters, draft=draft)
     for note in stream.notes:
         typer.echo(f"note: {note}", err=True)
     chosen = {"settings": asdict(stream.settings), "from_checkpoint": stream.from_checkpoint, "notes": stream.notes}
@@ -142,12 +142,12 @@ def generate(
         if summary.zero_fraction is not None:
             line += f"; {summary.zero_fraction:.0%} of the MLP neurons were zero"
         if summary.tokens_per_step is not None:
-            line += f"; {summary.tokens_per_step:.2f} tokens a step, {summary.acceptance_rate:.0%} of the drafts kept"
+            line += f"; {summary.tokens_per_step:.2f} tokens a step, {summary.acceptance_rate:.0%} of drafts accepted"
         typer.echo(f"{line} ({summary.engine})", err=True)
 
 
 def _draft(wanted: str, loaded: Any) -> Any:
-    """What `TextStream` drafts with.
+    """The draft for `TextStream`.
 
     Raises:
         ValueError: the checkpoint has another tokenizer.
