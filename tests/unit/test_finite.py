@@ -61,7 +61,7 @@ def test_speculation(loaded: Loaded) -> None:
 def test_numbers_between_finite_weights_that_overflow(loaded: Loaded) -> None:
     model = loaded.model
     model.model.layers[0].mlp.up_proj.weight.data.fill_(1e30)
-    with pytest.raises(NotFiniteError, match="all weights are finite, so the numbers between them are too large"):
+    with pytest.raises(NotFiniteError, match="all weights are finite, so the activations are too large"):
         model.generate(torch.tensor([[5, 7, 8]]), max_new_tokens=6)
 
 

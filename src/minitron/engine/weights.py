@@ -11,6 +11,7 @@ F MLP neurons, V vocabulary, S positions, R rotated channels.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -349,3 +350,10 @@ def _check_rows(name: str, matrix: Tensor) -> None:
 def _fp32(tensor: Tensor | LazyTensor | None) -> Tensor:
     assert tensor is not None
     return (tensor.load() if isinstance(tensor, LazyTensor) else tensor).float().contiguous()
+
+
+def __getattr__(name: str) -> object:
+    if name != "packed_bytes":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    warnings.warn(f"{__name__}.packed_bytes is named weight_bytes now", DeprecationWarning, stacklevel=2)
+    return weight_bytes

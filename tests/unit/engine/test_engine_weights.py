@@ -1,4 +1,4 @@
-"""Packing from a folder: the same weights, and no second copy of them in memory."""
+"""Weights from a folder: those of its model, and no second copy of them in memory."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import torch
 from checkpoint_samples import random_state, save_reference, tiny_config
 from engine_models import tiny_model
 
+from minitron.engine import weights as weights_module
+from minitron.engine.model_weights import weights_of
 from minitron.engine.quantize import FORMATS, Format, Matrix
 from minitron.engine.weights import EngineWeights, from_checkpoint, from_model, weight_bytes
 
@@ -70,3 +72,14 @@ def test_peak_memory_is_that_of_the_weights(tmp_path: Path) -> None:
         if peak <= 1.15:
             return
     pytest.fail(f"peak is {peak} of the packed bytes")
+
+
+def test_old_names_work_and_warn() -> None:
+    from minitron.engine import packed
+
+    with pytest.warns(DeprecationWarning, match="weight_bytes"):
+        assert weights_module.packed_bytes is weights_module.weight_bytes
+    with pytest.warns(DeprecationWarning, match=r"use minitron\.engine\.model_weights\.weights_of"):
+        assert packed.weights_of is weights_of
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = weights_module.nothing
