@@ -108,7 +108,7 @@ def _why_not_modules(model: NemotronForCausalLM, generation_only: bool) -> str:
 
 def _why_not_module(module: nn.Module, kind: str | None) -> str:
     if kind is not None and type(module) is not CLASSES[kind]:
-        return f"{type(module).__name__} in index of {kind}"
+        return f"{type(module).__name__} in place of {kind}"
     state = vars(module)
     if "forward" in state or "_hf_hook" in state:
         return f"the forward of a {type(module).__name__} was replaced"
