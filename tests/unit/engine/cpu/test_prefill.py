@@ -57,7 +57,7 @@ def test_unpacked_rows_are_those_of_the_format(format: Format, shape: tuple[int,
     weights = torch.randn(shape, generator=torch.Generator().manual_seed(0)).bfloat16()
     weights.view(-1)[::7] *= 2.0**-30  # escapes of bf12
     matrix: Matrix = quantize(weights, format)
-    reader = prompt.Prefill.__new__(prompt.PromptReader)
+    reader = prompt.Prefill.__new__(prompt.Prefill)
     reader._threads, reader._plain = 3, torch.empty(shape[0] * shape[1], dtype=torch.bfloat16)
     with prompt.ThreadPoolExecutor(3) as reader._pool:
         assert torch.equal(reader._dense(matrix), matrix.dense(torch.bfloat16))
