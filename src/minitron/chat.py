@@ -126,6 +126,6 @@ def fit_conversation(
     if size >= context:
         raise ValueError(
             f"the message is too long: {size} tokens with its headings, and the model's context is {context}; "
-            f"it was dropped, and the conversation continues without it"
+            f"it was skipped, and the conversation continues without it"
         )
     return kept, dropped

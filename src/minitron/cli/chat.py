@@ -71,7 +71,7 @@ def chat(
         except EOFError:
             return
         except ValueError as error:  # the conversation continues without this line
-            typer.echo(f"{error}; the message was dropped", err=True)
+            typer.echo(f"{error}; the message was skipped", err=True)
             continue
         command = _command(said)
         if command in ("/quit", "/exit"):

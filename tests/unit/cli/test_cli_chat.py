@@ -63,7 +63,7 @@ def test_a_message_that_is_too_long_is_left_out(model: Path) -> None:
     done = chat(model, "hello", "the cat " * 200, "hello")
     assert done.exit_code == 0, done.stderr
     assert "the message is too long" in done.stderr
-    assert "the model's context is 64; it was dropped" in done.stderr
+    assert "the model's context is 64; it was skipped" in done.stderr
     assert "dropped" not in done.stderr
 
 
@@ -85,5 +85,5 @@ def test_a_line_that_is_not_utf8_is_left_out_and_the_conversation_goes_on(model:
     done = runner.invoke(app, ["chat", str(model), "--seed", "1", "-n", "3"], input=text)
     assert done.exit_code == 0, done.stderr
     assert "the message is not UTF-8 text: the byte 0xe9 at character 10" in done.stderr
-    assert done.stderr.count("was left out") == 1
+    assert done.stderr.count("was skipped") == 1
     assert len(done.stdout.splitlines()) >= 1
