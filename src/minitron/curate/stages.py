@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -10,7 +11,9 @@ from typing import Any
 import numpy as np
 
 from . import quality
+from .decontaminate import build_index, contaminated
 from .normalize import normalizer
+from .personal import replacer
 from .quality import Mask, Reasons
 from .recipe import Recipe
 from .tally import StageTally
@@ -28,6 +31,8 @@ class Batch:
     """Where in the file."""
     counts: dict[str, np.ndarray[Any, Any]] = field(default_factory=dict)
     """What was measured on these texts, a row for each."""
+    replaced: dict[str, int] = field(default_factory=dict)
+    """What the last stage replaced in them, by kind."""
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -53,10 +58,12 @@ def stages_of(recipe: Recipe) -> dict[str, Stage]:
     """The stages of a recipe, in their order."""
     makers: dict[str, Callable[[Any], Stage]] = {
         "normalize": _normalize,
+        "personal_data": _personal_data,
         "gopher_repetition": _gopher(quality.gopher_repetition),
         "gopher_quality": _gopher(quality.gopher_quality),
         "c4": _c4,
         "fineweb": _fineweb,
+        "decontaminate": _decontaminate,
     }
     settings = {name: getattr(recipe, name) for name in makers}
     return {name: makers[name](part) for name, part in settings.items() if part is not None}
@@ -69,8 +76,9 @@ def run_stages(batch: Batch, stages: dict[str, Stage], tallies: dict[str, StageT
         changed, reasons = stage(batch)
         kept = None if reasons is None else np.asarray([reason is None for reason in reasons], dtype=bool)
         after = changed if kept is None else changed.take(kept)
+        tallies[name].replaced += Counter(changed.replaced)
         tallies[name].add(batch, after, reasons, time.process_time() - start)
-        batch = after
+        batch = replace(after, replaced={}) if after.replaced else after
     return batch
 
 
@@ -82,6 +90,17 @@ def _normalize(settings: Any) -> Stage:
         empty = texts.sizes() == 0
         reasons = np.asarray(["empty" if gone else None for gone in empty], dtype=object) if empty.any() else None
         return replace(batch, texts=texts, counts={}), reasons
+
+    return stage
+
+
+def _personal_data(settings: Any) -> Stage:
+    run = replacer(settings)
+
+    def stage(batch: Batch) -> tuple[Batch, Reasons | None]:
+        counts: Counter[str] = Counter()
+        texts = Texts.of([run(text, counts) for text in batch.texts.to_list()])
+        return replace(batch, texts=texts, counts={}, replaced=dict(counts)), None
 
     return stage
 
@@ -110,3 +129,8 @@ def _c4(settings: Any) -> Stage:
 
 def _fineweb(settings: Any) -> Stage:
     return lambda batch: (batch, quality.fineweb(batch.texts, settings))
+
+
+def _decontaminate(settings: Any) -> Stage:
+    build_index(settings)  # what cannot be read is refused before any work is done
+    return lambda batch: (batch, contaminated(batch.texts, settings))

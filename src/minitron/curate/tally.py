@@ -22,6 +22,8 @@ class StageTally:
     cpu_seconds: float = 0.0
     removed: Counter[str] = field(default_factory=Counter)
     """Documents by the rule that removed them."""
+    replaced: Counter[str] = field(default_factory=Counter)
+    """What was replaced in the texts, by kind."""
     examples: dict[str, list[dict[str, str]]] = field(default_factory=dict)
     """Of the first documents that a rule removed: source, place, and how the text begins."""
 
@@ -50,15 +52,16 @@ class StageTally:
         for name in ("documents_in", "bytes_in", "documents_out", "bytes_out", "cpu_seconds"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.removed += other.removed
+        self.replaced += other.replaced
         for reason, found in other.examples.items():
             known = self.examples.setdefault(reason, [])
             known += found[: MOST_EXAMPLES - len(known)]
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values; the most frequent rules first."""
-        return {**asdict(self), "removed": dict(self.removed.most_common())}
+        return {**asdict(self), "removed": dict(self.removed.most_common()), "replaced": dict(self.replaced)}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> StageTally:
         """The reverse of `as_dict`."""
-        return cls(**{**values, "removed": Counter(values["removed"])})
+        return cls(**{**values, "removed": Counter(values["removed"]), "replaced": Counter(values["replaced"])})

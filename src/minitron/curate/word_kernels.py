@@ -131,11 +131,24 @@ def signatures(texts: Texts, n: int, permutations: int, seed: int = 0) -> np.nda
     return out
 
 
-def grams(texts: Texts, n: int) -> list[np.ndarray[Any, np.dtype[np.uint64]]]:
-    """The set of n-grams of each text, as sorted hashes; a text of fewer than n words is one gram."""
-    out = np.empty(len(texts.data) + len(texts) + 1, dtype=np.uint64)
+def flat_grams(
+    texts: Texts, n: int
+) -> tuple[np.ndarray[Any, np.dtype[np.uint64]], np.ndarray[Any, np.dtype[np.int64]]]:
+    """(hashes of all n-grams in their order, (texts + 1,) where those of each text begin)."""
+    out = np.empty(len(texts.data) // 2 + 2 * len(texts) + 1, dtype=np.uint64)
     ends = np.zeros(len(texts) + 1, dtype=np.int64)
     _gram_kernel(texts.data, texts.offsets, codepoints.folded(), n, out, ends)
+    return out[: ends[-1]], ends
+
+
+def word_counts(texts: Texts) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """(texts,) int64: words of each text."""
+    return np.diff(flat_grams(texts, 1)[1])
+
+
+def grams(texts: Texts, n: int) -> list[np.ndarray[Any, np.dtype[np.uint64]]]:
+    """The set of n-grams of each text, as sorted hashes; a text of fewer than n words is one gram."""
+    out, ends = flat_grams(texts, n)
     return [np.unique(out[a:b]) for a, b in zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True)]
 
 
