@@ -28,7 +28,14 @@ BATCH_BYTES = 16_000_000
 MOST_BAD = 20
 """Bad documents of a part that are named; the others are counted."""
 SCHEMA = pa.schema(
-    [("text", pa.large_string()), ("source", pa.string()), ("place", pa.string()), ("digest", pa.binary(16))]
+    [
+        ("text", pa.large_string()),
+        ("source", pa.string()),
+        ("place", pa.string()),
+        ("digest", pa.binary(16)),
+        ("language", pa.string()),
+        ("language_score", pa.float32()),
+    ]
 )
 
 
@@ -129,7 +136,15 @@ def _record_batch(batch: Batch) -> pa.RecordBatch:
     bounds = batch.texts.offsets.tolist()
     view = memoryview(batch.texts.data)  # type: ignore[arg-type]
     digests = [hashlib.blake2b(view[a:b], digest_size=16).digest() for a, b in itertools.pairwise(bounds)]
-    columns = [text, pa.array(batch.sources), pa.array(batch.places), pa.array(digests, pa.binary(16))]
+    codes, scores = batch.languages or ([None] * len(batch), [None] * len(batch))
+    columns = [
+        text,
+        pa.array(batch.sources),
+        pa.array(batch.places),
+        pa.array(digests, pa.binary(16)),
+        pa.array(codes, pa.string()),
+        pa.array(scores, pa.float32()),
+    ]
     return pa.record_batch(columns, schema=SCHEMA)
 
 

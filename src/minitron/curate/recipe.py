@@ -46,6 +46,22 @@ class PersonalData:
 
 
 @dataclass(frozen=True)
+class Language:
+    """Identification by fastText's lid.176; language and score of each document are written to the shards."""
+
+    keep: tuple[str, ...] = ("en",)
+    """Codes (ISO 639) of the languages that stay; all if empty."""
+    min_score: float = 0.65
+    """FineWeb's threshold."""
+    characters: int = 600
+    """Of a text, from its beginning, middle and end, that are looked at."""
+
+    def __post_init__(self) -> None:
+        if self.characters < 3:
+            raise RecipeError(f"language.characters is {self.characters}; it must be at least 3")
+
+
+@dataclass(frozen=True)
 class GopherQuality:
     """Rules of Rae et al. 2021 (arXiv:2112.11446), section A.1.1; words are what white space separates."""
 
@@ -184,6 +200,7 @@ class Recipe:
     """Share of the documents that may be bad (damaged, no text, too long); they are skipped and counted."""
     normalize: Normalize | None = Normalize()
     personal_data: PersonalData | None = None
+    language: Language | None = None
     gopher_repetition: GopherRepetition | None = None
     gopher_quality: GopherQuality | None = None
     c4: C4 | None = None

@@ -31,8 +31,10 @@ def write_shard(work: Path, number: int, kept: Mask, folder: Path, kind: str) ->
         if kind == "parquet":
             chosen = table.filter(pa.array(kept))
             ids = pa.array([value.hex() for value in chosen.column("digest").to_pylist()])
-            columns = [chosen.column("text"), ids, chosen.column("source"), chosen.column("place")]
-            parquet.write_table(pa.table(columns, names=["text", "id", "source", "place"]), draft, compression="zstd")
+            written = chosen.drop_columns(["digest"]).add_column(0, "id", ids)
+            if chosen.column("language").null_count:
+                written = written.drop_columns(["language", "language_score"])
+            parquet.write_table(written, draft, compression="zstd")
             return
         compression = "zstd" if kind.endswith(".zst") else None
         with pa.output_stream(str(draft), compression=compression) as stream:
@@ -47,4 +49,6 @@ def _lines(table: Any, kept: Mask) -> Iterator[bytes]:
         start += batch.num_rows
         for row in chosen.to_pylist():
             digest = row.pop("digest")
+            if row["language"] is None:
+                del row["language"], row["language_score"]
             yield json.dumps({"id": digest.hex(), **row}, ensure_ascii=False).encode() + b"\n"

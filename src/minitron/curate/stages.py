@@ -12,6 +12,7 @@ import numpy as np
 
 from . import quality
 from .decontaminate import build_index, contaminated
+from .language import language_of, require_model
 from .normalize import normalizer
 from .personal import replacer
 from .quality import Mask, Reasons
@@ -31,6 +32,8 @@ class Batch:
     """Where in the file."""
     counts: dict[str, np.ndarray[Any, Any]] = field(default_factory=dict)
     """What was measured on these texts, a row for each."""
+    languages: tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]] | None = None
+    """(documents,) codes and (documents,) scores, if they were identified."""
     replaced: dict[str, int] = field(default_factory=dict)
     """What the last stage replaced in them, by kind."""
 
@@ -47,6 +50,7 @@ class Batch:
             [self.sources[i] for i in chosen],
             [self.places[i] for i in chosen],
             {name: rows[kept] for name, rows in self.counts.items()},
+            None if self.languages is None else (self.languages[0][kept], self.languages[1][kept]),
         )
 
 
@@ -59,6 +63,7 @@ def stages_of(recipe: Recipe) -> dict[str, Stage]:
     makers: dict[str, Callable[[Any], Stage]] = {
         "normalize": _normalize,
         "personal_data": _personal_data,
+        "language": _language,
         "gopher_repetition": _gopher(quality.gopher_repetition),
         "gopher_quality": _gopher(quality.gopher_quality),
         "c4": _c4,
@@ -101,6 +106,23 @@ def _personal_data(settings: Any) -> Stage:
         counts: Counter[str] = Counter()
         texts = Texts.of([run(text, counts) for text in batch.texts.to_list()])
         return replace(batch, texts=texts, counts={}, replaced=dict(counts)), None
+
+    return stage
+
+
+def _language(settings: Any) -> Stage:
+    require_model()
+
+    def stage(batch: Batch) -> tuple[Batch, Reasons | None]:
+        found = [language_of(text, settings.characters) for text in batch.texts.to_list()]
+        codes = np.asarray([code for code, _ in found], dtype=object)
+        scores = np.asarray([score for _, score in found], dtype=np.float32)
+        other = [bool(settings.keep) and code not in settings.keep for code in codes]
+        reasons = [
+            f"language {code}" if gone else "low score" if score < settings.min_score else None
+            for gone, code, score in zip(other, codes, scores, strict=True)
+        ]
+        return replace(batch, languages=(codes, scores)), np.asarray(reasons, dtype=object)
 
     return stage
 

