@@ -29,9 +29,24 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (generate, chat, inspect, convert, curate, prune, train, distill, teacher_cache, compress, bench, demo):
-    app.command()(verb)
-app.command("eval")(eval_)
+# One line each: the list of verbs on a terminal of 80 columns cuts longer ones.
+_VERBS = (
+    (generate, "Continue a text, printed as it is written."),
+    (chat, "Chat with a model."),
+    (inspect, "Show a model's shape, parameters and memory."),
+    (convert, "Convert between Hugging Face, NeMo and GGUF."),
+    (curate, "Make clean training text from raw text."),
+    (prune, "Cut a model down to a budget."),
+    (train, "Train a model from text."),
+    (distill, "Distil a student from a teacher."),
+    (teacher_cache, "Store a teacher's outputs on a text."),
+    (compress, "Prune, retrain and report, in one command."),
+    (bench, "Measure decoding speed on the CPU."),
+    (demo, "Write a story with the bundled model."),
+    (eval_, "Evaluate models on benchmarks or on text."),
+)
+for _verb, _summary in _VERBS:
+    app.command(_verb.__name__.strip("_").replace("_", "-"), short_help=_summary)(_verb)
 
 
 def _show_version(wanted: bool) -> None:
