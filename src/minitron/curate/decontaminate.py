@@ -7,6 +7,7 @@ fewer words, but at least `short`, it is the item as a whole.
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -97,6 +98,16 @@ def build_index(settings: Decontaminate) -> tuple[tuple[str, ...], Index]:
         order = np.argsort(hashes, kind="stable")
         index[n] = hashes[order], numbers[order]
     return tuple(sources), index
+
+
+def evaluations_digest(settings: Decontaminate) -> str:
+    """SHA-256 of the items as they are on disk now, and the index of this process made anew from them."""
+    build_index.cache_clear()
+    names, index = build_index(settings)
+    digest = hashlib.sha256("\0".join(names).encode())
+    for n, (hashes, numbers) in sorted(index.items()):
+        digest.update(f"{n} {len(hashes)} ".encode() + hashes.tobytes() + numbers.tobytes())
+    return digest.hexdigest()
 
 
 def contaminated(texts: Texts, settings: Decontaminate) -> np.ndarray[Any, np.dtype[np.object_]]:

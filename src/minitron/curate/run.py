@@ -22,6 +22,7 @@ import numpy as np
 from ..files import TargetError, is_empty, locked, require_apart, require_folder_name, write_text
 from ..version import __version__
 from .across import AllParts
+from .decontaminate import evaluations_digest
 from .exact import first_of_equal
 from .near import near_duplicates
 from .part import process_part, read_record
@@ -101,6 +102,7 @@ def _claim(out: Path, recipe: Recipe, files: list[Path]) -> None:
         "version": __version__,
         "recipe": json.loads(json.dumps(recipe.as_dict())),
         "inputs": [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in files],
+        "evaluations": None if recipe.decontaminate is None else evaluations_digest(recipe.decontaminate),
     }
     state = out / STATE
     if not state.exists():
@@ -116,7 +118,11 @@ def _claim(out: Path, recipe: Recipe, files: list[Path]) -> None:
     for name, value in mine["recipe"].items():
         if before.get(name) != value:
             raise CurationError(f"{out}: was begun with {name}: {before.get(name)}, not {value}; choose a new folder")
-    for name, what in (("inputs", "other input files, or they changed since"), ("version", "another version")):
+    for name, what in (
+        ("inputs", "other input files, or they changed since"),
+        ("evaluations", "other texts of the evaluations that decontaminate names; their files changed since"),
+        ("version", "another version"),
+    ):
         if theirs.get(name) != mine[name]:
             raise CurationError(f"{out}: was begun with {what}; choose a new folder")
 

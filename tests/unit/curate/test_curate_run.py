@@ -209,6 +209,17 @@ def test_folders_are_protected(corpus: Path, tmp_path: Path) -> None:
     assert curate([str(corpus)], tmp_path / "out", recipe_from({})).documents_out
 
 
+def test_changed_evaluations_are_noticed(corpus: Path, tmp_path: Path) -> None:
+    items = write_rows(tmp_path / "items.jsonl", ["the quick brown fox jumps over the lazy dog every single morning"])
+    recipe = recipe_from({"decontaminate": {"files": [str(items)]}})
+    kept = curate([str(corpus)], tmp_path / "out", recipe).documents_out
+    assert curate([str(corpus)], tmp_path / "out", recipe).documents_out == kept
+    write_rows(items, [max((row["text"] for row in rows_of(tmp_path / "out")), key=len)])
+    with pytest.raises(CurationError, match="other texts of the evaluations that decontaminate names"):
+        curate([str(corpus)], tmp_path / "out", recipe)
+    assert curate([str(corpus)], tmp_path / "new", recipe).documents_out < kept
+
+
 def test_no_document_left_names_the_rules(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "a.jsonl", ["short", "other"])
     with pytest.raises(CurationError, match=r"no document is left; removed were: gopher_quality: few words \(2\)"):
