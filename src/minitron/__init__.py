@@ -20,9 +20,14 @@ if TYPE_CHECKING:
     from .cache import NemotronCache
     from .config import NemotronConfig
     from .distill.losses import DistillLoss
-    from .heads import NemotronForQuestionAnswering, NemotronForSequenceClassification, NemotronForTokenClassification
+    from .heads import (
+        NemotronForCausalLM,
+        NemotronForQuestionAnswering,
+        NemotronForSequenceClassification,
+        NemotronForTokenClassification,
+    )
     from .loading import load
-    from .model import NemotronForCausalLM, NemotronModel, NemotronPreTrainedModel
+    from .model import NemotronModel, NemotronPreTrainedModel
     from .presets import PRESETS
     from .registration import register
     from .tokenizer import load_tokenizer
@@ -35,7 +40,7 @@ _LAZY = {
     "PRESETS": "presets",
     "NemotronCache": "cache",
     "NemotronConfig": "config",
-    "NemotronForCausalLM": "model",
+    "NemotronForCausalLM": "heads",
     "NemotronForQuestionAnswering": "heads",
     "NemotronForSequenceClassification": "heads",
     "NemotronForTokenClassification": "heads",

@@ -424,7 +424,7 @@ def _probe_bytes(checkpoint: Checkpoint) -> int:
 
 
 def _logits(checkpoint: Checkpoint, ids: torch.Tensor) -> torch.Tensor:
-    from .model import NemotronForCausalLM
+    from .heads import NemotronForCausalLM
 
     config = NemotronConfig.from_dict(checkpoint.config.to_dict())
     config.dtype = torch.float32

@@ -16,8 +16,8 @@ from .converted import converted_folder
 from .dtypes import dtype_name, parse_dtype, short_name
 from .engine.memory import require_memory
 from .engine.quantize import FORMATS
+from .heads import NemotronForCausalLM
 from .locate import fetch, locate
-from .model import NemotronForCausalLM
 from .pages import align
 from .quiet import progress_bars
 from .tokenizer import load_tokenizer

@@ -1,4 +1,4 @@
-"""The Nemotron architecture: attention, MLP, layer, `NemotronModel` and `NemotronForCausalLM`.
+"""The Nemotron architecture: attention, MLP, layer and the backbone, `NemotronModel`; its heads are in `heads.py`.
 
 Single-device eager PyTorch; names of parameters and classes are those of transformers, whose framework carries it.
 Letters of shapes: B batch, T tokens, S cached + new tokens, D hidden, N query heads, K key/value heads, H head_dim,
@@ -14,14 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
-from transformers.generation.utils import GenerationMixin
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
 
 from . import framework
 from .cache import LegacyCache, NemotronCache, from_legacy, to_legacy
 from .config import NemotronConfig
-from .engine_hook import EngineDecoding
 from .framework import (
     ACT2FN,
     ALL_ATTENTION_FUNCTIONS,
@@ -29,7 +27,6 @@ from .framework import (
     CACHE_NAMES,
     ROPE_INIT_FUNCTIONS,
     GradientCheckpointingLayer,
-    can_return_tuple,
     capture_outputs,
     dynamic_rope_update,
     merge_with_config_defaults,
@@ -40,10 +37,9 @@ from .masks import causal_mask, readable
 from .ops.act import SquaredReLU
 from .ops.attention import eager_attention
 from .ops.autocast import autocast_dtype, without_autocast
-from .ops.loss import CHUNK_VALUES, cross_entropy, linear_cross_entropy, shift_labels
 from .ops.norm import layer_norm_1p
 from .ops.rope import apply_rotary, rotary_frequencies
-from .outputs import DeferredLogitsOutput, kept_positions, one_of
+from .submodules import moved
 from .written_code import record
 
 
@@ -452,121 +448,6 @@ def check_ids(ids: Tensor, size: int, name: str, ignore: int | None = None) -> N
         raise ValueError(f"{name} contains {ids[wrong][0].item()}; it must be {allowed}")
 
 
-class NemotronForCausalLM(NemotronPreTrainedModel, EngineDecoding, GenerationMixin):  # type: ignore[override]
-    """The language model: token ids to scores of the next token."""
-
-    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
-    _tp_plan = {"lm_head": "colwise_gather_output"}  # noqa: RUF012
-    _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}  # type: ignore[assignment]  # noqa: RUF012
-
-    def __init__(self, config: NemotronConfig) -> None:
-        super().__init__(config)
-        self.model = NemotronModel(config)
-        self.vocab_size = config.vocab_size
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.post_init()
-
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        past_key_values: Cache | LegacyCache | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        use_cache: bool | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-        cache_position: Tensor | None = None,
-        num_logits_to_keep: int | Tensor = 0,
-        logits_to_keep: int | Tensor = 0,
-        **loss_kwargs: Any,
-    ) -> CausalLMOutputWithPast:
-        """Scores of the next token, and the loss where labels are given; arguments as of `NemotronModel.forward` and
-
-        Args:
-            labels: (B, T), not shifted; -100 is left out. The loss is over all positions whatever is kept. With no
-                label but -100 it is 0, with a zero gradient.
-            num_logits_to_keep, logits_to_keep: two names of one argument. n keeps the last n positions' logits,
-                0 keeps all, a tensor names positions.
-            **loss_kwargs: `num_items_in_batch` divides the summed loss; `shift_labels` are labels already shifted;
-                the rest goes to the attention function.
-
-        Returns:
-            `loss` (fp32 scalar), `logits` (B, kept, V), `past_key_values`, `hidden_states`, `attentions`. When
-            labels are given and the logits would be large they are computed only if read.
-        """
-        keep = one_of(num_logits_to_keep, logits_to_keep)
-        num_items = loss_kwargs.pop("num_items_in_batch", None)
-        targets = loss_kwargs.pop("shift_labels", None)
-        # What is left in loss_kwargs (sequence lengths, paged caches) goes to the attention function.
-        outputs = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-            return_dict=True,
-            cache_position=cache_position,
-            **loss_kwargs,
-        )
-        hidden: Tensor = outputs.last_hidden_state
-        fields = {name: outputs.get(name) for name in (CACHE_NAME, "hidden_states", "attentions")}
-        if labels is None and targets is None:
-            logits = self.lm_head(kept_positions(hidden, keep))  # type: ignore[arg-type]
-            return CausalLMOutputWithPast(logits=logits, **fields)
-        if "_loss_function" in self.__dict__:  # somebody set a loss of their own
-            logits = self.lm_head(hidden)
-            loss = self.loss_function(
-                logits, labels, self.vocab_size, num_items_in_batch=num_items, shift_labels=targets
-            )
-            return CausalLMOutputWithPast(loss=loss, logits=kept_positions(logits, keep), **fields)  # type: ignore[arg-type]
-        if labels is not None:
-            check_ids(labels, self.lm_head.out_features, "labels", ignore=-100)
-        if targets is None:
-            targets = shift_labels(labels)  # type: ignore[arg-type]
-        return self._with_loss(hidden, targets.to(hidden.device), num_items, keep, fields)
-
-    def _with_loss(
-        self, hidden: Tensor, targets: Tensor, num_items: Any, keep: int | Tensor, fields: dict[str, Any]
-    ) -> CausalLMOutputWithPast:
-        small = targets.numel() * self.lm_head.out_features <= CHUNK_VALUES
-        if small or torch.compiler.is_compiling() or not _is_plain(self.lm_head):
-            logits = self.lm_head(hidden)
-            loss = cross_entropy(logits, targets, num_items)
-            return CausalLMOutputWithPast(loss=loss, logits=kept_positions(logits, keep), **fields)  # type: ignore[arg-type]
-        loss = linear_cross_entropy(hidden, self.lm_head.weight, targets, num_items)
-        kept = kept_positions(hidden, keep)  # type: ignore[arg-type]
-        return DeferredLogitsOutput.of(lambda: self.lm_head(kept), loss=loss, **fields)
-
-    def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
-        """As `EngineDecoding.generate`; a legacy tuple as `past_key_values` is accepted, and comes back as one."""
-        kwargs = framework.with_framework_name(kwargs)
-        past = kwargs.get(CACHE_NAME)
-        if not isinstance(past, tuple | list):
-            return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
-        kwargs[CACHE_NAME] = from_legacy(past, self.config.num_hidden_layers)
-        out = super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
-        if getattr(out, CACHE_NAME, None) is not None:
-            setattr(out, CACHE_NAME, to_legacy(getattr(out, CACHE_NAME)))
-        return out
-
-
-def _is_plain(head: nn.Module) -> bool:
-    """Whether `head` is just its weight: no adapter, quantizer, offloading hook or sharding changes the product."""
-    return (
-        type(head) is nn.Linear
-        and head.bias is None
-        and type(head.weight.data) is Tensor
-        and not head._forward_hooks
-        and not head._forward_pre_hooks
-        and not hasattr(head, "_hf_hook")
-    )
-
-
 record(__name__)  # what the engine computes; see there
+
+__getattr__ = moved(__name__, "minitron.heads")

@@ -16,8 +16,13 @@ from transformers import (
 )
 
 from .config import NemotronConfig
-from .heads import NemotronForQuestionAnswering, NemotronForSequenceClassification, NemotronForTokenClassification
-from .model import NemotronForCausalLM, NemotronModel, NemotronPreTrainedModel
+from .heads import (
+    NemotronForCausalLM,
+    NemotronForQuestionAnswering,
+    NemotronForSequenceClassification,
+    NemotronForTokenClassification,
+)
+from .model import NemotronModel, NemotronPreTrainedModel
 
 # The projections that PEFT adapts by default in similar decoders.
 LORA_TARGET_MODULES = ["q_proj", "v_proj"]

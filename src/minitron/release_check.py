@@ -19,7 +19,7 @@ from transformers import GenerationConfig
 
 from .config import NemotronConfig
 from .framework import TESTED, installed
-from .model import NemotronForCausalLM
+from .heads import NemotronForCausalLM
 
 SHAPE = {
     "vocab_size": 64,

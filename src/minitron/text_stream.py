@@ -14,7 +14,7 @@ from transformers.generation.streamers import TextIteratorStreamer
 
 from .characters import require_characters
 from .engine_hook import GenerationReport
-from .model import NemotronForCausalLM
+from .heads import NemotronForCausalLM
 from .sampling_parameters import SamplingParameters, also_from
 
 __all__ = ["SamplingParameters", "Summary", "TextStream", "context_room", "encode_prompt"]

@@ -24,7 +24,7 @@ def model() -> Any:
 @pytest.fixture
 def chunked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the tiny vocabulary large: every loss takes the way that never holds all logits."""
-    monkeypatch.setattr("minitron.model.CHUNK_VALUES", 96)
+    monkeypatch.setattr("minitron.heads.CHUNK_VALUES", 96)
     monkeypatch.setattr(loss_file, "CHUNK_VALUES", 96 * 5)
 
 
@@ -173,7 +173,7 @@ def test_gradients_of_the_two_ways_to_the_loss_agree(
     labels = ids.masked_fill(ids % 3 == 0, -100)
     grads = []
     for size in (1 << 25, 96 * 4):
-        monkeypatch.setattr("minitron.model.CHUNK_VALUES", size)
+        monkeypatch.setattr("minitron.heads.CHUNK_VALUES", size)
         monkeypatch.setattr(loss_file, "CHUNK_VALUES", size)
         model = build(tie_word_embeddings=tied)
         (model(ids, labels=labels, num_items_in_batch=num_items).loss * 3).backward()

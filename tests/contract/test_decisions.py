@@ -131,7 +131,7 @@ def test_D4_both_names_of_keep_last_with_and_without_labels() -> None:
 
 
 def test_D5_the_loss_alone_never_forms_all_logits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("minitron.model.CHUNK_VALUES", 96)
+    monkeypatch.setattr("minitron.heads.CHUNK_VALUES", 96)
     monkeypatch.setattr(head_loss, "_CHUNK_BYTES", 96 * 4 * 4)
     largest, inside = 0, []
     # The loss is one operator; what it forms inside is seen where it takes the logits of a chunk.

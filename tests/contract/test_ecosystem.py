@@ -97,7 +97,7 @@ def test_lora_knows_its_target_modules__upstreams_must_be_told(registered: None,
 def test_lora_on_the_head_counts_in_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     # The loss that skips the logits reads the head's weight, which an adapter is not part of.
     peft = pytest.importorskip("peft")
-    monkeypatch.setattr("minitron.model.CHUNK_VALUES", 96)
+    monkeypatch.setattr("minitron.heads.CHUNK_VALUES", 96)
     base = build()
     model = peft.get_peft_model(base, peft.LoraConfig(r=4, target_modules=["lm_head"], init_lora_weights=False))
     ids = token_ids()
@@ -126,7 +126,7 @@ class Repeated(torch.utils.data.Dataset):
 @pytest.mark.parametrize("way", ["plain", "deferred logits", "bf16", "bf16 deferred", "checkpointing"])
 def test_trainer(way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if "deferred" in way:
-        monkeypatch.setattr("minitron.model.CHUNK_VALUES", 96)
+        monkeypatch.setattr("minitron.heads.CHUNK_VALUES", 96)
         monkeypatch.setattr("minitron.ops.loss.CHUNK_VALUES", 96 * 7)
     model = build().train()
     outputs: list[Any] = []

@@ -39,7 +39,7 @@ QUICKSTART = """
     output_text = tokenizer.decode(outputs[0])
     print(output_text)
 
-    assert type(model).__module__ == "minitron.model"
+    assert type(model).__module__ == "minitron.heads"
     assert model.dtype == torch.bfloat16
     assert output_text.startswith(prompt)
 """
@@ -75,7 +75,7 @@ CAUSAL = """
     generate_ids = model.generate(inputs.input_ids, max_length=30)
     text = tokenizer.batch_decode(generate_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)[0]
 
-    assert type(model).__module__ == "minitron.model"
+    assert type(model).__module__ == "minitron.heads"
     assert text.startswith(prompt)
 """
 

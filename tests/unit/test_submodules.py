@@ -37,3 +37,11 @@ def test_names_of_the_data_package_come_from_it() -> None:
     assert data.Source is documents.Source
     assert data.PackedBlocks is packing.PackedBlocks
     assert data.tokenize is token_cache.tokenize
+
+
+def test_the_language_model_is_still_found_in_the_backbones_module() -> None:
+    import minitron
+    import minitron.model
+
+    with pytest.warns(DeprecationWarning, match=r"use minitron\.heads\.NemotronForCausalLM"):
+        assert minitron.model.NemotronForCausalLM is minitron.NemotronForCausalLM

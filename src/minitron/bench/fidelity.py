@@ -12,7 +12,7 @@ from ..engine.generation import open_engine
 from ..engine.quantize import Format
 from ..engine.reference import ReferenceEngine
 from ..engine.weights import EngineWeights, from_model
-from ..model import NemotronForCausalLM
+from ..heads import NemotronForCausalLM
 
 Predict = Callable[[Sequence[int]], torch.Tensor]
 """Token ids to logits after each of them, (T, V)."""

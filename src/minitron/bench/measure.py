@@ -15,7 +15,7 @@ from torch import Tensor
 from ..config import NemotronConfig
 from ..engine.generation import open_engine
 from ..engine.weights import EngineWeights
-from ..model import NemotronForCausalLM
+from ..heads import NemotronForCausalLM
 from .peers import Peer
 
 BANDWIDTH_BYTES = 1 << 30

@@ -18,7 +18,7 @@ import torch
 
 from ..checkpoint.gguf.write import write_gguf
 from ..checkpoint.tensors import Checkpoint, from_tensor
-from ..model import NemotronForCausalLM
+from ..heads import NemotronForCausalLM
 
 _log = logging.getLogger("minitron")
 

@@ -13,7 +13,7 @@ import torch
 
 from ..engine.models import why_not_model
 from ..engine.weights import from_model
-from ..model import NemotronForCausalLM
+from ..heads import NemotronForCausalLM
 from .measure import decode, interleaved
 from .trust import LoadMeter
 

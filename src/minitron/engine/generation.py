@@ -21,7 +21,8 @@ from ..assets import default_draft
 from ..engine_hook import DRAFT_CHOICE, GenerationReport, Speculation, report_on
 from ..finite import NotFiniteError, explain
 from ..framework import CACHE_NAME
-from ..model import NemotronForCausalLM, check_ids
+from ..heads import NemotronForCausalLM
+from ..model import check_ids
 from .base import DecodeEngine
 from .kv import KeyValues
 from .loop import Record, decode

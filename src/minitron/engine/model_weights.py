@@ -19,7 +19,8 @@ from transformers import GenerationConfig
 
 from ..checkpoint.hf import read_config
 from ..engine_hook import REPORT
-from ..model import NemotronForCausalLM, NemotronRotaryEmbedding
+from ..heads import NemotronForCausalLM
+from ..model import NemotronRotaryEmbedding
 from .checksums import Checksum, checksums
 from .quantize import Format, Matrix
 from .weights import EngineWeights, constants_of, copied, format_of, from_checkpoint, from_model, tensors_of

@@ -14,7 +14,8 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
-from ..model import NemotronAttention, NemotronForCausalLM
+from ..heads import NemotronForCausalLM
+from ..model import NemotronAttention
 from ..ops.autocast import autocast_dtype
 from ..written_code import CLASSES, replaced_code
 from .model_weights import GenerationOnlyNemotron

@@ -25,7 +25,8 @@ from ..checkpoint.tensors import LazyTensor
 from ..config import NemotronConfig
 from ..finite import NotFiniteError
 from ..head_pruning import kept_heads
-from ..model import NemotronDecoderLayer, NemotronForCausalLM, NemotronRotaryEmbedding
+from ..heads import NemotronForCausalLM
+from ..model import NemotronDecoderLayer, NemotronRotaryEmbedding
 from .quantize import HEAD_FORMATS, PLAIN, Format, Matrix, quantize, quantize_blocks, row_bytes
 
 WEIGHT_DTYPES = (torch.bfloat16, torch.float32)

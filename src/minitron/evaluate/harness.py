@@ -18,7 +18,7 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, po
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from transformers import PreTrainedTokenizerBase
 
-from ..model import NemotronForCausalLM
+from ..heads import NemotronForCausalLM
 from ..sampling_parameters import NEUTRAL
 from ..templates import render_conversation
 from .answers import Answers

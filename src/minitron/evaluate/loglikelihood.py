@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..cache import NemotronCache
 from ..framework import CACHE_NAME
-from ..model import NemotronForCausalLM
+from ..heads import NemotronForCausalLM
 from .last_layer import last_layer_at
 from .scoring import pair_scores
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..model import NemotronForCausalLM
+from ..heads import NemotronForCausalLM
 from ..sampling_parameters import NEUTRAL
 from ..tokenizer import tokenizer_difference
 from .scoring import logit_chunks, pair_scores

@@ -14,7 +14,7 @@ from ..checkpoint.fingerprint import fingerprint
 from ..checkpoint.hf import check_checkpoint
 from ..config import NemotronConfig
 from ..data.packing import Batch
-from ..model import NemotronForCausalLM
+from ..heads import NemotronForCausalLM
 from .scores import Scores
 from .streaming import StreamedModel, batch_digest
 

@@ -15,7 +15,7 @@ from ..config import NemotronConfig
 from ..data.documents import BadTextError, Source
 from ..data.packing import BlockStream, PackedBlocks, split_documents
 from ..data.token_cache import Encoder, TokenFolder, tokenize_all
-from ..model import NemotronForCausalLM
+from ..heads import NemotronForCausalLM
 from ..quiet import progress_bars
 from ..world import World
 from .meta_loading import unloaded_model

@@ -12,7 +12,8 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 from ..checkpoint.hf import read_config, read_tensors
 from ..checkpoint.tensors import LazyTensor
-from ..model import NemotronForCausalLM, NemotronRotaryEmbedding
+from ..heads import NemotronForCausalLM
+from ..model import NemotronRotaryEmbedding
 from .optimizers import placed_like
 
 _SOURCE = "_minitron_weights"

@@ -18,7 +18,7 @@ from minitron.checkpoint.hf import check_checkpoint, open_hf, write_hf
 from minitron.checkpoint.limits import CheckpointError
 from minitron.checkpoint.sources import Observer
 from minitron.config import NemotronConfig
-from minitron.model import NemotronForCausalLM
+from minitron.heads import NemotronForCausalLM
 
 UP = "model.layers.0.mlp.up_proj.weight"
 

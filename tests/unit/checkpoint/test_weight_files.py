@@ -15,7 +15,7 @@ from minitron.checkpoint.fingerprint import fingerprint
 from minitron.checkpoint.hf import check_checkpoint, open_hf
 from minitron.checkpoint.limits import CheckpointError, CheckpointNote
 from minitron.checkpoint.weight_files import find_weights
-from minitron.model import NemotronForCausalLM
+from minitron.heads import NemotronForCausalLM
 
 NAME = "model.layers.0.mlp.up_proj.weight"
 
