@@ -318,7 +318,7 @@ class NemotronForTokenClassification(NemotronPreTrainedModel):
 
         Args:
             labels: (B, T), of any strides. C > 1: integers below C, cross-entropy. C = 1: numbers, mean squared
-                error. -100 is left out of either.
+                error. -100 is ignored in both.
         """
         num_items = kwargs.pop("num_items_in_batch", None)
         outputs = self.model(

@@ -141,7 +141,7 @@ def encoder(tokenizer: Any, special: bool = True) -> Encode:
 def sentencepiece_differences(model: SentencePieceModel, data: bytes, other: Encode) -> Iterator[str]:
     """Where `other` gives other ids than the sentencepiece library; nothing where the library is not installed.
 
-    Special tokens in a text are left out: SentencePiece reads them as text, by its design.
+    Special tokens in a text are not compared: SentencePiece reads them as text, by its design.
     """
     if importlib.util.find_spec("sentencepiece") is None:
         return

@@ -316,7 +316,7 @@ _CHUNK = re.compile(r"model_?(\d{1,3})")
 
 
 def state_dict_of(file: TorchFile) -> Iterator[tuple[str, LazyTensor]]:
-    """Names and tensors of the state dict in a torch file; values that are not tensors are passed over.
+    """Names and tensors of the state dict in a torch file; values that are not tensors are skipped.
 
     Accepts the dict itself, or one under `state_dict` (Lightning), `model` (Megatron-LM) or `module` (DeepSpeed).
     """

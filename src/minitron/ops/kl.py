@@ -46,12 +46,12 @@ def linear_divergence(
     Args:
         hidden, weight: (..., D) and (V, D), the student's.
         teacher_hidden, teacher_weight: (..., Dt) and (V, Dt); constants.
-        labels: (...) integers, the tokens to come; rows with -100 are left out of everything.
+        labels: (...) integers, the tokens to come; rows with -100 are ignored.
         kind: `forward_kl` KL(teacher || student), `reverse_kl` KL(student || teacher), or `jsd`, the Jensen-Shannon
             divergence (the mean KL of both to their mean).
         temperature: T above 0.
         ce_weight: weight of the cross-entropy at `labels` that is added.
-        num_items: divisor; the number of rows that are not left out if None.
+        num_items: divisor; the number of rows that are not ignored if None.
         rows_per_chunk: rows whose logits exist at one time; by default as many as fill 128 MiB in fp32.
         shard: set where the heads hold a part of the vocabulary. Every process gets the whole loss, the whole
             gradient of `hidden`, and the gradient of its own part of `weight`.

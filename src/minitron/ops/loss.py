@@ -29,7 +29,7 @@ def linear_cross_entropy(
     Args:
         hidden: (N, D) or (B, T, D).
         weight: (V, D), the LM head.
-        targets: integers of the shape of `hidden` less its last dimension; -100 is left out.
+        targets: integers of the shape of `hidden` less its last dimension; -100 is ignored.
         num_items: divisor; the number of targets that are not -100 if None. With none of them the result is 0,
             and so is every gradient.
         rows_per_chunk: rows whose logits exist at one time; by default as many as fill 128 MiB.

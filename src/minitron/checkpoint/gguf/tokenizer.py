@@ -113,7 +113,7 @@ class Vocabulary:
 
 
 def vocabulary_from_keys(keys: dict[str, Any]) -> Vocabulary | None:
-    """The vocabulary in the header of a GGUF file, with llama.cpp's defaults for keys that are left out.
+    """The vocabulary in the header of a GGUF file, with llama.cpp's defaults for keys that are missing.
 
     None if there is none, or one of another kind than "llama" and "gpt2".
 
