@@ -122,7 +122,7 @@ def main() -> None:
                 print("  ".join(cells), flush=True)
             del weights
     if arguments.json:
-        print(json.dumps({"machine": describe(), "rows": rows}, indent=1))
+        print(json.dumps({"machine": describe(smoke=arguments.smoke), "rows": rows}, indent=1))
 
 
 if __name__ == "__main__":
