@@ -269,7 +269,10 @@ def sparse(data: str, smoke: bool, steps: int, seed: int) -> list[dict]:
                 student.eval()
                 several = [heldout.pieces(i) for i in range(min(len(heldout), 8 if smoke else 256))]
                 _, numbers = measure(student, collate(several, 128))
-            rows.append({"targets": name, "seed": seed, **more, "bytes_per_token": size, "seconds": seconds, **numbers})
+            measured = {key: float(value) for key, value in numbers.items()}
+            rows.append(
+                {"targets": name, "seed": seed, **more, "bytes_per_token": size, "seconds": seconds, **measured}
+            )
             print(json.dumps(rows[-1]), flush=True)
     return rows
 

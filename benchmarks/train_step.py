@@ -19,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 from machine import describe
-from minitron.train.world import World
 
 from minitron import NemotronConfig
 from minitron.data.packing import BlockStream, PackedBlocks
@@ -31,6 +30,7 @@ from minitron.train.objective import Objective, next_token_loss
 from minitron.train.parallel import prepare
 from minitron.train.schedule import TrainConfig
 from minitron.train.trainer import Trainer
+from minitron.world import World
 
 
 def new_job(smoke: bool, compiled: bool = False) -> Trainer:

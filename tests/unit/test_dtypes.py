@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from minitron.dtypes import DTYPES, dtype_name, long_name, parse_dtype, short_name
+from minitron.dtypes import LONG_NAMES, dtype_name, long_name, parse_dtype, short_name
 from minitron.prune.search import Machine, SearchError
 from minitron.train.schedule import TrainConfig
 
@@ -16,7 +16,7 @@ def test_every_spelling_means_the_same(name: str | torch.dtype) -> None:
 
 
 def test_names_and_dtypes_go_both_ways() -> None:
-    assert {dtype_name(dtype): dtype for dtype in DTYPES.values()} == DTYPES
+    assert {dtype_name(getattr(torch, long)): long for long in LONG_NAMES.values()} == LONG_NAMES
     assert dtype_name(torch.int8) is None
     assert parse_dtype("auto") is None
 

@@ -54,7 +54,7 @@ def bench(
       minitron bench path/to/checkpoint --json
     """
     if format is not None:
-        from ..dtypes import short_name  # imports torch
+        from ..dtypes import short_name
 
         format = short_name(format.lower())
     _check(model, preset, layers, random_weights, peers, format)

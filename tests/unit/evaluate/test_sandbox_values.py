@@ -119,7 +119,7 @@ def test_messages() -> None:
     with pytest.raises(ValueError, match="at most"):
         send(write, {"value": "x" * MOST_BYTES})
     os.write(write, b"\0\0\0\2[]")
-    with pytest.raises(ValueError, match="no JSON object"):
+    with pytest.raises(ValueError, match="not a JSON object"):
         receive(read)
     os.write(write, b"\0\0\0\5{}")
     os.close(write)
