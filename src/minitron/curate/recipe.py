@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import types
 import typing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from ..checkpoint.limits import MAX_YAML_BYTES, read_small_file, shown
+from ..checkpoint.typed_values import FieldError, fill
 from ..checkpoint.yaml_values import parse_yaml
 
 
@@ -263,42 +262,11 @@ def recipe_from(values: dict[str, Any]) -> Recipe:
     Raises:
         RecipeError: see `load_recipe`.
     """
-    return _build(Recipe, values, "")
-
-
-def _build(kind: Any, values: Any, where: str) -> Any:
-    if not isinstance(values, dict):
-        raise RecipeError(f"{where.rstrip('.') or 'recipe'} is {shown(values)}; expected fields and values")
-    hints = typing.get_type_hints(kind)
-    for name in values:
-        if name not in hints:
-            close = difflib.get_close_matches(str(name), hints, n=1)
-            hint = f"; did you mean {close[0]}?" if close else f"; expected some of {', '.join(hints)}"
-            raise RecipeError(f"{where}{str(name)[:80]}: no such field{hint}")
-    return kind(**{name: _value(hints[name], value, f"{where}{name}") for name, value in values.items()})
-
-
-def _value(hint: Any, value: Any, where: str) -> Any:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
-        if value is None or value is False:
-            return None
-        inner = next(a for a in arguments if a is not type(None))
-        return _value(inner, {} if value is True else value, where)
-    if dataclasses.is_dataclass(hint):
-        return _build(hint, value, f"{where}.")
-    if origin is tuple:
-        if not isinstance(value, list | tuple) or (arguments[-1] is not ... and len(value) != len(arguments)):
-            count = "" if arguments[-1] is ... else f" of {len(arguments)}"
-            raise RecipeError(f"{where} is {shown(value)}; expected a list{count}")
-        return tuple(_value(arguments[0], v, f"{where}[{i}]") for i, v in enumerate(value))
-    if origin is Literal:
-        if value not in arguments:
-            raise RecipeError(f"{where} is {shown(value)}; expected one of {', '.join(map(repr, arguments))}")
-        return value
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool) or value != value:
-        names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
-        raise RecipeError(f"{where} is {shown(value)}; expected {names[hint]}")
-    return value
+    hints = typing.get_type_hints(Recipe)
+    switches = [name for name, hint in hints.items() if type(None) in typing.get_args(hint)]
+    # true asks for a part with its defaults, false for none of it.
+    on_or_off = {name: {} if values[name] else None for name in switches if isinstance(values.get(name), bool)}
+    try:
+        return fill(Recipe, {**values, **on_or_off})
+    except FieldError as error:
+        raise RecipeError(str(error)) from None

@@ -232,6 +232,8 @@ def test_no_document_left_names_the_rules(tmp_path: Path) -> None:
         ({"gofer_quality": {}}, r"gofer_quality: no such field; did you mean gopher_quality\?"),
         ({"gopher_quality": {"min_words": "many"}}, "gopher_quality.min_words is 'many'; expected a whole number"),
         ({"normalize": {"unicode": "NFD"}}, "normalize.unicode is 'NFD'; expected one of 'none', 'NFC', 'NFKC'"),
+        ({"max_bad": float("inf")}, "max_bad is inf; expected a finite number"),
+        ({"output": True}, "output.*: expected fields and values, found True"),
         ({"max_bad": 2}, "max_bad is 2.0; expected a share from 0 to 1"),
         ({"gopher_repetition": {"top_grams": [0.1]}}, "gopher_repetition.top_grams is .*; expected a list of 3"),
     ],
