@@ -107,7 +107,7 @@ def speeds() -> list[str]:
     ]
     left, room = 570.0, 200.0
     parts = [text(480, 38, "Run: decoding on two CPU cores", "title")]
-    parts.append(text(480, 59, "tokens per second, bf16, AMD EPYC", "small"))
+    parts.append(text(480, 59, "tokens per second, bf16, AMD EPYC (Zen 5)", "small"))
     for group, (title, row) in enumerate(groups):
         top = 96 + group * 132
         parts.append(text(480, top, title, "small"))
