@@ -1,4 +1,4 @@
-"""Training: one loop, its schedule, its log; the loss is a parameter."""
+"""Distillation on top of the training loop: losses, targets, caches of teacher outputs, correction of the teacher."""
 
 from __future__ import annotations
 
