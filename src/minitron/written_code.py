@@ -24,29 +24,37 @@ _OF_TORCH = ("linear", "embedding", "layer_norm", "relu", "scaled_dot_product_at
 _INHERITED = ("forward", "__call__", "prepare_inputs_for_generation", "_update_model_kwargs_for_generation")
 _ATTENTIONS = ("eager", "sdpa")
 
-_written: list[tuple[Any, str, Any]] = []
-"""Owner, name and value of each function."""
+_written: dict[tuple[Any, str], Any] = {}
+"""Each function by owner and name, as it was when it was first recorded."""
 _attentions: dict[str, Any] = {}
 
 
 def record(module: str) -> None:
-    """Record the present functions of a module, of the modules with its mathematics and of its classes."""
+    """Record the present functions of a module, of the modules with its mathematics and of its classes.
+
+    What an earlier call recorded stays: another module's call does not take a replacement for the original.
+    """
     for name in (module, *_MATHEMATICS):
         owner = sys.modules.get(name) or importlib.import_module(name)
-        _written.extend((owner, key, value) for key, value in vars(owner).items() if isinstance(value, FunctionType))
+        for key, value in vars(owner).items():
+            if isinstance(value, FunctionType):
+                _written.setdefault((owner, key), value)
     found = vars(sys.modules[module])
     CLASSES.update({name: x for name, x in found.items() if isinstance(x, type) and issubclass(x, nn.Module)})
     for kind in CLASSES.values():
         names = {key for key, value in vars(kind).items() if isinstance(value, FunctionType)}
         names |= {key for key in _INHERITED if hasattr(kind, key)}
-        _written.extend((kind, key, getattr(kind, key)) for key in sorted(names))
-    _written.extend((nn.functional, name, getattr(nn.functional, name)) for name in _OF_TORCH)
-    _attentions.update({name: ALL_ATTENTION_FUNCTIONS.get(name) for name in _ATTENTIONS})
+        for key in sorted(names):
+            _written.setdefault((kind, key), getattr(kind, key))
+    for name in _OF_TORCH:
+        _written.setdefault((nn.functional, name), getattr(nn.functional, name))
+    for name in _ATTENTIONS:
+        _attentions.setdefault(name, ALL_ATTENTION_FUNCTIONS.get(name))
 
 
 def replaced_code() -> str:
     """The name of a function that is no longer the recorded one; empty if there is none."""
-    for owner, name, value in _written:
+    for (owner, name), value in _written.items():
         if getattr(owner, name, None) is not value:
             return f"{owner.__name__}.{name}"
     for name, value in _attentions.items():
