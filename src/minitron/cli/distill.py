@@ -19,9 +19,9 @@ from .common import MODEL_HELP, quiet_libraries, sentence_errors
 @sentence_errors
 @options.with_run_options(lr=2e-4, schedule="cosine")
 def distill(
-    student: Annotated[str, typer.Argument(help=f"The model that learns: {MODEL_HELP}")],
+    student: Annotated[str, typer.Argument(help=f"The model that learns. {MODEL_HELP}")],
     run: options.RunOptions,
-    teacher: Annotated[Optional[str], typer.Option(help=f"The teacher: {MODEL_HELP}")] = None,
+    teacher: Annotated[Optional[str], typer.Option(help=f"The teacher. {MODEL_HELP}")] = None,
     teacher_cache: Annotated[
         Optional[Path],
         typer.Option(help="The teacher's outputs, from `minitron teacher-cache`; --teacher is optional then."),

@@ -24,7 +24,7 @@ def train(
         Optional[str], typer.Option(help="Folder of a tokenizer, or a model with one; --model's by default.")
     ] = None,
     model: Annotated[
-        Optional[str], typer.Option("--model", "--init", help=f"Start from the weights of a model: {MODEL_HELP}")
+        Optional[str], typer.Option("--model", "--init", help=f"Start from the weights of a model. {MODEL_HELP}")
     ] = None,
     tune: Annotated[str, typer.Option(help="With --model: what is trained: full, norms, or lora (peft).")] = "full",
     lora_rank: Annotated[int, typer.Option(help="Rank of the adapters of lora.")] = 16,
