@@ -62,6 +62,8 @@ def run(rank: int, mode: str, folder: str, world: int) -> None:
         with torch.no_grad():
             logits = built(torch.tensor([IDS]), torch.arange(size)[None], mask)
         torch.save(logits, f"{folder}/logits.pt")
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

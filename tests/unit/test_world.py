@@ -17,7 +17,7 @@ WORKER = """
 import json, sys
 import torch
 from pathlib import Path
-from minitron.world import current_world
+from minitron.world import current_world, leave
 rank, folder = int(sys.argv[1]), Path(sys.argv[2])
 torch.distributed.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=2)
 world = current_world()
@@ -44,6 +44,8 @@ found = {
     "own_folder": world.own_folder(Path("work")).name,
 }
 (folder / f"{rank}.json").write_text(json.dumps(found))
+torch.distributed.barrier()
+leave()  # a process that ends while gloo's threads still run can abort
 """
 
 

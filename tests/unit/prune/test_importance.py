@@ -182,6 +182,8 @@ from minitron.prune.importance import compute_importance
 rank, folder = int(sys.argv[1]), sys.argv[2]
 torch.distributed.init_process_group("gloo", f"file://{{folder}}/meeting", rank=rank, world_size=2)
 compute_importance(folder + "/model", batch(), dtype=torch.float64).save(f"{{folder}}/{{rank}}.safetensors")
+torch.distributed.barrier()
+torch.distributed.destroy_process_group()
 """
 
 
