@@ -15,6 +15,7 @@ from transformers.configuration_utils import PreTrainedConfig
 
 from .presets import PRESETS
 from .rope_parameters import check_rope
+from .shapes import describe
 
 DEFAULT_ROPE_THETA = 10000.0
 DEFAULT_PARTIAL_ROTARY_FACTOR = 0.5
@@ -328,66 +329,34 @@ class NemotronConfig(PreTrainedConfig):
 
     def parameter_counts(self) -> dict[str, int]:
         """Parameters per part of the causal language model: embedding, attention, mlp, norms, lm_head (0 if tied)."""
-        hidden, layers = self.hidden_size, self.num_hidden_layers
-        q_width = self.num_attention_heads * self.head_dim  # type: ignore[operator]
-        kv_width = self.num_key_value_heads * self.head_dim  # type: ignore[operator]
-        attention = 2 * hidden * q_width + 2 * hidden * kv_width
-        if self.attention_bias:
-            attention += q_width + 2 * kv_width + hidden
-        mlp = 2 * hidden * self.intermediate_size
-        if self.mlp_bias:
-            mlp += self.intermediate_size + hidden
-        return {
-            "embedding": self.vocab_size * hidden,
-            "attention": layers * attention,
-            "mlp": layers * mlp,
-            "norms": (2 * layers + 1) * 2 * hidden,
-            "lm_head": 0 if self.tie_word_embeddings else self.vocab_size * hidden,
-        }
+        return describe(self).parameter_counts()
 
     def num_parameters(self) -> int:
         """Parameters of the causal language model; tied embeddings are counted once."""
-        return sum(self.parameter_counts().values())
+        return describe(self).num_parameters()
 
     def num_non_embedding_parameters(self) -> int:
         """Parameters without the embedding and the LM head, as the Minitron paper counts "non-emb" (Table 2)."""
-        counts = self.parameter_counts()
-        return counts["attention"] + counts["mlp"] + counts["norms"]
+        return describe(self).num_non_embedding_parameters()
 
     def parameters_read_per_token(self) -> int:
         """Weights that decoding one token reads: all matrices and norms, and one row of the embedding."""
-        counts = self.parameter_counts()
-        head = counts["lm_head"] or counts["embedding"]
-        return counts["attention"] + counts["mlp"] + counts["norms"] + head + self.hidden_size
+        return describe(self).parameters_read_per_token()
 
     def flops_per_token(self, context: int = 0) -> int:
         """Operations of one token's forward pass that attends to `context` tokens; a multiply-add counts as two."""
-        counts = self.parameter_counts()
-        matrices = counts["attention"] + counts["mlp"] + (counts["lm_head"] or counts["embedding"])
-        attended = 2 * self.num_attention_heads * self.head_dim * context  # type: ignore[operator]
-        return 2 * (matrices + self.num_hidden_layers * attended)
+        return describe(self).flops_per_token(context)
 
     def training_flops_per_token(
         self, sequence: int, teacher: NemotronConfig | None = None, corrected: bool = False
     ) -> int:
-        """Operations of training on a token: three forward passes of this model, and one of a teacher.
-
-        A token attends to half a sequence on average. What is computed twice to save memory is not counted, as is
-        usual for MFU.
-
-        Args:
-            sequence: tokens of a sequence.
-            teacher: a teacher that runs beside this model.
-            corrected: whether the teacher is trained too, which takes three passes of it.
-        """
-        passes = 3 * self.flops_per_token(sequence // 2)
-        if teacher is not None:
-            passes += (3 if corrected else 1) * teacher.flops_per_token(sequence // 2)
-        return passes
+        """Operations of training on a token; see `shapes.Shape.training_flops_per_token`."""
+        other = None if teacher is None else describe(teacher)
+        return describe(self).training_flops_per_token(sequence, other, corrected)
 
     def kv_bytes_per_token(self, bytes_per_value: float = 2) -> float:
         """Bytes of keys and values that one token adds to the cache, over all layers."""
-        return 2 * self.num_hidden_layers * self.num_key_value_heads * self.head_dim * bytes_per_value  # type: ignore[operator]
+        return describe(self).kv_bytes_per_token(bytes_per_value)
 
 
 _ALWAYS_SAVED = (

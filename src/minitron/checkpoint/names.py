@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from minitron.shapes import describe
+
 from .limits import CheckpointError
 
 if TYPE_CHECKING:
@@ -118,30 +120,7 @@ def hf_shapes(config: NemotronConfig) -> dict[str, tuple[int, ...]]:
 
     Without `lm_head.weight` if embeddings are tied.
     """
-    hidden, ffn, vocab = config.hidden_size, config.intermediate_size, config.vocab_size
-    q_width = config.num_attention_heads * config.head_dim  # type: ignore[operator]
-    kv_width = config.num_key_value_heads * config.head_dim  # type: ignore[operator]
-    linear = {
-        "self_attn.q_proj": (q_width, hidden, config.attention_bias),
-        "self_attn.k_proj": (kv_width, hidden, config.attention_bias),
-        "self_attn.v_proj": (kv_width, hidden, config.attention_bias),
-        "self_attn.o_proj": (hidden, q_width, config.attention_bias),
-        "mlp.up_proj": (ffn, hidden, config.mlp_bias),
-        "mlp.down_proj": (hidden, ffn, config.mlp_bias),
-    }
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocab, hidden)}
-    for layer in range(config.num_hidden_layers):
-        prefix = f"model.layers.{layer}."
-        for norm in ("input_layernorm", "post_attention_layernorm"):
-            shapes[f"{prefix}{norm}.weight"] = shapes[f"{prefix}{norm}.bias"] = (hidden,)
-        for name, (rows, columns, bias) in linear.items():
-            shapes[f"{prefix}{name}.weight"] = (rows, columns)
-            if bias:
-                shapes[f"{prefix}{name}.bias"] = (rows,)
-    shapes["model.norm.weight"] = shapes["model.norm.bias"] = (hidden,)
-    if not config.tie_word_embeddings:
-        shapes["lm_head.weight"] = (vocab, hidden)
-    return shapes
+    return describe(config).tensor_shapes
 
 
 def qkv_rows(heads: int, groups: int, head_dim: int) -> dict[str, list[tuple[int, int]]]:
