@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test compat oracles lint gpu bench clean
+.PHONY: help demo test compat oracles guardrails lint gpu bench clean
 help:
 	@echo "make demo    write text with the bundled model (makes .venv first, if needed)"
 	@echo "make test    run the tests, the linter and the type checker"
 	@echo "make compat  run contract, generation, training and conversion tests with the newest and the oldest dependencies"
 	@echo "make oracles compare with megatron-core, which is installed apart for this"
+	@echo "make guardrails  run NeMo Guardrails against the configuration that \`minitron guard init\` writes"
 	@echo "make gpu     run everything that needs a GPU: tests and benchmarks"
 	@echo "make bench   measure speed and memory against upstream transformers"
 
@@ -38,6 +39,9 @@ compat: $(VENV)/.dev
 oracles: $(VENV)/.dev
 	$(BIN)/python scripts/oracles.py
 
+guardrails: $(VENV)/.dev
+	$(BIN)/python scripts/guardrails.py
+
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -52,4 +56,4 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/model_speed.py
 
 clean:
-	rm -rf $(VENV) .venv-compat .venv-oracles build dist .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-compat .venv-oracles .venv-guardrails build dist .pytest_cache .ruff_cache

@@ -14,6 +14,7 @@ from .demo import demo
 from .distill import distill
 from .eval import eval_
 from .generate import generate
+from .guard import guard
 from .inspect import inspect
 from .prune import prune
 from .teacher_cache import teacher_cache
@@ -47,6 +48,7 @@ _VERBS = (
 )
 for _verb, _summary in _VERBS:
     app.command(_verb.__name__.strip("_").replace("_", "-"), short_help=_summary)(_verb)
+app.add_typer(guard, name="guard")
 
 
 def _show_version(wanted: bool) -> None:

@@ -1,0 +1,1 @@
+"""Serving: OpenAI's protocol over the engine, and rails in front of it."""
