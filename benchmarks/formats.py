@@ -21,7 +21,8 @@ from machine import describe
 from minitron import NemotronConfig
 from minitron.bench.measure import read_bandwidth
 from minitron.engine.cpu.engine import CpuEngine
-from minitron.engine.quantize import FORMATS, Matrix, quantize_blocks
+from minitron.engine.matrix import FORMATS, Matrix
+from minitron.engine.quantize import quantize_blocks
 from minitron.engine.weights import EngineWeights, LayerWeights, Norm, constants_from_config, head_format
 
 TILE = 288

@@ -12,10 +12,10 @@ from functools import wraps
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import LogitsProcessorList
+from torch import Tensor, nn
+from transformers import LogitsProcessor, LogitsProcessorList
 
-from .finite import FiniteLogits
+from .finite import NotFiniteError, check_logits, explain
 from .framework import CACHE_NAMES, TESTED, installed, method_of_generation, with_framework_name
 from .masks import padding_mask, restarts
 
@@ -88,6 +88,25 @@ def report_on(model: EngineDecoding, found: GenerationReport) -> None:
     report = REPORT.get() or GenerationReport()
     report.become(found)
     model.last_generation = report
+
+
+class FiniteLogits(LogitsProcessor):
+    """Returns scores (B, V) unchanged.
+
+    Raises:
+        NotFiniteError: the largest score of a row is NaN or infinite.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]
+        """See the class."""
+        try:
+            check_logits(scores)
+        except NotFiniteError as error:
+            raise explain(error, self._model) from None
+        return scores
 
 
 class EngineDecoding:

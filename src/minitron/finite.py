@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
-from transformers import LogitsProcessor
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 PIECE = 1 << 24
 """Numbers that are checked at a time: bounds the memory."""
@@ -18,6 +22,8 @@ def weights_not_finite(model: nn.Module) -> str:
 
     Tensors without plain values (on the meta device, sharded, quantized) are skipped.
     """
+    from torch import Tensor, nn
+
     for name, tensor in model.state_dict(keep_vars=True).items():
         if type(tensor) not in (Tensor, nn.Parameter) or tensor.is_meta or not tensor.is_floating_point():
             continue
@@ -45,17 +51,17 @@ def check_weights(models: dict[str, nn.Module]) -> None:
             )
 
 
-def check_logits(logits: Tensor) -> None:
+def check_logits(logits: Tensor | np.ndarray) -> None:
     """Refuse logits (..., V) with a row whose largest value is NaN or infinite.
 
     Raises:
         NotFiniteError: without the cause, which `explain` adds.
     """
-    if not logits.numel():
+    if 0 in logits.shape:
         return
-    largest = logits.amax(-1).flatten()
-    wrong = largest[~largest.isfinite()]
-    if len(wrong):
+    largest = logits.max(-1) if isinstance(logits, np.ndarray) else logits.detach().amax(-1).double().numpy()
+    wrong = largest[~np.isfinite(largest)]
+    if wrong.size:
         raise NotFiniteError(f"the largest logit is {float(wrong[0])}")
 
 
@@ -67,22 +73,3 @@ def explain(error: NotFiniteError, model: nn.Module) -> NotFiniteError:
         wrong = f"all weights are finite, so the activations are too large for {dtype}"
         wrong += "; try fp32" if dtype.endswith("16") else ""
     return NotFiniteError(f"{error}: {wrong}")
-
-
-class FiniteLogits(LogitsProcessor):
-    """Returns scores (B, V) unchanged.
-
-    Raises:
-        NotFiniteError: the largest score of a row is NaN or infinite.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]
-        """See the class."""
-        try:
-            check_logits(scores)
-        except NotFiniteError as error:
-            raise explain(error, self._model) from None
-        return scores

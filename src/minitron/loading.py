@@ -14,8 +14,8 @@ from .checkpoint.hf import check_checkpoint, read_config
 from .config import NemotronConfig
 from .converted import converted_folder
 from .dtypes import dtype_name, parse_dtype, short_name
+from .engine.matrix import FORMATS
 from .engine.memory import require_memory
-from .engine.quantize import FORMATS
 from .heads import NemotronForCausalLM
 from .locate import fetch, locate
 from .pages import align

@@ -8,11 +8,12 @@ instead of 14 (2 x AMD EPYC, virtualized).
 from __future__ import annotations
 
 import ctypes
-import math
 import sys
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
 
 PAGE = 1 << 21
 _MADV_HUGEPAGE = 14
@@ -20,14 +21,21 @@ _MADV_HUGEPAGE = 14
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """`torch.empty`; on Linux it asks the kernel for large pages, which it provides when they are first written to."""
+    import torch
+
     out = torch.empty(shape, dtype=dtype)
-    if sys.platform != "linux" or math.prod(shape) * dtype.itemsize < 2 * PAGE:
-        return out
-    first = -(-out.data_ptr() // PAGE) * PAGE
-    last = (out.data_ptr() + out.numel() * out.element_size()) // PAGE * PAGE
+    ask_for_large_pages(out.data_ptr(), out.nbytes)
+    return out
+
+
+def ask_for_large_pages(address: int, size: int) -> None:
+    """Ask the kernel, on Linux, for large pages for memory of some size in bytes that has not been written to."""
+    if sys.platform != "linux" or size < 2 * PAGE:
+        return
+    first = -(-address // PAGE) * PAGE
+    last = (address + size) // PAGE * PAGE
     # Advice: a kernel without large pages refuses, and nothing else changes.
     ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), _MADV_HUGEPAGE)
-    return out
 
 
 LINE = 64
@@ -42,6 +50,8 @@ def align(model: nn.Module) -> None:
     Parameters that are mapped from a file begin wherever its header ends, and then every register is read from two
     lines (`docs/performance.md`, what was tried). Sharded and quantized tensors have no memory of their own and stay.
     """
+    from torch import nn
+
     parameters = [p for p in model.parameters() if type(p) is nn.Parameter and p.device.type == "cpu"]
     if sum(parameter.numel() * parameter.element_size() for parameter in parameters) > SMALL:
         return

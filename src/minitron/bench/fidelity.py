@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from ..engine.generation import open_engine
-from ..engine.quantize import Format
+from ..engine.matrix import Format
 from ..engine.reference import ReferenceEngine
 from ..engine.weights import EngineWeights, from_model
 from ..heads import NemotronForCausalLM

@@ -113,7 +113,7 @@ def _check(
     if peers not in ("all", "none", *PEERS):
         raise ValueError(f"--peers is {peers!r}; it must be {', '.join(PEERS)}, all or none")
     if format is not None:
-        from ..engine.quantize import FORMATS  # imports torch
+        from ..engine.matrix import FORMATS
 
         if format not in FORMATS:
             raise ValueError(f"--format is {format!r}; it must be one of {', '.join(FORMATS)}")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Protocol
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Protocol
 
 from .kv import KeyValues
-from .weights import EngineWeights
+from .parts import EngineWeights
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 MAX_TOKENS = 8
 """New tokens in one step of the compiled engine."""
@@ -30,10 +31,13 @@ class DecodeEngine(Protocol):
 
     name: str
     """As in `GenerationReport.engine`: "cpu" or "reference"."""
-    device: torch.device
-    """Where it computes, and where logits are."""
     weights: EngineWeights
     kv: KeyValues
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes, and where logits are."""
+        ...
 
     @property
     def active_neurons(self) -> int:
@@ -72,8 +76,8 @@ class DecodeEngine(Protocol):
             ValueError: the larger cache does not fit into memory. Nothing has changed then.
         """
 
-    def prepare(self) -> None:
-        """Compile what the first call would compile."""
+    def prepare(self, prompt: int | None = None) -> None:
+        """Compile what the first calls would compile, for prompts of at most so many tokens if a number is given."""
 
     def prefill(self, tokens: list[int], slot: int = 0) -> None:
         """Append tokens to a slot's sequence; their logits are not computed."""

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-
 from ..memory import available_memory
-from .weights import EngineWeights
+from .buffers import Buffer, zeros
+from .parts import EngineWeights
 
 GRANULE = 256
 """A cache that grows gets a multiple of so many positions, so that it does not grow with every request."""
 
 
 class KeyValues:
-    """Per layer, keys and values (slots, K, capacity, H) in the weights' dtype; a slot holds one sequence.
+    """Per layer, keys and values (slots, K, capacity, H) in `weights.plain_format`; a slot holds one sequence.
 
     The first `lengths[s]` positions of slot s are filled. Memory that is never filled is never touched.
     """
@@ -22,14 +20,17 @@ class KeyValues:
         self.lengths = [0] * slots
         self.taken: set[int] = set()
         """Slots that belong to a request, see `DecodeEngine.acquire`."""
-        self.keys: list[Tensor] = []
-        self.values: list[Tensor] = []
+        self.keys: list[Buffer] = []
+        self.values: list[Buffer] = []
         self._weights = weights
         for layer in weights.layers:
             shape = (slots, layer.num_key_value_heads, capacity, weights.constants.head_dim)
-            self.keys.append(torch.zeros(shape, dtype=weights.dtype))
-            self.values.append(torch.zeros(shape, dtype=weights.dtype))
+            for parts in (self.keys, self.values):
+                parts.append(self._zeros(shape))
         self._set_capacity(capacity)
+
+    def _zeros(self, shape: tuple[int, ...]) -> Buffer:
+        return zeros(shape, self._weights.plain_format, self._weights.embed.data)
 
     def _set_capacity(self, capacity: int) -> None:
         self.capacity = capacity
@@ -75,7 +76,7 @@ class KeyValues:
             )
         for parts in (self.keys, self.values):
             for index, old in enumerate(parts):
-                new = torch.zeros((*old.shape[:2], capacity, old.shape[3]), dtype=old.dtype)
+                new = self._zeros((*old.shape[:2], capacity, old.shape[3]))
                 for slot, length in enumerate(self.lengths):
                     new[slot, :, :length] = old[slot, :, :length]
                 parts[index] = new

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..config import NemotronConfig
 from ..memory import available_memory
-from .quantize import FORMATS, PLAIN
+from .matrix import FORMATS, PLAIN_BYTES
 from .weights import weight_bytes
 
 
@@ -14,7 +14,7 @@ def require_memory(name: str, config: NemotronConfig, format: str, generation_on
     Args:
         name: the model's, for the message.
         config: its shape.
-        format: of the loaded weights: one of `engine.quantize.FORMATS`, or "fp16".
+        format: of the loaded weights: one of `engine.matrix.FORMATS`, or "fp16".
         generation_only: whether it is loaded as `EngineWeights` alone; otherwise it is a model of torch, which needs
             memory for transposed matrices in addition when it decodes.
 
@@ -22,7 +22,7 @@ def require_memory(name: str, config: NemotronConfig, format: str, generation_on
         ValueError: it needs more than is free; the message says what would fit.
     """
     left = available_memory()
-    needed = weight_bytes(config, format) if generation_only else config.num_parameters() * PLAIN[format].itemsize  # type: ignore[arg-type]
+    needed = weight_bytes(config, format) if generation_only else config.num_parameters() * PLAIN_BYTES[format]  # type: ignore[arg-type]
     if left is None or needed <= left:
         return
     sizes = {other: weight_bytes(config, other) for other in FORMATS}

@@ -22,7 +22,7 @@ from ..engine_hook import REPORT
 from ..heads import NemotronForCausalLM
 from ..model import NemotronRotaryEmbedding
 from .checksums import Checksum, checksums
-from .quantize import Format, Matrix
+from .matrix import Format, Matrix
 from .weights import EngineWeights, constants_of, copied, format_of, from_checkpoint, from_model, tensors_of
 
 
@@ -43,7 +43,7 @@ def weights_of(model: NemotronForCausalLM, format: str | None = None) -> EngineW
 
     Args:
         model: one that the engine runs, see `models.why_not_model`.
-        format: one of `engine.quantize.FORMATS`; that of the model's dtype if None.
+        format: one of `engine.matrix.FORMATS`; that of the model's dtype if None.
 
     Raises:
         ValueError: the model has its weights in another format only.

@@ -1,14 +1,5 @@
-"""Matrices in the formats that decoding reads: plain, or quantized (bf12 without loss, int8 and int4 with scales).
-
-| format | bits per weight | what is stored |
-| --- | --- | --- |
-| fp32, bf16 | 32, 16 | the numbers |
-| bf12 | 12, and 64 for each escape | bf16 exactly: sign and mantissa, and the exponent as its index in a row's window |
-| int8 | 8.5 | -127 to 127, a bf16 scale for each 32 columns |
-| int4 | 4.5 | -8 to 7, a bf16 scale for each 32 columns |
-
-All that belongs to a row is contiguous, so a neuron that is skipped costs nothing. This file defines the bytes, in
-torch; `engine.cpu.quantizing` writes them and `engine.cpu.formats` reads them fast.
+"""Quantization of matrices to the formats of `engine.matrix`. This file defines the bytes, in torch;
+`engine.cpu.quantizing` writes them and `engine.cpu.formats` reads them fast.
 """
 
 from __future__ import annotations
@@ -17,82 +8,18 @@ import importlib.util
 from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import pages
+from .matrix import BITS, BLOCK, GROUP, SHIFT, WEIGHTS_AT_ONCE, Format, Matrix, row_bytes
 
-Format = Literal["bf16", "fp32", "bf12", "int8", "int4"]
-FORMATS: tuple[Format, ...] = get_args(Format)
 PLAIN = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp16": torch.float16, "fp64": torch.float64}
-"""Formats that are a dtype of torch; decode kernels read the first two, the reference engine all."""
-BLOCK = 64
-"""Columns that are unpacked together; rows are padded with zeros to whole blocks."""
-BYTES_PER_BLOCK = {"bf12": 96, "int8": 68, "int4": 36}
-BITS = {"int8": 8, "int4": 4}
-HEAD_FORMATS = {"int4": "int8"}
-"""Formats of the LM head where it differs from the other matrices: in four bits the head alone would add as much KL as
-all layers together (measured on the bundled model, `docs/performance.md`)."""
-GROUP = 32
-"""Columns with one scale, int8 and int4."""
-
+"""The dtypes of plain formats."""
 WINDOW = 15
 """bf12: number of exponents that a row can have; weights with others, infinity and NaN are escapes."""
-WEIGHTS_AT_ONCE = 1 << 20
-"""Weights that are quantized or unpacked at a time: bounds the memory of intermediate numbers."""
-
-
-@dataclass
-class Matrix:
-    """A matrix (N, K) of weights.
-
-    Attributes:
-        format: one of FORMATS, or for the reference engine "fp16" or "fp64".
-        shape: (N, K).
-        data: the matrix itself in plain formats, otherwise (N, bytes of a row) uint8.
-        extras: bf12 only, int32: N row factors (bits of fp32), N + 1 indices into the list of escapes, and that list:
-            column and bf16 bits of each.
-    """
-
-    format: str
-    shape: tuple[int, int]
-    data: Tensor
-    extras: Tensor | None = None
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes in memory."""
-        parts = [self.data] if self.extras is None else [self.data, self.extras]
-        return sum(part.numel() * part.element_size() for part in parts)
-
-    def dense(self, dtype: torch.dtype, start: int = 0, stop: int | None = None) -> Tensor:
-        """Rows `start` to `stop` as plain numbers; plain formats are not copied if the dtype is theirs."""
-        rows = slice(start, self.shape[0] if stop is None else stop)
-        if self.format in PLAIN:
-            return self.data[rows].to(dtype)
-        K = self.shape[1]
-        step = max(1, WEIGHTS_AT_ONCE // K)
-        out = torch.empty((rows.stop - start, K), dtype=dtype)
-        for first in range(start, rows.stop, step):
-            last = min(first + step, rows.stop)
-            out[first - start : last - start] = _UNPACK[self.format](self, first, last)[:, :K]
-        return out
-
-    def select(self, rows: Tensor, dtype: torch.dtype) -> Tensor:
-        """Some rows as plain numbers: indices (T,) to (T, K)."""
-        if self.format in PLAIN:
-            return self.data[rows].to(dtype)
-        return torch.cat([self.dense(dtype, row, row + 1) for row in rows.tolist()])
-
-
-def row_bytes(format: str, columns: int) -> int:
-    """Bytes of one row, but for the escapes and row factors of bf12."""
-    if format in PLAIN:
-        return columns * PLAIN[format].itemsize
-    return -(-columns // BLOCK) * BYTES_PER_BLOCK[format]
 
 
 def quantize(weights: Tensor, format: Format) -> Matrix:
@@ -238,19 +165,6 @@ def _scales_int4(groups: Tensor) -> tuple[Tensor, Tensor]:
     return best.bfloat16(), best_codes
 
 
-def _unpack_scaled(matrix: Matrix, first: int, last: int) -> Tensor:
-    rows = matrix.data[first:last]
-    N, columns = len(rows), -(-matrix.shape[1] // BLOCK) * BLOCK
-    width = columns if matrix.format == "int8" else columns // 2
-    scales = rows[:, width:].contiguous().view(torch.bfloat16).float()
-    if matrix.format == "int8":
-        codes = rows[:, :width].contiguous().view(torch.int8).float()
-    else:
-        nibbles = rows[:, :width].reshape(N, -1, 1, 16)
-        codes = torch.cat([nibbles & 15, nibbles >> 4], dim=2).float() - 8
-    return (codes.view(N, -1, GROUP) * scales[..., None]).view(N, -1)
-
-
 # --- bf16 with coded exponents -----------------------------------------------------------------------------------
 
 
@@ -276,33 +190,9 @@ def _encode_bf12(w: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return rows, base, escape.sum(1, dtype=torch.int32), listed
 
 
-SHIFT = 64
-"""bf12: kernels multiply activations by 2^SHIFT, because the stored numbers have tiny exponents."""
-
-
 def _join_extras(parts: list[Extras]) -> Tensor:
     found = (part for part in parts if part is not None)
     bases, counts, listed = (torch.cat(column) for column in zip(*found, strict=True))
     factors = torch.ldexp(torch.ones(len(bases)), bases - SHIFT)
     starts = torch.nn.functional.pad(counts.cumsum(0, dtype=torch.int32), (1, 0))
     return torch.cat([factors.view(torch.int32), starts, listed.flatten()])
-
-
-def _unpack_bf12(matrix: Matrix, first: int, last: int) -> Tensor:
-    assert matrix.extras is not None
-    N = matrix.shape[0]
-    blocks = matrix.data[first:last].view(last - first, -1, BYTES_PER_BLOCK["bf12"])
-    rest, nibbles = blocks[..., :BLOCK].int(), blocks[..., BLOCK:].int()
-    code = torch.cat([nibbles & 15, nibbles >> 4], dim=2)
-    base = (matrix.extras[first:last] >> 23) - 127 + SHIFT
-    exponent = torch.where(code == 0, 0, code + base[:, None, None])
-    bits = ((rest & 128) << 8 | exponent << 7 | rest & 127).view(last - first, -1)
-    starts = matrix.extras[N : 2 * N + 1]
-    begin, end = int(starts[first]), int(starts[last])
-    listed = matrix.extras[2 * N + 1 :].view(-1, 2)[begin:end]
-    rows = torch.repeat_interleave(torch.arange(last - first), starts[first : last + 1].diff().long())
-    bits[rows, listed[:, 0].long()] = listed[:, 1]
-    return bits.to(torch.int16).view(torch.bfloat16)
-
-
-_UNPACK = {"int8": _unpack_scaled, "int4": _unpack_scaled, "bf12": _unpack_bf12}

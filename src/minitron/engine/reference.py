@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from ..finite import check_logits
 from .base import DecodeEngine
 from .kv import KeyValues
-from .quantize import PLAIN, Matrix
-from .weights import EngineWeights, LayerWeights, Norm
+from .matrix import PLAIN_BYTES, Matrix
+from .parts import EngineWeights, LayerWeights, Norm
 
 CHUNK = 512
 """Prompt tokens in one forward pass: enough to keep the cores busy, few enough to bound the memory of activations."""
@@ -29,13 +29,17 @@ class ReferenceEngine(DecodeEngine):
     """A `DecodeEngine` of torch operations, which runs wherever torch does."""
 
     name = "reference"
-    device = torch.device("cpu")
 
     def __init__(self, weights: EngineWeights, capacity: int, slots: int = 1) -> None:
         """Allocate the cache for `capacity` tokens in each of `slots` slots."""
         self.weights = weights
         self.kv = KeyValues(weights, capacity, slots)
         self._active = self._seen = 0
+
+    @property
+    def device(self) -> torch.device:
+        """The CPU."""
+        return torch.device("cpu")
 
     @property
     def active_neurons(self) -> int:
@@ -80,7 +84,7 @@ class ReferenceEngine(DecodeEngine):
             found.append(tokens)
         return found
 
-    def prepare(self) -> None:
+    def prepare(self, prompt: int | None = None) -> None:
         """Nothing to compile."""
 
     def close(self) -> None:
@@ -144,7 +148,7 @@ class ReferenceEngine(DecodeEngine):
 def _product(x: Tensor, matrix: Matrix, dtype: torch.dtype) -> Tensor:
     """`x @ matrix.T` in the dtype; quantized matrices are unpacked a piece at a time."""
     x = x.to(dtype)
-    if matrix.format in PLAIN:
+    if matrix.format in PLAIN_BYTES:
         return F.linear(x, matrix.dense(dtype))
     rows = max(1, UNPACKED // matrix.shape[1])
     pieces = ((at, min(at + rows, matrix.shape[0])) for at in range(0, matrix.shape[0], rows))

@@ -1,21 +1,17 @@
-"""The weights of a causal language model in the form that decoding reads: contiguous rows, each read once.
+"""The engine's weights (`engine.parts`) of a model in memory, whose matrices are shared where that is possible, or of a
+checkpoint on disk.
 
-All matrices of a model are in one of the formats of `engine.quantize`, the embedding too; the head's is `head_format`.
-
-`down_proj` is stored transposed, so that one MLP neuron is one contiguous row that can be skipped; gains of the norms
-are `1 + weight` in fp32. They come from a model in memory (whose other matrices are shared, not copied) or straight
-from a checkpoint on disk. Sizes and constants are those of the model's modules and tensors, as its `forward` uses them;
-its `config` may have been changed since. Letters of shapes: D hidden, N query heads, K key/value heads, H head_dim,
-F MLP neurons, V vocabulary, S positions, R rotated channels.
+Sizes and constants of a model in memory are those of its modules and tensors, as its `forward` uses them; its `config`
+may have been changed since.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,112 +23,33 @@ from ..finite import NotFiniteError
 from ..head_pruning import kept_heads
 from ..heads import NemotronForCausalLM
 from ..model import NemotronDecoderLayer, NemotronRotaryEmbedding
-from .quantize import HEAD_FORMATS, PLAIN, Format, Matrix, quantize, quantize_blocks, row_bytes
+from .matrix import Format, Matrix, row_bytes
+from .parts import DOWN, EMBEDDING, HEAD, NORM, Constants, EngineWeights, LayerWeights, Norm, assemble, head_format
+from .quantize import PLAIN, quantize, quantize_blocks
+
+__all__ = [
+    "EMBEDDING",
+    "HEAD",
+    "NORM",
+    "WEIGHT_DTYPES",
+    "Constants",
+    "EngineWeights",
+    "LayerWeights",
+    "Norm",
+    "constants_from_config",
+    "constants_of",
+    "copied",
+    "format_of",
+    "from_checkpoint",
+    "from_model",
+    "head_format",
+    "parts_of",
+    "tensors_of",
+    "weight_bytes",
+]
 
 WEIGHT_DTYPES = (torch.bfloat16, torch.float32)
 """What the decode kernels read where weights are not quantized. The reference takes any floating dtype."""
-
-
-@dataclass
-class Norm:
-    """Layer norm: `gain` (1 + the stored weight) and `offset`, both (D,) fp32."""
-
-    gain: Tensor
-    offset: Tensor
-
-
-@dataclass
-class Constants:
-    """What the computation needs besides weights."""
-
-    num_layers: int
-    head_dim: int
-    intermediate_size: int
-    norm_eps: float
-    tied: bool
-    """Whether the head is the embedding."""
-    inv_freq: Tensor
-    """Of the rotation, fp32 (R / 2,)."""
-    attention_scaling: float
-    """Factor on the cosines and sines of the rotation."""
-
-
-@dataclass
-class LayerWeights:
-    """One decoder layer. Matrices are (outputs, inputs), biases fp32 or None."""
-
-    num_heads: int
-    num_key_value_heads: int
-    attention_norm: Norm
-    q: Matrix
-    k: Matrix
-    v: Matrix
-    o: Matrix
-    mlp_norm: Norm
-    up: Matrix
-    down_t: Matrix
-    """(F, D): row f is what neuron f adds to the residual stream."""
-    qkv_bias: Tensor | None
-    o_bias: Tensor | None
-    up_bias: Tensor | None
-    down_bias: Tensor | None
-
-    @property
-    def matrices(self) -> tuple[Matrix, ...]:
-        """All six."""
-        return self.q, self.k, self.v, self.o, self.up, self.down_t
-
-
-@dataclass
-class EngineWeights:
-    """A whole model. `embed` and `head` are (V, D), the same tensor if they are tied.
-
-    `format` is that of all matrices but the head (and a tied embedding): one of `engine.quantize.FORMATS`, or for the
-    reference engine "fp16" or "fp64".
-    """
-
-    constants: Constants
-    format: str
-    embed: Matrix
-    head: Matrix
-    norm: Norm
-    layers: list[LayerWeights]
-
-    @property
-    def hidden_size(self) -> int:
-        """D."""
-        return self.embed.shape[1]
-
-    @property
-    def vocab_size(self) -> int:
-        """V."""
-        return self.embed.shape[0]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of keys and values, and of torch's matrix products: that of plain matrices, otherwise bf16."""
-        return PLAIN.get(self.format, torch.bfloat16)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all matrices; tied ones are counted once."""
-        found = (self.embed, self.head, *(m for x in self.layers for m in x.matrices))
-        return sum(matrix.nbytes for matrix in {matrix.data.data_ptr(): matrix for matrix in found}.values())
-
-    def bytes_per_token(self, active: float = 1.0) -> float:
-        """Bytes of weights that decoding one token reads when the share `active` of MLP neurons is not zero."""
-        dense = sum(m.nbytes for layer in self.layers for m in layer.matrices[:-1]) + self.head.nbytes
-        return dense + active * sum(layer.down_t.nbytes for layer in self.layers)
-
-    def rotary_tables(self, positions: int) -> tuple[Tensor, Tensor]:
-        """Cosines and sines (S, R / 2) fp32 for positions 0 to S - 1."""
-        angles = torch.arange(positions, dtype=torch.float32)[:, None] * self.constants.inv_freq
-        return angles.cos() * self.constants.attention_scaling, angles.sin() * self.constants.attention_scaling
-
-
-def head_format(format: str) -> str:
-    """The format of the LM head where the other matrices have `format`."""
-    return HEAD_FORMATS.get(format, format)
 
 
 def weight_bytes(config: NemotronConfig, format: Format) -> int:
@@ -165,27 +82,65 @@ def from_model(
         NotFiniteError: weights of `down_proj` are NaN or infinite.
         ValueError: see `engine.quantize.quantize`.
     """
-    tensors = tensors_of(model)
     own = format_of(model.model.embed_tokens.weight.dtype)
-    chosen = format or own
-    ready = {} if copies is None else copies
+    source = _ModelSource(tensors_of(model), own, {} if copies is None else copies)
+    return assemble(constants_of(model), source, format or own)
 
-    def rows(name: str, format: str) -> Matrix:
-        if format == own:
-            return quantize(tensors[name], own)  # type: ignore[arg-type]
-        if name not in ready:
-            ready[name] = quantize(tensors[name], format)  # type: ignore[arg-type]
-        return ready[name]
 
-    def transposed(name: str) -> Matrix:
-        if name not in ready:
-            matrix = tensors[name]
+class _Tensors:
+    """What both sources have: shapes and vectors of tensors by name."""
+
+    def __init__(self, tensors: Mapping[str, Tensor | LazyTensor]) -> None:
+        self._all = tensors
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        found = self._all.get(name)
+        return None if found is None else tuple(found.shape)
+
+    def vector(self, name: str) -> np.ndarray:
+        found = self._all[name]
+        return (found.load() if isinstance(found, LazyTensor) else found).float().contiguous().numpy()
+
+
+class _ModelSource(_Tensors):
+    def __init__(self, tensors: dict[str, Tensor], own: str, copies: dict[str, Matrix]) -> None:
+        super().__init__(tensors)
+        self._tensors, self._own, self._copies = tensors, own, copies
+
+    def rows(self, name: str, format: str) -> Matrix:
+        if format == self._own:
+            return quantize(self._tensors[name], format)  # type: ignore[arg-type]
+        if name not in self._copies:
+            self._copies[name] = quantize(self._tensors[name], format)  # type: ignore[arg-type]
+        return self._copies[name]
+
+    def transposed(self, name: str, format: str) -> Matrix:
+        if name not in self._copies:
+            matrix = self._tensors[name]
             turned = pages.empty((matrix.shape[1], matrix.shape[0]), matrix.dtype).copy_(matrix.T)
             _check_rows(name, turned)
-            ready[name] = quantize(turned, chosen)  # type: ignore[arg-type]
-        return ready[name]
+            self._copies[name] = quantize(turned, format)  # type: ignore[arg-type]
+        return self._copies[name]
 
-    return _assemble(constants_of(model), tensors.get, transposed, rows, chosen)
+
+class _CheckpointSource(_Tensors):
+    def __init__(self, tensors: Mapping[str, LazyTensor]) -> None:
+        super().__init__(tensors)
+        self._tensors = tensors
+
+    def rows(self, name: str, format: str) -> Matrix:
+        lazy = self._tensors[name]
+        return quantize_blocks(lazy.blocks(), (lazy.shape[0], lazy.shape[1]), format)
+
+    def transposed(self, name: str, format: str) -> Matrix:
+        lazy = self._tensors[name]
+        out = pages.empty((lazy.shape[1], lazy.shape[0]), PLAIN.get(format, lazy.dtype))
+        start = 0
+        for block in lazy.blocks():
+            out[:, start : start + len(block)] = block.T
+            start += len(block)
+        _check_rows(name, out)
+        return quantize(out, format)  # type: ignore[arg-type]
 
 
 def copied(tensors: dict[str, Tensor], format: str) -> dict[str, Tensor]:
@@ -206,7 +161,7 @@ def constants_of(model: NemotronForCausalLM) -> Constants:
         model.config.intermediate_size if first is None else first.mlp.up_proj.weight.shape[0],  # type: ignore[arg-type, union-attr]
         body.norm.eps,
         model.lm_head.weight is body.embed_tokens.weight,
-        body.rotary_emb.inv_freq.detach().float().contiguous(),
+        _frequencies(body.rotary_emb),
         body.rotary_emb.attention_scaling,
     )
 
@@ -220,13 +175,13 @@ def constants_from_config(config: NemotronConfig) -> Constants:
         config.intermediate_size,
         config.norm_eps,
         config.tie_word_embeddings,
-        rotary.inv_freq,
+        _frequencies(rotary),
         rotary.attention_scaling,
     )
 
 
-EMBEDDING, HEAD, NORM = "model.embed_tokens", "lm_head", "model.norm"
-DOWN = "mlp.down_proj.weight"
+def _frequencies(rotary: NemotronRotaryEmbedding) -> np.ndarray:
+    return rotary.inv_freq.detach().float().contiguous().numpy()
 
 
 def parts_of(layer: NemotronDecoderLayer) -> Iterator[tuple[str, torch.nn.Module]]:
@@ -275,82 +230,14 @@ def from_checkpoint(folder: Path, format: Format | None = None) -> EngineWeights
         ValueError: see `engine.quantize.quantize`.
     """
     checkpoint = open_hf(folder)
-    tensors = checkpoint.tensors
-    chosen = format or format_of(tensors[f"{EMBEDDING}.weight"].dtype)
-
-    def rows(name: str, format: str) -> Matrix:
-        lazy = tensors[name]
-        return quantize_blocks(lazy.blocks(), (lazy.shape[0], lazy.shape[1]), format)
-
-    def transposed(name: str) -> Matrix:
-        lazy = tensors[name]
-        out = pages.empty((lazy.shape[1], lazy.shape[0]), PLAIN.get(chosen, lazy.dtype))
-        start = 0
-        for block in lazy.blocks():
-            out[:, start : start + len(block)] = block.T
-            start += len(block)
-        _check_rows(name, out)
-        return quantize(out, chosen)  # type: ignore[arg-type]
-
-    return _assemble(constants_from_config(checkpoint.config), tensors.get, transposed, rows, chosen)
-
-
-def _assemble(
-    constants: Constants,
-    get: Callable[[str], Tensor | LazyTensor | None],
-    transposed: Callable[[str], Matrix],
-    rows: Callable[[str, str], Matrix],
-    format: str,
-) -> EngineWeights:
-    """All weights: vectors from `get`, matrices in a format from `rows`, transposed ones from `transposed`."""
-
-    def bias(*modules: str) -> Tensor | None:
-        parts = [get(f"{module}.bias") for module in modules]
-        if all(part is None for part in parts):
-            return None
-        sizes = [get(f"{module}.weight").shape[0] for module in modules]  # type: ignore[union-attr]
-        pairs = zip(parts, sizes, strict=True)
-        return torch.cat([torch.zeros(size) if part is None else _fp32(part) for part, size in pairs])
-
-    def norm(module: str) -> Norm:
-        return Norm(_fp32(get(f"{module}.weight")) + 1.0, _fp32(get(f"{module}.bias")))
-
-    def heads(module: str) -> int:
-        return get(f"{module}.weight").shape[0] // constants.head_dim  # type: ignore[union-attr]
-
-    layers = []
-    for index in range(constants.num_layers):
-        at = f"model.layers.{index}."
-        attn, mlp = f"{at}self_attn.", f"{at}mlp."
-        layers.append(
-            LayerWeights(
-                heads(f"{attn}q_proj"),
-                heads(f"{attn}k_proj"),
-                attention_norm=norm(f"{at}input_layernorm"),
-                **{name: rows(f"{attn}{name}_proj.weight", format) for name in "qkvo"},
-                mlp_norm=norm(f"{at}post_attention_layernorm"),
-                up=rows(f"{mlp}up_proj.weight", format),
-                down_t=transposed(f"{at}{DOWN}"),
-                qkv_bias=bias(*(f"{attn}{name}_proj" for name in "qkv")),
-                o_bias=bias(f"{attn}o_proj"),
-                up_bias=bias(f"{mlp}up_proj"),
-                down_bias=bias(f"{mlp}down_proj"),
-            )
-        )
-    embed = rows(f"{EMBEDDING}.weight", head_format(format) if constants.tied else format)
-    head = embed if constants.tied else rows(f"{HEAD}.weight", head_format(format))
-    return EngineWeights(constants, format, embed, head, norm(NORM), layers)
+    chosen = format or format_of(checkpoint.tensors[f"{EMBEDDING}.weight"].dtype)
+    return assemble(constants_from_config(checkpoint.config), _CheckpointSource(checkpoint.tensors), chosen)
 
 
 def _check_rows(name: str, matrix: Tensor) -> None:
     """Refuse NaN and infinity where rows of neurons that are zero are skipped: 0 times NaN is NaN."""
     if matrix.numel() and not all(bool(end.isfinite()) for end in torch.aminmax(matrix)):
         raise NotFiniteError(f"some numbers of {name} are NaN or infinite")
-
-
-def _fp32(tensor: Tensor | LazyTensor | None) -> Tensor:
-    assert tensor is not None
-    return (tensor.load() if isinstance(tensor, LazyTensor) else tensor).float().contiguous()
 
 
 def __getattr__(name: str) -> object:

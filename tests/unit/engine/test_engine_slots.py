@@ -12,7 +12,7 @@ from engine_models import some_tokens, tiny_model
 from minitron.engine import kv
 from minitron.engine.base import DecodeEngine
 from minitron.engine.cpu.engine import CpuEngine
-from minitron.engine.quantize import Format
+from minitron.engine.matrix import Format
 from minitron.engine.reference import ReferenceEngine
 from minitron.engine.weights import EngineWeights, from_model
 

@@ -12,8 +12,8 @@ from checkpoint_samples import random_state, save_reference, tiny_config
 from engine_models import tiny_model
 
 from minitron.engine import weights as weights_module
+from minitron.engine.matrix import FORMATS, Format, Matrix
 from minitron.engine.model_weights import weights_of
-from minitron.engine.quantize import FORMATS, Format, Matrix
 from minitron.engine.weights import EngineWeights, from_checkpoint, from_model, weight_bytes
 
 

@@ -11,7 +11,8 @@ import torch
 from engine_models import VARIANTS, some_tokens, tiny_model
 
 from minitron.engine.cpu import engine as cpu
-from minitron.engine.quantize import Format, Matrix, quantize
+from minitron.engine.matrix import Format, Matrix
+from minitron.engine.quantize import quantize
 from minitron.engine.reference import ReferenceEngine
 from minitron.engine.weights import EngineWeights, from_model
 

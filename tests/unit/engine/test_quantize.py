@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minitron.engine.quantize import BYTES_PER_BLOCK, GROUP, quantize, quantize_blocks, row_bytes
+from minitron.engine.matrix import BYTES_PER_BLOCK, GROUP, row_bytes
+from minitron.engine.quantize import quantize, quantize_blocks
 
 
 def bits(tensor: torch.Tensor) -> torch.Tensor:

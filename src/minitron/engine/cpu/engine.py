@@ -11,24 +11,28 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from ...finite import check_logits
 from ...pages import SMALL
 from ..base import MAX_TOKENS, MOST_STOPS, DecodeEngine
+from ..buffers import address, most_threads, zeros
 from ..kv import KeyValues
-from ..quantize import BLOCK, FORMATS, PLAIN, Matrix
-from ..weights import EngineWeights, Norm, format_of
+from ..matrix import BLOCK, FORMATS, PLAIN_BYTES, Matrix
+from ..parts import EngineWeights, Norm
 from . import step as compiled
 from .compiled import compiling
 from .formats import KINDS, STAGED_BLOCK
-from .prefill import Prefill
 from .team import Team, interruptions
 from .threads import SYNC_SIZE
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from .prefill import Prefill
 
 SHORT_PROMPT = 32
 """Prompts of at most so many tokens are prefilled in decode steps where weights are quantized, because unpacking them
@@ -41,7 +45,6 @@ class CpuEngine(DecodeEngine):
     """A `DecodeEngine` of compiled code. Close it, or leave its `with` block, to end its threads."""
 
     name = "cpu"
-    device = torch.device("cpu")
 
     def __init__(self, weights: EngineWeights, capacity: int, threads: int | None = None, slots: int = 1) -> None:
         """Allocate the cache for `capacity` tokens in each of `slots` slots.
@@ -52,10 +55,10 @@ class CpuEngine(DecodeEngine):
         if weights.format not in FORMATS:
             raise ValueError(f"weights are {weights.format}; the CPU engine reads {', '.join(FORMATS)}")
         self.weights = weights
-        self.threads = threads or torch.get_num_threads()
+        self.threads = threads or most_threads()
         self.kv = KeyValues(weights, capacity, slots)
-        self._large = weights.format in PLAIN and weights.nbytes > SMALL
-        self._prefill = Prefill(weights, self.kv, self.threads)
+        self._large = weights.format in PLAIN_BYTES and weights.nbytes > SMALL
+        self._prefill: Prefill | None = None
         self._batch = np.zeros(4, np.int64)
         self._slot_mapping = np.zeros((2, MAX_TOKENS), np.int64)
         self._stops = np.full(MOST_STOPS, -1, np.int64)
@@ -75,8 +78,8 @@ class CpuEngine(DecodeEngine):
         constants, run = weights.constants, self._run_of_neurons
         self._tokens = np.zeros(max(MAX_TOKENS, capacity * min(slots, MAX_TOKENS)), np.int64)
         scratch = _scratch(weights, capacity, self.threads, run)
-        self._logits = torch.from_numpy(scratch[9])
-        cos, sin = (table.numpy() for table in self.kv.rotary)
+        self._logits = scratch[9]
+        cos, sin = (np.asarray(table) for table in self.kv.rotary)
         sizes = (
             weights.hidden_size,
             constants.intermediate_size,
@@ -88,7 +91,7 @@ class CpuEngine(DecodeEngine):
             weights.nbytes <= SMALL or not weights.layers,
         )
         extras = (_extras_at(weights.embed), _extras_at(weights.head))
-        ends = (_at(weights.embed.data), _at(weights.head.data), *extras, *_norm_at(weights.norm))
+        ends = (address(weights.embed.data), address(weights.head.data), *extras, *_norm_at(weights.norm))
         self._arguments = (
             self._sync,
             tuple(np.zeros(0, KINDS[name]) for name in _kinds(weights)),
@@ -107,6 +110,13 @@ class CpuEngine(DecodeEngine):
         )
 
     @property
+    def device(self) -> torch.device:
+        """The CPU."""
+        import torch
+
+        return torch.device("cpu")
+
+    @property
     def active_neurons(self) -> int:
         """MLP neurons that were not zero, over all decoded tokens and layers."""
         return int(self._zeros[:, 0].sum())
@@ -122,41 +132,62 @@ class CpuEngine(DecodeEngine):
             self.close()  # its threads hold the smaller arrays
             self._allocate()
 
-    def prepare(self) -> None:
-        """Compile what the first call would compile, or load it from the cache on disk."""
+    def prepare(self, prompt: int | None = None) -> None:
+        """Compile what the first calls would compile, or load it from the cache on disk.
+
+        Args:
+            prompt: the length of the longest prompt, in tokens; None if prompts of any length may follow.
+        """
         _compile(self.weights, self._arguments)
-        self._prefill.prepare()
+        if prompt is None or prompt > self.short_prompt:
+            self._prefill_by_torch().prepare()
+
+    @property
+    def short_prompt(self) -> int:
+        """The largest number of tokens that `prefill` appends in decode steps; for longer prompts it imports torch."""
+        return MAX_TOKENS if self._large else SHORT_PROMPT
 
     def prefill(self, tokens: list[int], slot: int = 0) -> None:
         """Append tokens to a slot's sequence."""
-        if len(tokens) > (MAX_TOKENS if self._large else SHORT_PROMPT):
+        if len(tokens) > self.short_prompt:
             self.close()  # torch's threads need the cores
-            self._prefill.append(tokens, slot)
+            self._prefill_by_torch().append(tokens, slot)
             return
         for first in range(0, len(tokens), MAX_TOKENS):
             part = tokens[first : first + MAX_TOKENS]
             self._run(part, [slot] * len(part), first_logits=len(part))
+
+    def _prefill_by_torch(self) -> Prefill:
+        if self._prefill is None:
+            from .prefill import Prefill
+
+            self._prefill = Prefill(self.weights, self.kv, self.threads)
+        return self._prefill
 
     def step(self, tokens: list[int], slot: int = 0) -> Tensor:
         """Append at most MAX_TOKENS tokens to a slot's sequence; logits (len(tokens), V) fp32 after each.
 
         The tensor is the engine's own memory, which the next step overwrites.
         """
+        import torch
+
         self._run(tokens, [slot] * len(tokens))
-        return self._logits[: len(tokens)]
+        return torch.from_numpy(self._logits[: len(tokens)])
 
     def decode(self, tokens: list[int], slots: list[int]) -> Tensor:
         """Append one token to the sequence of each slot; logits (len(tokens), V) fp32, each as by `step`.
 
         Weights are read once for MAX_TOKENS sequences.
         """
+        import torch
+
         assert len(set(slots)) == len(slots), f"a slot twice in {slots}"
         parts = []
         for first in range(0, len(tokens), MAX_TOKENS):
             part = tokens[first : first + MAX_TOKENS]
             self._run(part, slots[first : first + MAX_TOKENS])
-            parts.append(self._logits[: len(part)].clone())
-        return torch.cat(parts)
+            parts.append(self._logits[: len(part)].copy())
+        return torch.from_numpy(np.concatenate(parts))
 
     def greedy(
         self, tokens: list[int], count: int, stops: Collection[int] = (), slots: Sequence[int] = (0,)
@@ -246,7 +277,7 @@ class CpuEngine(DecodeEngine):
 
 def _kinds(weights: EngineWeights) -> tuple[str, ...]:
     """Formats that the step is compiled for: a layer's matrices, keys and values, embedding, head."""
-    return weights.format, format_of(weights.dtype), weights.embed.format, weights.head.format
+    return weights.format, weights.plain_format, weights.embed.format, weights.head.format
 
 
 def _compile(weights: EngineWeights, arguments: tuple[Any, ...]) -> None:
@@ -283,9 +314,9 @@ def _scratch(weights: EngineWeights, capacity: int, threads: int, run: int) -> t
         (M, weights.vocab_size),
         (threads, each * capacity),
     )
-    # torch's memory begins at multiples of 64 bytes; sixteen numbers that lie in two cache lines take twice as long.
+    # Aligned to cache lines: sixteen numbers that lie in two lines take twice as long.
     return tuple(
-        torch.zeros(shape, dtype=torch.int32 if index == 7 else torch.float32).numpy()
+        np.asarray(zeros(shape, "int32" if index == 7 else "fp32", weights.embed.data))
         for index, shape in enumerate(shapes)
     )
 
@@ -297,11 +328,11 @@ def _layer_table(weights: EngineWeights, kv: KeyValues) -> np.ndarray:
         table[index] = (
             *_norm_at(layer.attention_norm),
             *_norm_at(layer.mlp_norm),
-            *(0 if bias is None else _at(bias) for bias in biases),
-            *(_at(matrix.data) for matrix in layer.matrices),
+            *(0 if bias is None else address(bias) for bias in biases),
+            *(address(matrix.data) for matrix in layer.matrices),
             *(_extras_at(matrix) for matrix in layer.matrices),
-            _at(kv.keys[index]),
-            _at(kv.values[index]),
+            address(kv.keys[index]),
+            address(kv.values[index]),
             layer.num_heads,
             layer.num_key_value_heads,
         )
@@ -309,13 +340,8 @@ def _layer_table(weights: EngineWeights, kv: KeyValues) -> np.ndarray:
 
 
 def _extras_at(matrix: Matrix) -> int:
-    return 0 if matrix.extras is None else _at(matrix.extras)
-
-
-def _at(tensor: Tensor) -> int:
-    assert tensor.is_contiguous(), tensor.shape
-    return tensor.data_ptr()
+    return 0 if matrix.extras is None else address(matrix.extras)
 
 
 def _norm_at(norm: Norm) -> tuple[int, int]:
-    return _at(norm.gain), _at(norm.offset)
+    return address(norm.gain), address(norm.offset)

@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..kv import KeyValues
-from ..quantize import BLOCK, PLAIN, Matrix
+from ..matrix import BLOCK, PLAIN_BYTES, Matrix
+from ..parts import EngineWeights, LayerWeights, Norm
 from ..reference import CHUNK
-from ..weights import EngineWeights, LayerWeights, Norm
 from .compiled import compiling
 from .formats import KINDS
 from .gemv import NONE, share
@@ -37,7 +37,7 @@ class Prefill:
 
     def prepare(self) -> None:
         """Load the compiled code that unpacks matrices from the cache or compile it."""
-        if self._weights.format in PLAIN or not self._weights.layers:
+        if self._weights.format in PLAIN_BYTES or not self._weights.layers:
             return
         matrix = self._weights.layers[0].q
         stored, extras = _stored(matrix)
@@ -70,7 +70,7 @@ class Prefill:
         self._turned = torch.empty(3, rows * heads * self._kv.rotary[0].shape[1])
         self._h = torch.empty(rows, weights.constants.intermediate_size, dtype=dtype)
         largest = max((m.shape[0] * m.shape[1] for layer in weights.layers for m in layer.matrices), default=0)
-        self._plain = torch.empty(0 if weights.format in PLAIN else largest, dtype=dtype)
+        self._plain = torch.empty(0 if weights.format in PLAIN_BYTES else largest, dtype=dtype)
 
     def _append_chunk(self, tokens: list[int], slot: int) -> None:
         begin, T = self._kv.lengths[slot], len(tokens)
@@ -156,7 +156,7 @@ class Prefill:
 
     def _dense(self, matrix: Matrix) -> Tensor:
         """The matrix in the dtype of products; a quantized one is unpacked into memory that the next one reuses."""
-        if matrix.format in PLAIN:
+        if matrix.format in PLAIN_BYTES:
             return matrix.data
         rows, columns = matrix.shape
         dense = self._plain[: rows * columns].view(rows, columns)

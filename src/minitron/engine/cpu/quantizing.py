@@ -138,7 +138,7 @@ def _window(histogram, window, bases):  # type: ignore[no-untyped-def]
 
 def _build_bf12(digest: int) -> Any:
     def encode_bf12(w, window, bases, out, base_of_row, escapes, listed):  # type: ignore[no-untyped-def]
-        """Rows w (N, K) of bf16 bits (uint16) as bf12, see `engine.quantize.Matrix`.
+        """Rows w (N, K) of bf16 bits (uint16) as bf12, see `engine.matrix.Matrix`.
 
         Args:
             w: whole blocks of 64 columns.

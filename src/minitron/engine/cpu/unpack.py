@@ -19,7 +19,7 @@ def _build(digest: int) -> Any:
         """`out[start:stop] = w[start:stop]` in bf16.
 
         Args:
-            w: (N, items of a row), see `formats.KINDS`; quantized. extras: of bf12, see `engine.quantize.Matrix`.
+            w: (N, items of a row), see `formats.KINDS`; quantized. extras: of bf12, see `engine.matrix.Matrix`.
             wide: fp32, scratch for one row, its columns rounded up to 64.
             out: (N, K), bits of bf16 as uint16.
             start, stop: rows.

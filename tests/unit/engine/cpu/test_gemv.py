@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from minitron import NemotronConfig
 from minitron.engine.cpu import formats, gemv, tiles
-from minitron.engine.quantize import FORMATS, Matrix, quantize
+from minitron.engine.matrix import FORMATS, Matrix
+from minitron.engine.quantize import quantize
 from minitron.presets import PRESETS
 
 GUARD = np.float32(-12345.0)

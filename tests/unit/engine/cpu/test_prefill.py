@@ -8,7 +8,8 @@ from engine_models import VARIANTS, some_tokens, tiny_model
 
 from minitron.engine.cpu import prefill as prompt
 from minitron.engine.kv import KeyValues
-from minitron.engine.quantize import Format, Matrix, quantize
+from minitron.engine.matrix import Format, Matrix
+from minitron.engine.quantize import quantize
 from minitron.engine.reference import ReferenceEngine
 from minitron.engine.weights import EngineWeights, from_model
 
