@@ -27,6 +27,7 @@ ALLOWED_SKIPS = {
     "the package index": r"package index",
     "an optional cache of transformers": r"hqq is not installed",
     "the curate extra, which the dev extra includes": r"minitron\[curate\]",
+    "the serve extra, which the dev extra includes": r"minitron\[serve\]",
     "a library of the system": r"no libseccomp",
 }
 

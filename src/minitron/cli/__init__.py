@@ -17,6 +17,7 @@ from .generate import generate
 from .guard import guard
 from .inspect import inspect
 from .prune import prune
+from .serve import serve
 from .teacher_cache import teacher_cache
 from .train import train
 
@@ -34,6 +35,7 @@ app = typer.Typer(
 _VERBS = (
     (generate, "Continue a text, printed as it is written."),
     (chat, "Chat with a model."),
+    (serve, "Serve models over HTTP, as OpenAI's API."),
     (inspect, "Show a model's shape, parameters and memory."),
     (convert, "Convert between Hugging Face, NeMo and GGUF."),
     (curate, "Make clean training text from raw text."),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ..memory import available_memory
 from .buffers import Buffer, zeros
 from .parts import EngineWeights
@@ -56,6 +58,21 @@ class KeyValues:
     def truncate(self, length: int, slot: int) -> None:
         """Forget all but the first `length` tokens of a slot's sequence."""
         self.lengths[slot] = min(length, self.lengths[slot])
+
+    def read(self, slot: int, begin: int, end: int) -> list[Buffer]:
+        """Copies of a slot's keys, and then values, at positions `begin` to `end`: per layer (K, end - begin, H)."""
+        copies = []
+        for part in (*self.keys, *self.values):
+            copies.append(self._zeros((part.shape[1], end - begin, part.shape[3])))
+            copies[-1][:] = part[slot, :, begin:end]
+        return copies
+
+    def write(self, slot: int, begin: int, rows: Sequence[Buffer]) -> None:
+        """Append what `read` returned to a slot's sequence, which ends at `begin`: its own tokens at its positions."""
+        assert begin == self.lengths[slot], f"rows from {begin} on where {self.lengths[slot]} tokens are"
+        for part, copy in zip((*self.keys, *self.values), rows, strict=True):
+            part[slot, :, begin : begin + copy.shape[1]] = copy
+        self.lengths[slot] = begin + rows[0].shape[1] if rows else begin
 
     def grow(self, capacity: int) -> bool:
         """Give each slot at least `capacity` positions; whether memory was allocated anew.

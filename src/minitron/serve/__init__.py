@@ -1,1 +1,1 @@
-"""Serving: OpenAI's protocol over the engine, and rails in front of it."""
+"""Serving: OpenAI's protocol over the engine (`schema`, `scheduler`, `app`), and rails in front of it."""

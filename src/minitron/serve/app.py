@@ -1,0 +1,216 @@
+"""The routes of the server, and what stands before all of them: keys, errors in OpenAI's form, and a log without
+prompts."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from ..version import __version__
+from .bodies import read
+from .chat_route import ChatAnswer, chat_sequences, choices_of
+from .completion_route import CompletionAnswer, completion_sequences
+from .context import Context
+from .errors import ApiError, failed, unavailable
+from .gate import Gate
+from .generation import ClientLeft, Generation, unless_client_leaves
+from .requests import conversation, template_tools
+from .scheduler import TextSequence
+from .schema import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from .served import ServedModel
+from .streams import EventStream
+
+PAGE = Path(__file__).with_name("page")
+CLOSED_BY_CLIENT = 499
+"""Status in the log of a request whose client has left, as nginx writes it."""
+_log = logging.getLogger("minitron.serve")
+
+Handler = Callable[[Request], Awaitable[Any]]
+
+
+def make_app(context: Context) -> Starlette:
+    """The ASGI application of a server whose engine loop is running."""
+    routes = Routes(context)
+    found: list[Any] = [
+        Route("/v1/chat/completions", routes.chat, methods=["POST"]),
+        Route("/v1/completions", routes.complete, methods=["POST"]),
+        Route("/v1/models", routes.models, methods=["GET"]),
+        Route("/v1/models/{name:path}", routes.model, methods=["GET"]),
+        Route("/tokenize", routes.tokenize, methods=["POST"]),
+        Route("/detokenize", routes.detokenize, methods=["POST"]),
+        Route("/health", routes.health, methods=["GET"]),
+        Route("/ready", routes.ready, methods=["GET"]),
+        Route("/metrics", routes.metrics, methods=["GET"]),
+    ]
+    if PAGE.is_dir():
+        found.append(Mount("/", StaticFiles(directory=PAGE, html=True)))
+    middleware = [Middleware(Gate, context=context)]
+    if context.settings.cors:
+        middleware.insert(
+            0,
+            Middleware(
+                CORSMiddleware,
+                allow_origins=list(context.settings.cors),
+                allow_methods=["GET", "POST"],
+                allow_headers=["Authorization", "Content-Type"],
+            ),
+        )
+    handlers: Any = {
+        ApiError: _api_error,
+        ClientLeft: _client_left,
+        HTTPException: _http_error,
+        Exception: _unexpected,
+    }
+    return Starlette(routes=found, middleware=middleware, exception_handlers=handlers)
+
+
+class Routes:
+    """The functions behind the routes."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._started = int(time.time())
+
+    # --- text ------------------------------------------------------------------------------------------------------
+
+    async def chat(self, http: Request) -> Any:
+        """The assistant's next message."""
+        request = await read(http, self._context, ChatRequest)
+        model = self._context.served.find(request.model)
+        choices = choices_of(model, request)
+        # Rendering and compiling of grammars may take long; the event loop goes on meanwhile.
+        sequences = await asyncio.to_thread(chat_sequences, self._context, model, request)
+        return await self._answer(http, model, sequences, ChatAnswer(model, request, choices), bool(request.stream))
+
+    async def complete(self, http: Request) -> Any:
+        """The continuations of texts."""
+        request = await read(http, self._context, CompletionRequest)
+        model = self._context.served.find(request.model)
+        sequences = await asyncio.to_thread(completion_sequences, self._context, model, request)
+        return await self._answer(
+            http, model, sequences, CompletionAnswer(model, request, sequences), bool(request.stream)
+        )
+
+    async def _answer(
+        self, http: Request, model: ServedModel, sequences: list[TextSequence], answer: Any, stream: bool
+    ) -> Any:
+        """Run sequences and respond with an answer, whole or as events."""
+        if self._context.draining:
+            raise unavailable("the server is shutting down")
+        generation = Generation(self._context.served, model, sequences, self._context.metrics)
+        if stream:
+            generation.__enter__()  # a full queue is refused with a status, before the stream begins
+            return EventStream(_closing(generation, answer.events(generation)), self._context.settings.body_seconds)
+        with generation:
+            return JSONResponse(await unless_client_leaves(http.receive, answer.whole(generation)))
+
+    # --- models and tokens -----------------------------------------------------------------------------------------
+
+    async def models(self, http: Request) -> Response:
+        """The models that can be asked."""
+        return JSONResponse({"object": "list", "data": [self._model(model) for model in self._context.served]})
+
+    async def model(self, http: Request) -> Response:
+        """One model."""
+        return JSONResponse(self._model(self._context.served.find(http.path_params["name"])))
+
+    def _model(self, model: ServedModel) -> dict[str, Any]:
+        return {
+            "id": model.name,
+            "object": "model",
+            "created": self._started,
+            "owned_by": "minitron",
+            "max_model_len": model.context,
+        }
+
+    async def tokenize(self, http: Request) -> Response:
+        """The token ids of a text or a conversation."""
+        request = await read(http, self._context, TokenizeRequest)
+        model = self._context.served.find(request.model)
+        ids = await asyncio.to_thread(_tokenized, model, request)
+        found: dict[str, Any] = {"count": len(ids), "max_model_len": model.context, "tokens": ids}
+        if request.return_token_strs:
+            found["token_strs"] = model.tokenizer.convert_ids_to_tokens(ids)
+        return JSONResponse(found)
+
+    async def detokenize(self, http: Request) -> Response:
+        """The text of token ids."""
+        request = await read(http, self._context, DetokenizeRequest)
+        model = self._context.served.find(request.model)
+        ids = model.check_ids(request.tokens, "tokens")
+        return JSONResponse({"prompt": model.tokenizer.decode(ids, clean_up_tokenization_spaces=False)})
+
+    # --- operation -------------------------------------------------------------------------------------------------
+
+    async def health(self, http: Request) -> Response:
+        """Whether the process answers."""
+        return JSONResponse({"status": "ok", "version": __version__})
+
+    async def ready(self, http: Request) -> Response:
+        """Whether requests would be answered."""
+        if not self._context.served.loop.alive:
+            raise unavailable("the engine does not run")
+        if self._context.draining:
+            raise unavailable("the server is shutting down")
+        return JSONResponse({"status": "ready", "models": [model.name for model in self._context.served]})
+
+    async def metrics(self, http: Request) -> Response:
+        """Counters for Prometheus."""
+        text = self._context.metrics.text(self._context.served)
+        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+async def _closing(generation: Generation, events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    try:
+        async for body in events:
+            yield body
+    finally:
+        generation.__exit__(None, None, None)
+
+
+def _tokenized(model: ServedModel, request: TokenizeRequest) -> list[int]:
+    if request.prompt is not None:
+        return model.encode(request.prompt, request.add_special_tokens)
+    tools = template_tools(request.tools)
+    text = model.render(conversation(request.messages or []), tools, prompt=request.add_generation_prompt)
+    return model.encode(text, special=False)
+
+
+# --- errors --------------------------------------------------------------------------------------------------------
+
+
+async def _api_error(http: Request, error: Any) -> Response:
+    return JSONResponse(error.body, error.status, error.headers)
+
+
+async def _client_left(http: Request, error: Any) -> Response:
+    return Response(status_code=CLOSED_BY_CLIENT)
+
+
+async def _http_error(http: Request, error: Any) -> Response:
+    if error.status_code == 404:
+        found = ApiError(f"there is no {http.method} {http.url.path} here", status=404, code="unknown_url")
+    elif error.status_code == 405:
+        found = ApiError(
+            f"{http.url.path} does not take {http.method}", status=405, code="method_not_allowed", headers=error.headers
+        )
+    else:
+        found = ApiError(str(error.detail), status=error.status_code)
+    return await _api_error(http, found)
+
+
+async def _unexpected(http: Request, error: Exception) -> Response:
+    return await _api_error(http, failed("an unexpected error; the server's log has more"))

@@ -1,0 +1,205 @@
+"""The models of a server: each with its name, its tokenizer, and the engine that runs it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..chat import TURN_MARK
+from ..engine.base import DecodeEngine
+from ..engine.generation import open_engine
+from ..engine.model_weights import weights_of
+from ..engine.models import why_not_model
+from ..heads import NemotronForCausalLM
+from ..loading import load
+from ..memory import available_memory
+from ..templates import render_conversation
+from .engine_loop import EngineLoop
+from .errors import ApiError, shown
+from .scheduler import Scheduler
+from .settings import ServeSettings
+
+LARGEST_DEFAULT_CONTEXT = 8192
+TURN_ENDS = (TURN_MARK, "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|endoftext|>")
+"""Tokens that end an assistant's turn in the chat templates that are known."""
+
+
+@dataclass
+class ServedModel:
+    """A language model that answers requests."""
+
+    name: str
+    tokenizer: Any
+    model: nn.Module
+    context: int
+    """Largest number of tokens of a prompt with its answer."""
+    vocabulary: int
+    scheduler: Scheduler
+    reason: str = ""
+    """Why the CPU engine does not run the model; empty if it does."""
+    ends: frozenset[int] = frozenset()
+    """Tokens that end a text."""
+    chat_ends: frozenset[int] = frozenset()
+    """Tokens that end an assistant's turn."""
+    _encoding: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def engine_name(self) -> str:
+        """ "cpu", "reference" or "transformers"."""
+        return self.scheduler.engine.name
+
+    def encode(self, text: str, special: bool = True) -> list[int]:
+        """Token ids of a text; with the special tokens that the tokenizer puts around one if `special`."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is not None:
+            return list(backend.encode(text, add_special_tokens=special).ids)
+        with self._encoding:
+            return list(self.tokenizer(text, add_special_tokens=special)["input_ids"])
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids, without special tokens."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is not None:
+            return backend.decode(list(ids), skip_special_tokens=True)
+        return self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def render(self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None, prompt: bool) -> str:
+        """A conversation as text, by the checkpoint's template in its sandbox.
+
+        Raises:
+            ApiError: there is no template, or it rejects the conversation.
+        """
+        if self.tokenizer.chat_template is None:
+            raise ApiError(
+                f"the model {self.name!r} has no chat template; use /v1/completions", param="messages", code="no_chat"
+            )
+        try:
+            return render_conversation(self.tokenizer, messages, tools=tools, add_generation_prompt=prompt)
+        except ValueError as error:  # ChatTemplateError and templates for several purposes
+            raise ApiError(f"messages: {error}", param="messages", code="template_error") from None
+
+    def check_ids(self, ids: Sequence[int], where: str) -> list[int]:
+        """The ids as they are.
+
+        Raises:
+            ApiError: one is not in the vocabulary.
+        """
+        wrong = next((index for index in ids if index >= self.vocabulary), None)
+        if wrong is not None:
+            raise ApiError(f"{where} has the token {wrong}; ids are below {self.vocabulary}", param=where)
+        return list(ids)
+
+
+class Served:
+    """All models, and the thread that runs them."""
+
+    def __init__(self, models: Sequence[ServedModel], loop: EngineLoop) -> None:
+        self._models = {model.name: model for model in models}
+        self.loop = loop
+
+    def __iter__(self) -> Any:
+        return iter(self._models.values())
+
+    def find(self, name: str | None) -> ServedModel:
+        """The model of that name; the only one, or the first, if None.
+
+        Raises:
+            ApiError: there is none.
+        """
+        if name is None:
+            return next(iter(self._models.values()))
+        if name not in self._models:
+            raise ApiError(
+                f"the model {shown(name)} does not exist; models here are {', '.join(self._models)}",
+                status=404,
+                param="model",
+                code="model_not_found",
+            )
+        return self._models[name]
+
+
+def load_models(settings: ServeSettings, say: Callable[[str], object]) -> list[ServedModel]:
+    """Load all models of the settings.
+
+    Raises:
+        FileNotFoundError, ValueError: a model is missing, wrong or too large, or two have one name.
+    """
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    found: list[ServedModel] = []
+    for given in settings.models:
+        name, path = name_and_path(given)
+        if name in {model.name for model in found}:
+            raise ValueError(f"two models are named {name!r}; give one another name: NAME={path}")
+        found.append(load_model(name, path, settings, say))
+    return found
+
+
+def name_and_path(given: str) -> tuple[str, str]:
+    """A model's name and its checkpoint; without NAME= the last part of the path is the name."""
+    name, mark, path = given.partition("=")
+    if mark and name and path:
+        return name, path
+    return given.rstrip("/").rsplit("/", 1)[-1], given
+
+
+def load_model(name: str, path: str, settings: ServeSettings, say: Callable[[str], object]) -> ServedModel:
+    """Load one model and open its engine, with room for the longest request in each slot."""
+    loaded = load(path, dtype=settings.dtype, device=settings.device, format=settings.format, say=say)
+    model: Any = loaded.model
+    longest = model.config.max_position_embeddings
+    context = min(longest, settings.max_context or min(longest, LARGEST_DEFAULT_CONTEXT))
+    engine, reason = _open(model, context, settings)
+    cache = settings.prefix_cache if engine.name != "transformers" else 0
+    scheduler = Scheduler(engine, chunk=settings.prefill_chunk, cache_bytes=cache, most_waiting=settings.max_waiting)
+    say(f"{name}: {context} tokens of context in each of {settings.slots} slots, engine {engine.name}")
+    if reason:
+        say(f"{name}: the CPU engine does not run this model ({reason}); transformers does, slower")
+    ends = _end_ids(model)
+    turn_ends = _known_ids(loaded.tokenizer, TURN_ENDS)
+    return ServedModel(
+        name,
+        loaded.tokenizer,
+        model,
+        context,
+        model.config.vocab_size,
+        scheduler,
+        reason,
+        ends,
+        ends | turn_ends,
+    )
+
+
+def _open(model: Any, context: int, settings: ServeSettings) -> tuple[DecodeEngine, str]:
+    reason = why_not_model(model) if isinstance(model, NemotronForCausalLM) else "another architecture"
+    if reason:
+        from .transformers_engine import TransformersEngine
+
+        return TransformersEngine(model, context, settings.slots), reason
+    weights = weights_of(model)
+    rows = sum(2 * layer.num_key_value_heads for layer in weights.layers) * weights.constants.head_dim
+    needed, left = rows * weights.dtype.itemsize * context * settings.slots, available_memory()
+    if left is not None and needed > left:
+        raise ValueError(
+            f"the KV cache of {settings.slots} slots with {context} tokens each takes {needed / 1e9:.2f} GB, and "
+            f"{left / 1e9:.2f} GB of memory are free; use fewer --slots or a smaller --max-context"
+        )
+    engine = open_engine(weights, context, settings.slots)
+    engine.prepare()
+    return engine, ""
+
+
+def _end_ids(model: Any) -> frozenset[int]:
+    ends = model.generation_config.eos_token_id
+    return frozenset([ends] if isinstance(ends, int) else ends or ())
+
+
+def _known_ids(tokenizer: Any, tokens: Sequence[str]) -> frozenset[int]:
+    vocabulary = tokenizer.get_vocab()
+    found = {vocabulary[token] for token in tokens if token in vocabulary}
+    return frozenset(found if tokenizer.eos_token_id is None else {*found, tokenizer.eos_token_id})

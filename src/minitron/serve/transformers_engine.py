@@ -1,0 +1,112 @@
+"""The engine's interface over a model that the CPU engine cannot run: transformers' forward pass, slot by slot."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from ..engine.base import DecodeEngine
+from ..finite import check_logits
+
+
+class _Slots:
+    """Which slots are taken, and how many tokens each has: the part of `KeyValues` that needs no engine weights."""
+
+    def __init__(self, capacity: int, slots: int) -> None:
+        self.capacity, self.lengths, self.taken = capacity, [0] * slots, set[int]()
+
+    def free_slot(self) -> int:
+        """The first slot without a request.
+
+        Raises:
+            ValueError: there is none.
+        """
+        for slot in range(len(self.lengths)):
+            if slot not in self.taken:
+                return slot
+        raise ValueError(f"all {len(self.lengths)} slots are taken")
+
+
+class TransformersEngine(DecodeEngine):
+    """A `DecodeEngine` whose slots are caches of transformers. Each sequence is a batch of its own, so that it does not
+    depend on the others."""
+
+    name = "transformers"
+
+    def __init__(self, model: Any, capacity: int, slots: int = 1) -> None:
+        """Serve a causal language model with `slots` sequences of at most `capacity` tokens."""
+        self._model = model.eval()
+        self.device = model.device
+        self.kv: Any = _Slots(capacity, slots)
+        self._caches: list[DynamicCache | None] = [None] * slots
+
+    @property
+    def active_neurons(self) -> int:
+        """Not counted."""
+        return 0
+
+    @property
+    def seen_neurons(self) -> int:
+        """Not counted."""
+        return 0
+
+    def release(self, slot: int) -> None:
+        """Forget a slot's sequence and make the slot free."""
+        self._caches[slot] = None
+        self.kv.lengths[slot] = 0
+        self.kv.taken.discard(slot)
+
+    def truncate(self, length: int, slot: int = 0) -> None:
+        """Forget all but the first `length` tokens of a slot's sequence."""
+        cache = self._caches[slot]
+        if cache is not None and length < self.kv.lengths[slot]:
+            cache.crop(length)
+            self.kv.lengths[slot] = length
+
+    def reserve(self, capacity: int) -> None:
+        """Let each slot hold at least `capacity` tokens: caches grow by themselves."""
+        self.kv.capacity = max(self.kv.capacity, capacity)
+
+    def prepare(self) -> None:
+        """Nothing to compile."""
+
+    def prefill(self, tokens: list[int], slot: int = 0) -> None:
+        """Append tokens to a slot's sequence; their logits are not used."""
+        self._forward(tokens, slot, 1)
+
+    def step(self, tokens: list[int], slot: int = 0) -> Tensor:
+        """Append tokens to a slot's sequence; logits (len(tokens), V) fp32 after each."""
+        return self._forward(tokens, slot, len(tokens))
+
+    def decode(self, tokens: list[int], slots: list[int]) -> Tensor:
+        """Append one token to the sequence of each slot; logits (len(tokens), V) fp32 after each."""
+        return torch.cat([self.step([token], slot) for token, slot in zip(tokens, slots, strict=True)])
+
+    def greedy(
+        self, tokens: list[int], count: int, stops: Collection[int] = (), slots: Sequence[int] = (0,)
+    ) -> list[list[int]]:
+        """Append one token to the sequence of each slot and then more, each the most probable; see `CpuEngine`."""
+        found: list[list[int]] = []
+        while len(found) < count and not (found and set(found[-1]) & set(stops)):
+            logits = self.decode(tokens, list(slots))
+            check_logits(logits)
+            tokens = logits.argmax(-1).tolist()
+            found.append(tokens)
+        return found
+
+    def close(self) -> None:
+        """No threads to end."""
+
+    @torch.inference_mode()
+    def _forward(self, tokens: list[int], slot: int, kept: int) -> Tensor:
+        cache = self._caches[slot]
+        if cache is None:
+            cache = self._caches[slot] = DynamicCache(config=self._model.config)
+        ids = torch.tensor([tokens], device=self.device)
+        out = self._model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=kept)
+        self.kv.lengths[slot] += len(tokens)
+        return out.logits[0].float().cpu()
