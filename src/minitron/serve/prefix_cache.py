@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
-from torch import Tensor
+from ..engine.buffers import Buffer
 
 Chunk = tuple[int, ...]
 
 
 class _Node:
-    def __init__(self, parent: _Node | None, chunk: Chunk, rows: list[Tensor]) -> None:
+    def __init__(self, parent: _Node | None, chunk: Chunk, rows: list[Buffer]) -> None:
         self.parent, self.chunk, self.rows = parent, chunk, rows
         self.children: dict[Chunk, _Node] = {}
         self.nbytes = sum(part.nbytes for part in rows)
@@ -37,13 +37,13 @@ class PrefixCache:
         self._nodes: OrderedDict[_Node, None] = OrderedDict()
         self.nbytes = 0
 
-    def find(self, tokens: Sequence[int]) -> list[list[Tensor]]:
+    def find(self, tokens: Sequence[int]) -> list[list[Buffer]]:
         """What is known of the whole chunks at the beginning of some tokens, in order; each as `KeyValues.read`."""
         path = self._path(tokens)
         self._touch(path)
         return [node.rows for node in path]
 
-    def insert(self, tokens: Sequence[int], read: Callable[[], list[Tensor]]) -> None:
+    def insert(self, tokens: Sequence[int], read: Callable[[], list[Buffer]]) -> None:
         """Keep the last chunk of some tokens, a whole number of chunks, if those before it are known.
 
         Args:
