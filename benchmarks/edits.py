@@ -24,6 +24,7 @@ from minitron.engine.checksums import checksums
 from minitron.engine.model_weights import weights_of
 from minitron.engine.models import why_not_model
 from minitron.engine.weights import copied, tensors_of
+from minitron.families import family_of
 
 
 def milliseconds(work: Callable[[], Any]) -> float:
@@ -44,7 +45,7 @@ def main() -> None:
     if options.widen > 1:
         model = widened(model, options.widen)
     ids = torch.tensor([tokenizer("Once upon a time there was a little")["input_ids"]])
-    summed = copied(tensors_of(model), "bf16")
+    summed = copied(tensors_of(model), "bf16", family_of(model.config))
     works: dict[str, Callable[[], Any]] = {
         "is it served": lambda: why_not_model(model),
         "weights as they are": lambda: weights_of(model),

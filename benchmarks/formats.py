@@ -52,7 +52,7 @@ def random_weights(config: NemotronConfig, format: str, zeros: float) -> EngineW
     N, K = config.num_attention_heads, config.num_key_value_heads
     norm = Norm(torch.ones(D), torch.zeros(D))
     threshold = -1e9 if zeros == 0 else std * D**0.5 * NormalDist().inv_cdf(zeros)
-    shapes = {"q": (N * H, D), "k": (K * H, D), "v": (K * H, D), "o": (D, N * H), "up": (F, D), "down_t": (F, D)}
+    shapes = {"q": (N * H, D), "k": (K * H, D), "v": (K * H, D), "o": (D, N * H), "up": (F, D), "down": (F, D)}
     layers = [
         LayerWeights(
             N,

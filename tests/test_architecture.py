@@ -31,6 +31,7 @@ LAYERS = {
             "cache",
             "checkpoint",
             "engine_hook",
+            "family_models",
             "finite",
             "head_pruning",
             "heads",

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from .finite import NotFiniteError, check_logits, explain
 from .framework import CACHE_NAMES, TESTED, installed, method_of_generation, with_framework_name
@@ -83,7 +83,7 @@ class GenerationReport:
         return 1 - self.active_neurons / self.seen_neurons if self.seen_neurons else None
 
 
-def report_on(model: EngineDecoding, found: GenerationReport) -> None:
+def report_on(model: EngineDecoding | PreTrainedModel, found: GenerationReport) -> None:
     """Put what ran into the report of the `generate` call in progress, which becomes the model's last one."""
     report = REPORT.get() or GenerationReport()
     report.become(found)

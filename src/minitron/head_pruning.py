@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .config import NemotronConfig
 
 
-def kept_heads(config: NemotronConfig, layer: int) -> tuple[int, int]:
+def kept_heads(config: Any, layer: int) -> tuple[int, int]:
     """Numbers of query heads and key/value heads of a layer, without those in `config.pruned_heads`."""
     pruned = getattr(config, "pruned_heads", None) or {}
     heads = set(pruned.get(layer, pruned.get(str(layer), ())))

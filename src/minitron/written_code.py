@@ -14,13 +14,17 @@ from typing import Any
 
 from torch import nn
 
-from .framework import ALL_ATTENTION_FUNCTIONS
+from .framework import ACT2FN, ALL_ATTENTION_FUNCTIONS
 
-CLASSES: dict[str, type[nn.Module]] = {"Linear": nn.Linear, "Embedding": nn.Embedding}
+CLASSES: dict[str, type[nn.Module]] = {
+    "Linear": nn.Linear,
+    "Embedding": nn.Embedding,
+    "SiLU": type(ACT2FN["silu"]),
+}
 """The classes of the modules of a language model, by name."""
 
 _MATHEMATICS = tuple(f"{__package__}.ops.{name}" for name in ("act", "attention", "autocast", "norm", "rope"))
-_OF_TORCH = ("linear", "embedding", "layer_norm", "relu", "scaled_dot_product_attention")
+_OF_TORCH = ("linear", "embedding", "layer_norm", "relu", "silu", "scaled_dot_product_attention")
 _INHERITED = ("forward", "__call__", "prepare_inputs_for_generation", "_update_model_kwargs_for_generation")
 _ATTENTIONS = ("eager", "sdpa")
 
@@ -40,7 +44,14 @@ def record(module: str) -> None:
             if isinstance(value, FunctionType):
                 _written.setdefault((owner, key), value)
     found = vars(sys.modules[module])
-    CLASSES.update({name: x for name, x in found.items() if isinstance(x, type) and issubclass(x, nn.Module)})
+    package = module.rpartition(".")[0]
+    CLASSES.update(
+        {
+            name: x
+            for name, x in found.items()
+            if isinstance(x, type) and issubclass(x, nn.Module) and x.__module__.startswith(package)
+        }
+    )
     for kind in CLASSES.values():
         names = {key for key, value in vars(kind).items() if isinstance(value, FunctionType)}
         names |= {key for key in _INHERITED if hasattr(kind, key)}

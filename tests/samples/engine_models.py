@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import torch
 from checkpoint_samples import random_state, tiny_config
 
 from minitron import NemotronForCausalLM
+from minitron.engine.matrix import Matrix
+from minitron.engine.quantize import quantize
+from minitron.engine.weights import EngineWeights
 
 VARIANTS = {
     "odd heads": {},
@@ -42,3 +48,23 @@ def tiny_model(dtype: torch.dtype = torch.float32, seed: int = 0, **overrides: o
 
 def some_tokens(count: int, vocabulary: int = 96, seed: int = 1) -> list[int]:
     return torch.randint(vocabulary, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def logits_of(engine: Any, tokens: list[int], read: int, piece: int) -> torch.Tensor:
+    """Logits after each token from `read` on, asked for in pieces."""
+    engine.prefill(tokens[:read])
+    pieces = [engine.step(tokens[i : i + piece]).clone() for i in range(read, len(tokens), piece)]
+    engine.close()
+    return torch.cat(pieces)
+
+
+def unpacked(weights: EngineWeights) -> EngineWeights:
+    """The same numbers in fp32."""
+
+    def wide(matrix: Matrix | None) -> Matrix | None:
+        return None if matrix is None else quantize(matrix.dense(torch.float32), "fp32")
+
+    names = ("q", "k", "v", "o", "up", "down", "gate")
+    layers = [replace(layer, **{name: wide(getattr(layer, name)) for name in names}) for layer in weights.layers]
+    ends: dict[str, Any] = {"embed": wide(weights.embed), "head": wide(weights.head)}
+    return replace(weights, format="fp32", layers=layers, **ends)

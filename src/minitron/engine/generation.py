@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from ..assets import default_draft
 from ..engine_hook import DRAFT_CHOICE, GenerationReport, Speculation, report_on
+from ..family_models import engine_decodes
 from ..finite import NotFiniteError, explain
 from ..framework import CACHE_NAME
-from ..heads import NemotronForCausalLM
 from ..model import check_ids
 from .base import DecodeEngine
 from .kv import KeyValues
@@ -62,7 +62,7 @@ def prepare(model: object, draft: object = None) -> None:
     Raises:
         ValueError: the draft does not fit the model.
     """
-    if not isinstance(model, NemotronForCausalLM) or why_not_model(model):
+    if not engine_decodes(model) or why_not_model(model):
         return
     parts = [weights_of(model)]
     if draft not in (None, "lookup"):
@@ -75,7 +75,7 @@ def prepare(model: object, draft: object = None) -> None:
 
 
 def sample(
-    model: NemotronForCausalLM,
+    model: PreTrainedModel,
     input_ids: Tensor,
     processors: LogitsProcessorList,
     criteria: StoppingCriteriaList,
@@ -128,7 +128,7 @@ def sample(
 
 
 def assisted(
-    model: NemotronForCausalLM,
+    model: PreTrainedModel,
     input_ids: Tensor,
     processors: LogitsProcessorList,
     criteria: StoppingCriteriaList,
@@ -145,7 +145,7 @@ def assisted(
     elif not reason and (config.assistant_ensemble_weight is not None or config.assistant_early_exit is not None):
         reason = "another kind of assistance"
     elif not reason and assistant is not None:
-        other = isinstance(assistant, NemotronForCausalLM) and assistant is not model
+        other = engine_decodes(assistant) and assistant is not model
         reason = f"assistant: {why_not_model(assistant) if other else type(assistant).__name__}"  # type: ignore[arg-type]
         reason = "" if reason == "assistant: " else reason
     elif not reason and lookup is None:
@@ -160,7 +160,7 @@ def assisted(
 
 
 def _speculate(
-    model: NemotronForCausalLM,
+    model: PreTrainedModel,
     input_ids: Tensor,
     rules: Rules,
     draft: object,
@@ -190,7 +190,7 @@ def _speculate(
     return ids
 
 
-def _draft_weights(model: NemotronForCausalLM, draft: object) -> EngineWeights:
+def _draft_weights(model: PreTrainedModel, draft: object) -> EngineWeights:
     vocabulary = model.model.embed_tokens.weight.shape[0]
     if draft == "default":
         smaller = default_draft(model.name_or_path or "")
@@ -199,14 +199,14 @@ def _draft_weights(model: NemotronForCausalLM, draft: object) -> EngineWeights:
             draft = "self"  # the model is the bundled one no longer
     if draft == "self":
         return weights_of(model, SELF_DRAFT_FORMAT)
-    if isinstance(draft, NemotronForCausalLM):
+    if engine_decodes(draft):
         reason = why_not_model(draft)
         if reason:
             raise ValueError(f"draft: the engine does not run this model: {reason}")
         draft = weights_of(draft)
     if not isinstance(draft, EngineWeights):
         raise ValueError(
-            f"draft is {draft!r}; it must be 'default', 'lookup', 'self', a NemotronForCausalLM or its EngineWeights"
+            f"draft is {draft!r}; it must be 'default', 'lookup', 'self', a loaded model or its EngineWeights"
         )
     if draft.vocab_size != vocabulary:
         raise ValueError(
@@ -222,7 +222,7 @@ def _draft_of(folder: Path, changed: int) -> EngineWeights:
     return from_checkpoint(folder)
 
 
-def _report(model: NemotronForCausalLM, engine: DecodeEngine, speculation: Speculation | None = None) -> None:
+def _report(model: PreTrainedModel, engine: DecodeEngine, speculation: Speculation | None = None) -> None:
     counts = engine.active_neurons, engine.seen_neurons
     report_on(model, GenerationReport(engine.name, "", *counts, speculation))
 

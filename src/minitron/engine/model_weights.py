@@ -15,10 +15,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedModel
 
 from ..checkpoint.hf import read_config
 from ..engine_hook import REPORT
+from ..families import family_of
 from ..heads import NemotronForCausalLM
 from ..model import NemotronRotaryEmbedding
 from .checksums import Checksum, checksums
@@ -38,7 +39,7 @@ _copies: weakref.WeakKeyDictionary[nn.Module, dict[str, _Copies]] = weakref.Weak
 _copying = threading.Lock()
 
 
-def weights_of(model: NemotronForCausalLM, format: str | None = None) -> EngineWeights:
+def weights_of(model: PreTrainedModel, format: str | None = None) -> EngineWeights:
     """The model's weights as they are now. Copies are made at the first call, and of what has changed since.
 
     Args:
@@ -55,7 +56,7 @@ def weights_of(model: NemotronForCausalLM, format: str | None = None) -> EngineW
     with _copying:
         formats = _copies.setdefault(model, {})
         before = formats.get(name, _Copies())
-        sums = checksums(copied(tensors, name))
+        sums = checksums(copied(tensors, name, family_of(model.config)))
         same = {key: matrix for key, matrix in before.matrices.items() if sums.get(key) == before.sums[key]}
         weights = from_model(model, name, same)  # type: ignore[arg-type]
         formats[name] = _Copies(sums, same)

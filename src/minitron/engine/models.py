@@ -13,50 +13,59 @@ from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+from transformers import PreTrainedModel
 
-from ..heads import NemotronForCausalLM
-from ..model import NemotronAttention
+from ..families import FAMILIES, Family, family_of
+from ..family_models import causal_lm_class, class_prefix
 from ..ops.autocast import autocast_dtype
+from ..shapes import describe
 from ..written_code import CLASSES, replaced_code
 from .model_weights import GenerationOnlyNemotron
-from .weights import EMBEDDING, HEAD, NORM, WEIGHT_DTYPES, parts_of, tensors_of
+from .weights import EMBEDDING, HEAD, NORM, WEIGHT_DTYPES, norm_eps, parts_of, tensors_of
 
 # The frequencies of the other types ("dynamic", "longrope") change with the length of the text.
 FIXED_ROTATIONS = ("default", "linear", "yarn", "llama3")
 ATTENTIONS = (None, "eager", "sdpa")
-SAME_IN_TRAINING = (
-    "Linear",
-    "Embedding",
-    "SquaredReLU",
-    "NemotronLayerNorm1P",
-    "NemotronRotaryEmbedding",
-    "NemotronMLP",
-)
-"""Modules that compute the same in training mode, in which every new module is."""
+SAME_IN_TRAINING = ("Linear", "Embedding", "SquaredReLU", "SiLU", "LayerNorm1P", "RMSNorm", "RotaryEmbedding", "MLP")
+"""Ends of the names of modules that compute the same in training mode, in which every new module is."""
 PREPARATION = ("prepare_inputs_for_generation", "_update_model_kwargs_for_generation")
 """Methods of transformers between a request and `forward`, which the engine does not call."""
 
 
-def why_not_model(model: NemotronForCausalLM) -> str:
+def why_not_model(model: PreTrainedModel) -> str:
     """Why the engine cannot run this model as it is now; empty if it can."""
     generation_only = isinstance(model, GenerationOnlyNemotron)
     reason = (
-        _why_not_code(model, generation_only) or _why_not_modules(model, generation_only) or _why_not_constants(model)
+        _why_not_code(model, generation_only)
+        or _why_not_config(model)
+        or _why_not_modules(model, generation_only)
+        or _why_not_constants(model)
     )
     return reason if reason or generation_only else _why_not_context() or _why_not_tensors(model)
 
 
-def _why_not_code(model: NemotronForCausalLM, generation_only: bool) -> str:
+def _why_not_code(model: PreTrainedModel, generation_only: bool) -> str:
     replaced = replaced_code()
     if replaced:
         return f"{replaced} was replaced"
-    if not generation_only and type(model) is not CLASSES["NemotronForCausalLM"]:
-        return f"the model is a {type(model).__name__}, not a NemotronForCausalLM"
+    family = FAMILIES.get(getattr(model.config, "model_type", ""))
+    if family is None:
+        return f"model_type is {getattr(model.config, 'model_type', None)!r}"
+    if not generation_only and type(model) is not causal_lm_class(family):
+        return f"the model is a {type(model).__name__}, not a {family.architecture} of this package"
     for name in PREPARATION:
         if name in vars(model):
             return f"the model's {name} was replaced"
     if nn.modules.module._has_any_global_hook():
         return "a hook on all modules"
+    return ""
+
+
+def _why_not_config(model: PreTrainedModel) -> str:
+    try:
+        describe(model.config)
+    except ValueError as error:
+        return str(error)
     return ""
 
 
@@ -73,47 +82,54 @@ def _why_not_context() -> str:
 # --- modules -----------------------------------------------------------------------------------------------------
 
 
-def _why_not_modules(model: NemotronForCausalLM, generation_only: bool) -> str:
-    body = model.model
+def _why_not_modules(model: PreTrainedModel, generation_only: bool) -> str:
+    body, family = model.model, family_of(model.config)
+    prefix, norm = class_prefix(family), norm_class(family)
     reason = (
-        _why_not_module(model, None if generation_only else "NemotronForCausalLM")
-        or _why_not_module(body, "NemotronModel")
-        or _why_not_module(body.embed_tokens, "Embedding")
-        or _why_not_module(body.norm, "NemotronLayerNorm1P")
-        or _why_not_module(body.rotary_emb, "NemotronRotaryEmbedding")
-        or _why_not_module(model.lm_head, "Linear")
+        _why_not_module(model, None if generation_only else type(model))
+        or _why_not_module(body, CLASSES[f"{prefix}Model"])
+        or _why_not_module(body.embed_tokens, CLASSES["Embedding"])
+        or _why_not_module(body.norm, norm)
+        or _why_not_module(body.rotary_emb, CLASSES[f"{prefix}RotaryEmbedding"])
+        or _why_not_module(model.lm_head, CLASSES["Linear"])
     )
     if reason:
         return reason
     if type(body.layers) is not nn.ModuleList:
         return f"the layers are a {type(body.layers).__name__}, not a ModuleList"
+    act = CLASSES["SiLU" if family.gated else "SquaredReLU"]
     layers: list[Any] = list(body.layers)
     for layer in layers:
         reason = (
-            _why_not_module(layer, "NemotronDecoderLayer")
-            or _why_not_module(layer.self_attn, "NemotronAttention")
-            or _why_not_module(layer.mlp, "NemotronMLP")
+            _why_not_module(layer, CLASSES[f"{prefix}DecoderLayer"])
+            or _why_not_module(layer.self_attn, CLASSES[f"{prefix}Attention"])
+            or _why_not_module(layer.mlp, CLASSES[f"{prefix}MLP"])
         )
         if reason:
             return reason
-        if type(layer.mlp.act_fn) is not CLASSES["SquaredReLU"]:
-            act = model.config.hidden_act
-            return f"hidden_act is {act!r}" if act != "relu2" else f"the activation is {layer.mlp.act_fn!r}"
-        for name, module in (*parts_of(layer), ("", layer.mlp.act_fn)):
-            kind = "NemotronLayerNorm1P" if name.endswith("norm") else "Linear" if name else "SquaredReLU"
+        if type(layer.mlp.act_fn) is not act:
+            name, usual = model.config.hidden_act, "silu" if family.gated else "relu2"
+            return f"hidden_act is {name!r}" if name != usual else f"the activation is {layer.mlp.act_fn!r}"
+        for name, module in (*parts_of(layer, family), ("", layer.mlp.act_fn)):
+            kind = norm if name.endswith("norm") else CLASSES["Linear"] if name else act
             reason = _why_not_module(module, kind)
             if reason:
                 return reason
     return ""
 
 
-def _why_not_module(module: nn.Module, kind: str | None) -> str:
-    if kind is not None and type(module) is not CLASSES[kind]:
-        return f"{type(module).__name__} in place of {kind}"
+def norm_class(family: Family) -> type[nn.Module]:
+    """The class of a family's norms."""
+    return CLASSES[class_prefix(family) + {"layernorm1p": "LayerNorm1P", "rmsnorm": "RMSNorm"}[family.norm.kind]]
+
+
+def _why_not_module(module: nn.Module, kind: type[nn.Module] | None) -> str:
+    if kind is not None and type(module) is not kind:
+        return f"{type(module).__name__} in place of {kind.__name__}"
     state = vars(module)
     if "forward" in state or "_hf_hook" in state:
         return f"the forward of a {type(module).__name__} was replaced"
-    if state["training"] and kind not in SAME_IN_TRAINING:
+    if state["training"] and not (kind is not None and kind.__name__.endswith(SAME_IN_TRAINING)):
         return f"a {type(module).__name__} is in training mode"
     for hooks in (state["_forward_hooks"], state["_forward_pre_hooks"]):
         if any(not _only_looks(hook) for hook in hooks.values()):
@@ -126,7 +142,7 @@ def _only_looks(hook: Any) -> bool:
     return getattr(hook, "__module__", "") == "transformers.utils.output_capturing"
 
 
-def _why_not_constants(model: NemotronForCausalLM) -> str:
+def _why_not_constants(model: PreTrainedModel) -> str:
     """Numbers that each module has, of which the engine has one for all or a fixed one."""
     body = model.model
     rotary = body.rotary_emb
@@ -138,12 +154,13 @@ def _why_not_constants(model: NemotronForCausalLM) -> str:
         return "the embedding has a max_norm"
     if not getattr(model.config, "is_causal", True):
         return "config.is_causal is False"
-    if not _is_number(body.norm.eps):
-        return f"the last norm's eps is {body.norm.eps!r}"
+    eps, family = norm_eps(body.norm), family_of(model.config)
+    if not _is_number(eps):
+        return f"the last norm's eps is {eps!r}"
     layers: list[Any] = list(body.layers)
     for index, layer in enumerate(layers):
-        for norm in (layer.input_layernorm, layer.post_attention_layernorm):
-            if not _is_number(norm.eps) or norm.eps != body.norm.eps:
+        for name, norm in parts_of(layer, family):
+            if name.endswith("norm") and (not _is_number(norm_eps(norm)) or norm_eps(norm) != eps):
                 return "norms with several eps"
         reason = _why_not_attention(layer.self_attn, index, layers[0].self_attn.head_dim)
         if reason:
@@ -153,7 +170,7 @@ def _why_not_constants(model: NemotronForCausalLM) -> str:
     return ""
 
 
-def _why_not_attention(attention: NemotronAttention, index: int, head_dim: int) -> str:
+def _why_not_attention(attention: Any, index: int, head_dim: int) -> str:
     implementation = attention.config._attn_implementation
     if implementation not in ATTENTIONS:
         return f"attention implementation {implementation!r}"
@@ -175,7 +192,7 @@ def _is_number(value: object) -> bool:
 # --- tensors -----------------------------------------------------------------------------------------------------
 
 
-def _why_not_tensors(model: NemotronForCausalLM) -> str:
+def _why_not_tensors(model: PreTrainedModel) -> str:
     tensors = tensors_of(model)
     dtype = model.model.embed_tokens.weight.dtype
     if dtype not in WEIGHT_DTYPES:
@@ -194,27 +211,22 @@ def _why_not_tensors(model: NemotronForCausalLM) -> str:
     return f"there is no {missing[0]}" if missing else ""
 
 
-def _shapes(model: NemotronForCausalLM, tensors: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+def _shapes(model: PreTrainedModel, tensors: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
     """The shapes of all tensors that `tensors_of` may return, by name, from the model's widths and numbers of heads."""
+    family = family_of(model.config)
     V, D = model.model.embed_tokens.weight.shape
     found: dict[str, tuple[int, ...]] = {f"{EMBEDDING}.weight": (V, D), f"{HEAD}.weight": (V, D)}
-    norms = [NORM]
+    found |= dict.fromkeys([f"{NORM}.weight", *([f"{NORM}.bias"] if family.norm.bias else [])], (D,))
     layers: list[Any] = list(model.model.layers)
     F = layers[0].mlp.up_proj.weight.shape[0] if layers else 0
     for index, layer in enumerate(layers):
         at, H = f"model.layers.{index}.", layer.self_attn.head_dim
         K = tensors[f"{at}self_attn.k_proj.weight"].shape[0] // H
-        N = K * layer.self_attn.num_key_value_groups
-        matrices = {
-            "self_attn.q_proj": (N * H, D),
-            "self_attn.k_proj": (K * H, D),
-            "self_attn.v_proj": (K * H, D),
-            "self_attn.o_proj": (D, N * H),
-            "mlp.up_proj": (F, D),
-            "mlp.down_proj": (D, F),
-        }
-        for name, (rows, columns) in matrices.items():
-            found[f"{at}{name}.weight"] = (rows, columns)
-            found[f"{at}{name}.bias"] = (rows,)
-        norms += [f"{at}input_layernorm", f"{at}post_attention_layernorm"]
-    return found | {f"{norm}.{kind}": (D,) for norm in norms for kind in ("weight", "bias")}
+        queries = K * layer.self_attn.num_key_value_groups * H
+        sizes = {"channels": D, "queries": queries, "keys": K * H, "neurons": F, "head_dim": H}
+        for part in family.layer:
+            rows = sizes[part.rows]
+            found[f"{at}{part.name}.weight"] = (rows,) if part.columns is None else (rows, sizes[part.columns])
+            if part.bias:
+                found[f"{at}{part.name}.bias"] = (rows,)
+    return found

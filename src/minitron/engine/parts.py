@@ -1,10 +1,11 @@
 """The weights of a causal language model in the form that decoding reads: contiguous rows, each read once.
 
 All matrices of a model are in one of the formats of `engine.matrix`, the embedding too; the head's is `head_format`.
-`down_proj` is stored transposed, so that one MLP neuron is one contiguous row that can be skipped; gains of the norms
-are `1 + weight` in fp32. `engine.weights` makes them from a model in memory or a checkpoint on disk; importing this
-file does not import torch. Letters of shapes: D hidden, N query heads, K key/value heads, H head_dim, F MLP neurons,
-V vocabulary, S positions, R rotated channels.
+Nemotron's `down_proj` is stored transposed, so that one MLP neuron is one contiguous row that can be skipped; neurons
+of a gated MLP are hardly ever zero, and its `down_proj` stays as it is. Gains of the norms are what normalized values
+are multiplied with, in fp32. `engine.weights` makes the weights from a model in memory or a checkpoint on disk;
+importing this file does not import torch. Letters of shapes: D hidden, N query heads, K key/value heads, H head_dim,
+F MLP neurons, V vocabulary, S positions, R rotated channels.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class Norm:
-    """Layer norm: `gain` (1 + the stored weight) and `offset`, both (D,) fp32."""
+    """Layer norm: `gain` (Nemotron: 1 + the stored weight) and `offset`, both (D,) fp32. RMSNorm has no offset."""
 
     gain: Buffer
-    offset: Buffer
+    offset: Buffer | None
 
 
 @dataclass
@@ -43,6 +44,10 @@ class Constants:
     """Of the rotation, fp32 (R / 2,)."""
     attention_scaling: float
     """Factor on the cosines and sines of the rotation."""
+    gated: bool = False
+    """Whether the MLP is `down(silu(gate(x)) * up(x))`; otherwise it is `down(relu(up(x)) ** 2)`."""
+    norm_offset: float = 1.0
+    """Added to the stored weights of norms."""
 
 
 @dataclass
@@ -58,17 +63,22 @@ class LayerWeights:
     o: Matrix
     mlp_norm: Norm
     up: Matrix
-    down_t: Matrix
-    """(F, D): row f is what neuron f adds to the residual stream."""
+    down: Matrix
+    """(D, F); without a gate its transpose (F, D), whose row f is what neuron f adds to the residual stream."""
     qkv_bias: Buffer | None
     o_bias: Buffer | None
     up_bias: Buffer | None
     down_bias: Buffer | None
+    gate: Matrix | None = None
+    gate_bias: Buffer | None = None
+    query_norm: Buffer | None = None
+    """Gain (H,) fp32 of the RMSNorm of each query head before rotation; None if there is none."""
+    key_norm: Buffer | None = None
 
     @property
     def matrices(self) -> tuple[Matrix, ...]:
-        """All six."""
-        return self.q, self.k, self.v, self.o, self.up, self.down_t
+        """All six, or seven with the gate."""
+        return self.q, self.k, self.v, self.o, self.up, self.down, *([] if self.gate is None else [self.gate])
 
 
 @dataclass
@@ -116,8 +126,9 @@ class EngineWeights:
 
     def bytes_per_token(self, active: float = 1.0) -> float:
         """Bytes of weights that decoding one token reads when the share `active` of MLP neurons is not zero."""
-        dense = sum(m.nbytes for layer in self.layers for m in layer.matrices[:-1]) + self.head.nbytes
-        return dense + active * sum(layer.down_t.nbytes for layer in self.layers)
+        every = sum(matrix.nbytes for layer in self.layers for matrix in layer.matrices) + self.head.nbytes
+        skippable = 0 if self.constants.gated else sum(layer.down.nbytes for layer in self.layers)
+        return every - (1 - active) * skippable
 
     def rotary_tables(self, positions: int) -> tuple[Buffer, Buffer]:
         """Cosines and sines (S, R / 2) fp32 for positions 0 to S - 1."""
@@ -177,8 +188,12 @@ def assemble(constants: Constants, source: Source, format: str) -> EngineWeights
         return of_kind(np.concatenate(parts), embed.data)
 
     def norm(module: str) -> Norm:
-        gain = source.vector(f"{module}.weight") + np.float32(1.0)
-        return Norm(of_kind(gain, embed.data), of_kind(source.vector(f"{module}.bias"), embed.data))
+        gain = source.vector(f"{module}.weight") + np.float32(constants.norm_offset)
+        return Norm(of_kind(gain, embed.data), bias(module))
+
+    def gain_of_heads(module: str) -> Buffer | None:
+        name = f"{module}.weight"
+        return None if source.shape(name) is None else of_kind(source.vector(name), embed.data)
 
     layers = []
     for index in range(constants.num_layers):
@@ -192,11 +207,15 @@ def assemble(constants: Constants, source: Source, format: str) -> EngineWeights
                 **{name: source.rows(f"{attn}{name}_proj.weight", format) for name in "qkvo"},
                 mlp_norm=norm(f"{at}post_attention_layernorm"),
                 up=source.rows(f"{mlp}up_proj.weight", format),
-                down_t=source.transposed(f"{at}{DOWN}", format),
+                down=(source.rows if constants.gated else source.transposed)(f"{at}{DOWN}", format),
                 qkv_bias=bias(*(f"{attn}{name}_proj" for name in "qkv")),
                 o_bias=bias(f"{attn}o_proj"),
                 up_bias=bias(f"{mlp}up_proj"),
                 down_bias=bias(f"{mlp}down_proj"),
+                gate=source.rows(f"{mlp}gate_proj.weight", format) if constants.gated else None,
+                gate_bias=bias(f"{mlp}gate_proj"),
+                query_norm=gain_of_heads(f"{attn}q_norm"),
+                key_norm=gain_of_heads(f"{attn}k_norm"),
             )
         )
     head = embed if constants.tied else source.rows(f"{HEAD}.weight", head_format(format))

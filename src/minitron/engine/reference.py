@@ -113,11 +113,15 @@ class ReferenceEngine(DecodeEngine):
             qkv = qkv + layer.qkv_bias
         qkv = qkv.view(T, -1, H).transpose(0, 1)
         N, K = layer.num_heads, layer.num_key_value_heads
+        q, k, v = qkv[:N], qkv[N : N + K], qkv[N + K :]
+        if layer.query_norm is not None and layer.key_norm is not None:
+            eps = self.weights.constants.norm_eps
+            q, k = (_norm(x, Norm(gain, None), eps) for x, gain in ((q, layer.query_norm), (k, layer.key_norm)))
         cos, sin = (table[begin:end].to(x.dtype) for table in self.kv.rotary)
-        q = _rotate(qkv[:N], cos, sin).to(normed.dtype)
+        q = _rotate(q, cos, sin).to(normed.dtype)
         keys, values = self.kv.keys[index][slot], self.kv.values[index][slot]
-        keys[:, begin:end] = _rotate(qkv[N : N + K], cos, sin).to(keys.dtype)
-        values[:, begin:end] = qkv[N + K :].to(values.dtype)
+        keys[:, begin:end] = _rotate(k, cos, sin).to(keys.dtype)
+        values[:, begin:end] = v.to(values.dtype)
         mask = None
         if begin and T > 1:
             mask = torch.arange(end) <= torch.arange(begin, end)[:, None]
@@ -134,14 +138,17 @@ class ReferenceEngine(DecodeEngine):
 
     def _mlp(self, x: Tensor, layer: LayerWeights, count: bool) -> Tensor:
         dtype = self.weights.dtype
-        h = _product(_norm(x, layer.mlp_norm, self.weights.constants.norm_eps), layer.up, dtype)
-        if layer.up_bias is not None:
-            h = (h.to(x.dtype) + layer.up_bias).to(h.dtype)
-        h = h.relu_().square_()
+        normed = _norm(x, layer.mlp_norm, self.weights.constants.norm_eps)
+        h = _biased(_product(normed, layer.up, dtype), layer.up_bias, x.dtype)
+        if layer.gate is None:
+            h = h.relu_().square_()
+        else:
+            h = F.silu(_biased(_product(normed, layer.gate, dtype), layer.gate_bias, x.dtype)) * h
         if count:
             self._active += int(h.count_nonzero())
             self._seen += h.numel()
-        out = (h @ layer.down_t.dense(dtype)).to(x.dtype)
+        down = layer.down.dense(dtype)
+        out = (h @ (down if layer.gate is None else down.T)).to(x.dtype)
         return out if layer.down_bias is None else out + layer.down_bias
 
 
@@ -155,7 +162,14 @@ def _product(x: Tensor, matrix: Matrix, dtype: torch.dtype) -> Tensor:
     return torch.cat([F.linear(x, matrix.dense(dtype, *piece)) for piece in pieces], dim=-1)
 
 
+def _biased(x: Tensor, bias: Tensor | None, wide: torch.dtype) -> Tensor:
+    """x plus a bias, summed in a wider dtype."""
+    return x if bias is None else (x.to(wide) + bias).to(x.dtype)
+
+
 def _norm(x: Tensor, norm: Norm, eps: float) -> Tensor:
+    if norm.offset is None:
+        return F.rms_norm(x, x.shape[-1:], norm.gain.to(x.dtype), eps)
     return F.layer_norm(x, x.shape[-1:], norm.gain.to(x.dtype), norm.offset.to(x.dtype), eps)
 
 

@@ -10,19 +10,21 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from .. import pages
 from ..checkpoint.hf import open_hf
 from ..checkpoint.tensors import LazyTensor
-from ..config import NemotronConfig
+from ..families import Family, family_of
+from ..family_models import rotary_of
 from ..finite import NotFiniteError
 from ..head_pruning import kept_heads
-from ..heads import NemotronForCausalLM
-from ..model import NemotronDecoderLayer, NemotronRotaryEmbedding
+from ..shapes import describe
 from .matrix import Format, Matrix, row_bytes
 from .parts import DOWN, EMBEDDING, HEAD, NORM, Constants, EngineWeights, LayerWeights, Norm, assemble, head_format
 from .quantize import PLAIN, quantize, quantize_blocks
@@ -43,6 +45,7 @@ __all__ = [
     "from_checkpoint",
     "from_model",
     "head_format",
+    "norm_eps",
     "parts_of",
     "tensors_of",
     "weight_bytes",
@@ -52,28 +55,29 @@ WEIGHT_DTYPES = (torch.bfloat16, torch.float32)
 """What the decode kernels read where weights are not quantized. The reference takes any floating dtype."""
 
 
-def weight_bytes(config: NemotronConfig, format: Format) -> int:
+def weight_bytes(config: PreTrainedConfig, format: Format) -> int:
     """Bytes of a model's matrices in a format, without bf12's escapes (below a percent for real weights)."""
-    D, F, V = config.hidden_size, config.intermediate_size, config.vocab_size
-    H: int = config.head_dim  # type: ignore[assignment]
+    shape = describe(config)
+    D, H, V = shape.hidden, shape.head_dim, shape.vocab
 
     def size(rows: int, columns: int, format: str = format) -> int:
         return rows * row_bytes(format, columns) + (8 * rows + 4 if format == "bf12" else 0)
 
-    total = size(V, D, head_format(format)) + (0 if config.tie_word_embeddings else size(V, D))
-    for index in range(config.num_hidden_layers):
+    total = size(V, D, head_format(format)) + (0 if shape.tied else size(V, D))
+    for index in range(shape.layers):
         heads, groups = kept_heads(config, index)
-        total += size(heads * H, D) + 2 * size(groups * H, D) + size(D, heads * H) + 2 * size(F, D)
+        total += size(heads * H, D) + 2 * size(groups * H, D) + size(D, heads * H)
+        total += 2 * size(shape.ffn, D) + size(D, shape.ffn) if shape.family.gated else 2 * size(shape.ffn, D)
     return total
 
 
 def from_model(
-    model: NemotronForCausalLM, format: Format | None = None, copies: dict[str, Matrix] | None = None
+    model: PreTrainedModel, format: Format | None = None, copies: dict[str, Matrix] | None = None
 ) -> EngineWeights:
     """The weights of a model on the CPU.
 
     Args:
-        model: its matrices are shared, except `down_proj`, if the format is that of their dtype.
+        model: its matrices are shared, except Nemotron's `down_proj`, if the format is that of their dtype.
         format: that of the model's dtype if None.
         copies: matrices that are not shared, by the names of their parameters. Those that it contains are reused; the
             others are made and added to it.
@@ -143,66 +147,71 @@ class _CheckpointSource(_Tensors):
         return quantize(out, format)  # type: ignore[arg-type]
 
 
-def copied(tensors: dict[str, Tensor], format: str) -> dict[str, Tensor]:
+def copied(tensors: dict[str, Tensor], format: str, family: Family) -> dict[str, Tensor]:
     """The matrices of a model that `from_model` copies for a format; it shares the others."""
     own = format_of(tensors[f"{EMBEDDING}.weight"].dtype)
     return {
-        name: tensor for name, tensor in tensors.items() if tensor.dim() == 2 and (format != own or name.endswith(DOWN))
+        name: tensor
+        for name, tensor in tensors.items()
+        if tensor.dim() == 2 and (format != own or (name.endswith(DOWN) and not family.gated))
     }
 
 
-def constants_of(model: NemotronForCausalLM) -> Constants:
+def constants_of(model: PreTrainedModel) -> Constants:
     """The constants that the model's modules have now."""
     body = model.model
-    first = body.layers[0] if len(body.layers) else None
+    first: Any = body.layers[0] if len(body.layers) else None
+    family = family_of(model.config)
     return Constants(
         len(body.layers),
-        model.config.head_dim if first is None else first.self_attn.head_dim,  # type: ignore[arg-type, union-attr]
-        model.config.intermediate_size if first is None else first.mlp.up_proj.weight.shape[0],  # type: ignore[arg-type, union-attr]
-        body.norm.eps,
+        describe(model.config).head_dim if first is None else first.self_attn.head_dim,
+        model.config.intermediate_size if first is None else first.mlp.up_proj.weight.shape[0],
+        norm_eps(body.norm),
         model.lm_head.weight is body.embed_tokens.weight,
         _frequencies(body.rotary_emb),
         body.rotary_emb.attention_scaling,
+        family.gated,
+        family.norm.offset,
     )
 
 
-def constants_from_config(config: NemotronConfig) -> Constants:
+def constants_from_config(config: PreTrainedConfig) -> Constants:
     """The constants of a new model of this configuration."""
-    rotary = NemotronRotaryEmbedding(config)
+    shape, rotary = describe(config), rotary_of(config)
     return Constants(
-        config.num_hidden_layers,
-        config.head_dim,  # type: ignore[arg-type]
-        config.intermediate_size,
-        config.norm_eps,
-        config.tie_word_embeddings,
+        shape.layers,
+        shape.head_dim,
+        shape.ffn,
+        shape.norm_eps,
+        shape.tied,
         _frequencies(rotary),
         rotary.attention_scaling,
+        shape.family.gated,
+        shape.family.norm.offset,
     )
 
 
-def _frequencies(rotary: NemotronRotaryEmbedding) -> np.ndarray:
-    return rotary.inv_freq.detach().float().contiguous().numpy()
+def _frequencies(rotary: torch.nn.Module) -> np.ndarray:
+    return rotary.get_buffer("inv_freq").detach().float().contiguous().numpy()
 
 
-def parts_of(layer: NemotronDecoderLayer) -> Iterator[tuple[str, torch.nn.Module]]:
+def norm_eps(norm: torch.nn.Module) -> float:
+    """The epsilon of a norm module, of this package or of transformers."""
+    return getattr(norm, "variance_epsilon" if hasattr(norm, "variance_epsilon") else "eps")
+
+
+def parts_of(layer: torch.nn.Module, family: Family) -> Iterator[tuple[str, torch.nn.Module]]:
     """The modules of a layer that have weights, with their names within it."""
-    attention, mlp = layer.self_attn, layer.mlp
-    yield "input_layernorm", layer.input_layernorm
-    yield "self_attn.q_proj", attention.q_proj
-    yield "self_attn.k_proj", attention.k_proj
-    yield "self_attn.v_proj", attention.v_proj
-    yield "self_attn.o_proj", attention.o_proj
-    yield "post_attention_layernorm", layer.post_attention_layernorm
-    yield "mlp.up_proj", mlp.up_proj
-    yield "mlp.down_proj", mlp.down_proj
+    for part in family.layer:
+        yield part.name, layer.get_submodule(part.name)
 
 
-def tensors_of(model: NemotronForCausalLM) -> dict[str, Tensor]:
+def tensors_of(model: PreTrainedModel) -> dict[str, Tensor]:
     """The tensors that the model's modules use now, by their names in a checkpoint; a tied head too."""
-    body = model.model
+    body, family = model.model, family_of(model.config)
     modules = {EMBEDDING: body.embed_tokens, NORM: body.norm, HEAD: model.lm_head}
     for index, layer in enumerate(body.layers):
-        modules |= {f"model.layers.{index}.{name}": module for name, module in parts_of(layer)}  # type: ignore[arg-type]
+        modules |= {f"model.layers.{index}.{name}": module for name, module in parts_of(layer, family)}
     found = {}
     for name, module in modules.items():
         for kind in ("weight", "bias"):

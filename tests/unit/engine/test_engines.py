@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from engine_models import VARIANTS, some_tokens, tiny_model
+from engine_models import VARIANTS, logits_of, some_tokens, tiny_model, unpacked
 
 from minitron.engine.cpu import engine as cpu
-from minitron.engine.matrix import Format, Matrix
-from minitron.engine.quantize import quantize
+from minitron.engine.matrix import Format
 from minitron.engine.reference import ReferenceEngine
 from minitron.engine.weights import EngineWeights, from_model
 
 ENGINES = {"reference": ReferenceEngine, "cpu": cpu.CpuEngine}
-
-
-def logits_of(engine, tokens: list[int], read: int, piece: int) -> torch.Tensor:
-    """Logits after each token from `read` on, asked for in pieces."""
-    engine.prefill(tokens[:read])
-    pieces = [engine.step(tokens[i : i + piece]).clone() for i in range(read, len(tokens), piece)]
-    engine.close()
-    return torch.cat(pieces)
 
 
 @pytest.mark.parametrize("kind", ENGINES)
@@ -49,17 +39,6 @@ def test_reference_in_float64_is_the_model() -> None:
     found = logits_of(ReferenceEngine(weights, 24), tokens, 10, 3)
     with torch.inference_mode():
         assert torch.allclose(found, model(torch.tensor([tokens])).logits[0, 10:], rtol=0, atol=2e-5)
-
-
-def unpacked(weights: EngineWeights) -> EngineWeights:
-    """The same numbers in fp32."""
-
-    def wide(matrix: Matrix) -> Matrix:
-        return quantize(matrix.dense(torch.float32), "fp32")
-
-    names = ("q", "k", "v", "o", "up", "down_t")
-    layers = [replace(layer, **{name: wide(getattr(layer, name)) for name in names}) for layer in weights.layers]
-    return replace(weights, format="fp32", embed=wide(weights.embed), head=wide(weights.head), layers=layers)
 
 
 @pytest.mark.parametrize("variant", ["odd heads", "biases, tied", "odd widths", "no layers"])
@@ -153,7 +132,7 @@ def test_rows_of_zero_neurons_are_not_read() -> None:
     tokens = some_tokens(10)
     expected = logits_of(cpu.CpuEngine(weights, 10), tokens, 2, 1)
     for layer in weights.layers:
-        layer.down_t.data[::2] = torch.nan
+        layer.down.data[::2] = torch.nan
     assert torch.equal(logits_of(cpu.CpuEngine(weights, 10), tokens, 2, 1), expected)
 
 
@@ -237,7 +216,7 @@ def test_packing_shares_all_but_the_transposed_matrix() -> None:
     weights: EngineWeights = from_model(model)
     attn = model.model.layers[0].self_attn
     assert weights.layers[0].q.data.data_ptr() == attn.q_proj.weight.data_ptr()
-    assert torch.equal(weights.layers[1].down_t.data, model.model.layers[1].mlp.down_proj.weight.T)
+    assert torch.equal(weights.layers[1].down.data, model.model.layers[1].mlp.down_proj.weight.T)
     assert weights.nbytes == 4 * sum(p.numel() for n, p in model.named_parameters() if "norm" not in n)
 
 

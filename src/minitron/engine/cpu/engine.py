@@ -18,7 +18,7 @@ import numpy as np
 from ...finite import check_logits
 from ...pages import SMALL
 from ..base import MAX_TOKENS, MOST_STOPS, DecodeEngine
-from ..buffers import address, most_threads, zeros
+from ..buffers import Buffer, address, most_threads, zeros
 from ..kv import KeyValues
 from ..matrix import BLOCK, FORMATS, PLAIN_BYTES, Matrix
 from ..parts import EngineWeights, Norm
@@ -94,7 +94,7 @@ class CpuEngine(DecodeEngine):
         ends = (address(weights.embed.data), address(weights.head.data), *extras, *_norm_at(weights.norm))
         self._arguments = (
             self._sync,
-            tuple(np.zeros(0, KINDS[name]) for name in _kinds(weights)),
+            (*(np.zeros(0, KINDS[name]) for name in _kinds(weights)), np.zeros(0, _mlp_kind(weights))),
             self._batch,
             self._tokens,
             self._slot_mapping,
@@ -280,12 +280,18 @@ def _kinds(weights: EngineWeights) -> tuple[str, ...]:
     return weights.format, weights.plain_format, weights.embed.format, weights.head.format
 
 
+def _mlp_kind(weights: EngineWeights) -> np.dtype:
+    """Which MLP the step is compiled for."""
+    return compiled.GATED if weights.constants.gated else compiled.RELU2
+
+
 def _compile(weights: EngineWeights, arguments: tuple[Any, ...]) -> None:
     """Load the compiled step from the cache or compile it."""
     kinds = _kinds(weights)
     others = sorted({kind for kind in kinds[2:] if kind != weights.format})
+    gated = "a gated MLP, " if _mlp_kind(weights) == compiled.GATED else ""
     also = f" ({' and '.join(others)} embedding or head)" if others else ""
-    with compiling(f"the decode kernels for {weights.format} weights{also}, {kinds[1]} cache"):
+    with compiling(f"the decode kernels for {weights.format} weights{also}, {gated}{kinds[1]} cache"):
         compiled.run(-1, 1, *arguments)
 
 
@@ -294,25 +300,28 @@ def _scratch(weights: EngineWeights, capacity: int, threads: int, run: int) -> t
 
     Per thread the residual stream, its normalized copy and, twice, vectors staged for products; qkv, attended heads
     and their projection; hidden neurons, lists of active ones and sums of runs of neurons; logits; per thread
-    attention scores.
+    attention scores; gates. Of the MLP only what its kind needs.
     """
     D, F, H, M = weights.hidden_size, weights.constants.intermediate_size, weights.constants.head_dim, MAX_TOKENS
     heads = max((layer.num_heads for layer in weights.layers), default=1)
     all_heads = max((layer.num_heads + 2 * layer.num_key_value_heads for layer in weights.layers), default=1)
     each = max((layer.num_heads // layer.num_key_value_heads for layer in weights.layers), default=1)
     padded = -(-D // BLOCK) * BLOCK
+    gated = _mlp_kind(weights) == compiled.GATED
+    longest = max(D, heads * H, F if gated else 0)
     shapes = (
         (threads, M, padded),
         (threads, M, D),
-        (threads, 2, max(M, each), -(-max(D, heads * H) // BLOCK) * STAGED_BLOCK),
+        (threads, 2, max(M, each), -(-longest // BLOCK) * STAGED_BLOCK),
         (M * all_heads * H,),
         (M * heads * H,),
         (M, D),
         (M, F),
-        (M, F),
-        (-(-F // run), M, padded),
+        (0 if gated else M, F),
+        (0 if gated else -(-F // run), M, padded),
         (M, weights.vocab_size),
         (threads, each * capacity),
+        (M if gated else 0, F),
     )
     # Aligned to cache lines: sixteen numbers that lie in two lines take twice as long.
     return tuple(
@@ -325,23 +334,32 @@ def _layer_table(weights: EngineWeights, kv: KeyValues) -> np.ndarray:
     table = np.zeros((len(weights.layers), compiled.LAYER_COLUMNS), np.int64)
     for index, layer in enumerate(weights.layers):
         biases = (layer.qkv_bias, layer.o_bias, layer.up_bias, layer.down_bias)
+        matrices = [layer.q, layer.k, layer.v, layer.o, layer.up, layer.down, layer.gate]
         table[index] = (
             *_norm_at(layer.attention_norm),
             *_norm_at(layer.mlp_norm),
-            *(0 if bias is None else address(bias) for bias in biases),
-            *(address(matrix.data) for matrix in layer.matrices),
-            *(_extras_at(matrix) for matrix in layer.matrices),
+            *(_at(bias) for bias in biases),
+            *(_at(None if matrix is None else matrix.data) for matrix in matrices),
+            *(_extras_at(matrix) for matrix in matrices),
             address(kv.keys[index]),
             address(kv.values[index]),
             layer.num_heads,
             layer.num_key_value_heads,
+            _at(layer.query_norm),
+            _at(layer.key_norm),
+            _at(layer.gate_bias),
         )
     return table
 
 
-def _extras_at(matrix: Matrix) -> int:
-    return 0 if matrix.extras is None else address(matrix.extras)
+def _extras_at(matrix: Matrix | None) -> int:
+    return 0 if matrix is None else _at(matrix.extras)
+
+
+def _at(buffer: Buffer | None) -> int:
+    """The address of a buffer; 0 if there is none."""
+    return 0 if buffer is None else address(buffer)
 
 
 def _norm_at(norm: Norm) -> tuple[int, int]:
-    return address(norm.gain), address(norm.offset)
+    return address(norm.gain), _at(norm.offset)

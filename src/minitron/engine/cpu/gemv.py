@@ -62,6 +62,12 @@ def squared_relu_reference(h: Array) -> Array:
     return np.square(np.maximum(h, 0))
 
 
+def silu_reference(x: Array) -> Array:
+    """`x / (1 + exp(-x))` in float64, elementwise."""
+    x = x.astype(np.float64)
+    return x / (1 + np.exp(-x))
+
+
 def down_reference(w_t: Array, h: Array) -> Array:
     """`h @ w_t` in float64: the down projection w_t (F, D), activations h (M, F) to (M, D)."""
     return h.astype(np.float64) @ widen_reference(w_t)
@@ -160,6 +166,14 @@ def squared_relu_list(h: Array, active: Array, start: int, stop: int) -> int:
         found[n] = start + f  # overwritten by the next neuron unless this one counts
         n += v != np.float32(0)
     return n
+
+
+@njit(**LEAF)
+def times_silu(gate: Array, h: Array) -> None:
+    """`h *= silu(gate)`, elementwise and in place; silu(x) is x / (1 + exp(-x)). Both are (n,) float32."""
+    for f in range(h.shape[0]):
+        small = exp_of(-abs(gate[f]))
+        h[f] *= gate[f] * ((np.float32(1) if gate[f] >= 0 else small) / (np.float32(1) + small))
 
 
 @njit(**LEAF)

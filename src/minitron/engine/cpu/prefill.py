@@ -3,8 +3,8 @@
 Products are in the weights' dtype (bf16 for quantized formats), the residual stream and the norms in fp32. The products
 take nearly all the time, so allocations must not add to it: a tensor of some megabytes that is allocated anew consists
 of untouched pages, and touching them costs more than the arithmetic. An odd number of rows is padded with one row,
-because oneDNN multiplies an odd number of bf16 rows a quarter slower. `down_proj` is used as it is stored, transposed,
-which makes its product a twentieth slower. Quantized formats are unpacked by Numba.
+because oneDNN multiplies an odd number of bf16 rows a quarter slower. Nemotron's `down_proj` is used as it is stored,
+transposed, which makes its product a twentieth slower. Quantized formats are unpacked by Numba.
 """
 
 from __future__ import annotations
@@ -68,7 +68,10 @@ class Prefill:
         self._moments = torch.empty(2, rows, 1)
         self._q, self._k, self._v = (torch.empty(rows * n * H, dtype=dtype) for n in (heads, groups, groups))
         self._turned = torch.empty(3, rows * heads * self._kv.rotary[0].shape[1])
-        self._h = torch.empty(rows, weights.constants.intermediate_size, dtype=dtype)
+        gated = any(layer.gate is not None for layer in weights.layers)
+        self._h, self._gate = (
+            torch.empty(rows if used else 0, weights.constants.intermediate_size, dtype=dtype) for used in (True, gated)
+        )
         largest = max((m.shape[0] * m.shape[1] for layer in weights.layers for m in layer.matrices), default=0)
         self._plain = torch.empty(0 if weights.format in PLAIN_BYTES else largest, dtype=dtype)
 
@@ -91,6 +94,7 @@ class Prefill:
         """Store keys and values in the cache."""
         N, K = layer.num_heads, layer.num_key_value_heads
         k = self._project(normed, layer.k, self._k, layer.qkv_bias, N)[:T]
+        self._norm_heads(k, layer.key_norm)
         self._rotate(k, begin)
         self._kv.keys[index][slot][:, begin : begin + T] = k.transpose(0, 1)
         v = self._project(normed, layer.v, self._v, layer.qkv_bias, N + K)[:T]
@@ -108,6 +112,7 @@ class Prefill:
         end, rows = begin + T, len(normed)
         width = layer.q.shape[0]
         q = self._project(normed, layer.q, self._q, layer.qkv_bias, 0)[:T]
+        self._norm_heads(q, layer.query_norm)
         self._rotate(q, begin)
         keys, values = self._kv.keys[index][slot], self._kv.values[index][slot]
         mask = torch.arange(end) <= torch.arange(begin, end)[:, None] if begin else None
@@ -126,16 +131,34 @@ class Prefill:
     def _mlp(self, x: Tensor, layer: LayerWeights) -> Tensor:
         rows = len(x)
         h, out = self._h[:rows], self._narrow[:rows]
-        self._multiply(self._normed(x, layer.mlp_norm), self._dense(layer.up).T, h, layer.up_bias)
-        return self._multiply(h.relu_().square_(), self._dense(layer.down_t), out, layer.down_bias)
+        normed = self._normed(x, layer.mlp_norm)
+        self._multiply(normed, self._dense(layer.up).T, h, layer.up_bias)
+        if layer.gate is None:
+            return self._multiply(h.relu_().square_(), self._dense(layer.down), out, layer.down_bias)
+        gate = self._multiply(normed, self._dense(layer.gate).T, self._gate[:rows], layer.gate_bias)
+        h.mul_(F.silu(gate, inplace=True))
+        return self._multiply(h, self._dense(layer.down).T, out, layer.down_bias)
 
     def _normed(self, x: Tensor, norm: Norm) -> Tensor:
         rows, D = x.shape
         wide, (mean, scale) = self._wide[:rows], self._moments[:, :rows]
         eps = self._weights.constants.norm_eps
+        if norm.offset is None:
+            torch.square(x, out=wide)
+            torch.mean(wide, -1, keepdim=True, out=scale)
+            scale.add_(eps).rsqrt_()
+            torch.mul(x, scale, out=wide).mul_(norm.gain)
+            return self._narrow[:rows].copy_(wide)
         into = {"out0": wide, "out1": mean, "out2": scale}
         torch.ops.aten.native_layer_norm.out(x, (D,), norm.gain, norm.offset, eps, **into)
         return self._narrow[:rows].copy_(wide)
+
+    def _norm_heads(self, heads: Tensor, gain: Tensor | None) -> None:
+        """Divide heads (T, heads, H) by their root mean squares in place, where the model has norms of heads."""
+        if gain is not None:
+            wide = heads.float()
+            scale = wide.square().mean(-1, keepdim=True).add_(self._weights.constants.norm_eps).rsqrt_()
+            heads.copy_(wide.mul_(scale).mul_(gain))
 
     def _rotate(self, heads: Tensor, begin: int) -> None:
         """Rotate the first channels of heads (T, heads, H) in place, as `ops.rope`."""

@@ -2,7 +2,8 @@
 
 Arrays of different layers have different addresses, so layers come as a table of addresses; the Python side
 (`engine.cpu.engine`) keeps the arrays alive. The step is compiled for each format of the weights when it is first
-used: `kind` and `kv_kind`, empty arrays, say by their dtype how matrices, and keys and values, are stored. Letters: M
+used: `kind` and `kv_kind`, empty arrays, say by their dtype how matrices, and keys and values, are stored; that of
+`mlp_kind` says which MLP is computed (`RELU2` or `GATED`), and no model pays for the other one. Letters: M
 new tokens, D hidden, W heads * H, H head_dim, F MLP neurons, V vocabulary, S positions, T threads. Activations and sums
 are fp32 throughout; nothing is rounded between layers but the keys and values.
 
@@ -21,7 +22,7 @@ import numpy as np
 from numba import carray, njit, types  # type: ignore[reportPrivateImportUsage] (documented as public)
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
-from numba.np.numpy_support import as_dtype
+from numba.np.numpy_support import as_dtype, from_dtype
 
 from . import dots, formats, gemv, lanes, tiles
 from . import threads as threads_file
@@ -33,11 +34,12 @@ from .threads import STOP, TASK, atomic_add, atomic_load, atomic_store, barrier,
 
 # Columns of the table of layers: addresses, and the two head counts. An address of 0 means that there is none.
 GAIN_1, OFFSET_1, GAIN_2, OFFSET_2, QKV_BIAS, O_BIAS, UP_BIAS, DOWN_BIAS = range(8)
-Q, K, V, O, UP, DOWN = range(8, 14)  # noqa: E741 (the usual letters)
-EXTRAS = 6
+Q, K, V, O, UP, DOWN, GATE = range(8, 15)  # noqa: E741 (the usual letters)
+EXTRAS = 7
 """Columns from a matrix's address to that of its extras."""
-KEYS, VALUES, HEADS, KV_HEADS = range(20, 24)
-LAYER_COLUMNS = 24
+KEYS, VALUES, HEADS, KV_HEADS = range(22, 26)
+QUERY_NORM, KEY_NORM, GATE_BIAS = range(26, 29)
+LAYER_COLUMNS = 29
 # Columns of the table of tensors outside the layers.
 EMBED, HEAD, EMBED_EXTRAS, HEAD_EXTRAS, GAIN, OFFSET = range(6)
 # Sizes.
@@ -45,13 +47,19 @@ HIDDEN, NEURONS, VOCABULARY, HEAD_DIM, CAPACITY, RUN_OF_NEURONS, IN_TURN = range
 # What a call computes: M, the first token whose logits are needed, and how many further tokens to choose greedily after
 # each, each the input of the next step. The call writes to CHOSEN how many it has chosen.
 TOKENS, FIRST_LOGITS, GREEDY, CHOSEN = range(4)
+MLP_KIND = 4
+"""Index in `kinds`."""
 # Counters of the parts of work that threads take as they become free: `threads.take`.
-ATTENTION, PROJECTION, MLP, HEAD_ROWS = (np.int64(counter) for counter in range(4))
+ATTENTION, PROJECTION, MLP, HEAD_ROWS, DOWN_ROWS = (np.int64(counter) for counter in range(5))
 PARTS_OF_A_THREAD, LEAST_PART = 4, 128
 """Rows of a matrix are divided into so many parts for each thread, of at least so many rows."""
 # Rows of the mapping of new tokens into the KV cache: their positions, and the slots of their sequences.
 POSITIONS, SLOTS = range(2)
 
+
+# Dtypes of `mlp_kind`.
+RELU2, GATED = np.dtype(np.uint8), np.dtype(np.int8)
+_GATED = from_dtype(GATED)
 
 WHOLE: Any = {**FAST, "inline": "always"}
 """For the functions that make up the step. Not inlined, each would be optimized again in every function that calls it,
@@ -143,8 +151,26 @@ def _add(values, out):  # type: ignore[no-untyped-def]
 
 
 @njit(**FAST)
-def _layer_norm(x, gain_at, offset_at, eps, out):  # type: ignore[no-untyped-def]
-    """Normalize the rows of x (M, >= D) into `out` (M, D); `gain` is 1 + the stored weight."""
+def _rms_norm(x, gain_at, eps, out):  # type: ignore[no-untyped-def]
+    """Divide the rows of x (M, >= D) by their root mean squares into `out` (M, D), which may be x."""
+    D = out.shape[1]
+    gain = _fp32_at(gain_at, 1, D)[0]
+    for m in range(x.shape[0]):
+        row, normed = x[m, :D], out[m]
+        squares = np.float32(0)
+        for c in range(D):
+            squares += row[c] * row[c]
+        scale = np.float32(1) / np.sqrt(squares / np.float32(D) + eps)
+        for c in range(D):
+            normed[c] = row[c] * scale * gain[c]
+
+
+@njit(**FAST)
+def _norm(x, gain_at, offset_at, eps, out):  # type: ignore[no-untyped-def]
+    """Normalize the rows of x (M, >= D) into `out` (M, D): layer norm, or RMSNorm where there is no offset."""
+    if offset_at == 0:
+        _rms_norm(x, gain_at, eps, out)
+        return
     D = out.shape[1]
     gain, offset = _fp32_at(gain_at, 1, D)[0], _fp32_at(offset_at, 1, D)[0]
     for m in range(x.shape[0]):
@@ -179,14 +205,18 @@ def _cached(kv_kind, address, groups, sizes, slot):  # type: ignore[no-untyped-d
 
 
 @njit(**FAST)
-def _store_heads(kv_kind, first, last, sizes, layer, qkv, cos, sin, mapping):  # type: ignore[no-untyped-def]
-    """Rotate queries and keys of heads `first` to `last` in place, and store keys and values in the cache."""
+def _store_heads(kv_kind, first, last, sizes, eps, layer, qkv, cos, sin, mapping):  # type: ignore[no-untyped-def]
+    """Norm and rotate queries and keys of heads `first` to `last` in place; store keys and values in the cache."""
     N, groups, H, capacity = layer[HEADS], layer[KV_HEADS], sizes[HEAD_DIM], sizes[CAPACITY]
     for m in range(qkv.shape[0]):
         at, slot = mapping[POSITIONS, m], mapping[SLOTS, m]
         for n in range(first, last):
             head = qkv[m, n * H : (n + 1) * H]
             if n < N + groups:
+                gain_at = layer[QUERY_NORM] if n < N else layer[KEY_NORM]
+                if gain_at != 0:
+                    whole_head = head.reshape((1, H))
+                    _rms_norm(whole_head, gain_at, eps, whole_head)
                 _rotate(head, cos[at], sin[at])
             if n >= N:
                 address = layer[KEYS] if n < N + groups else layer[VALUES]
@@ -243,7 +273,7 @@ def _attend(kv_kind, first, last, sizes, layer, qkv, mapping, staged, all_scores
 
 
 @njit(**FAST)
-def _some_heads(group, groups, kinds, sizes, layer, whole, normed, staged, qkv, cos, sin, mapping):  # type: ignore[no-untyped-def]
+def _some_heads(group, groups, kinds, sizes, eps, layer, whole, normed, staged, qkv, cos, sin, mapping):  # type: ignore[no-untyped-def]
     """Queries (if `whole`), keys and values of one group of heads; keys and values are stored in the cache."""
     H, column = sizes[HEAD_DIM], 0
     for matrix in range(3):
@@ -253,24 +283,25 @@ def _some_heads(group, groups, kinds, sizes, layer, whole, normed, staged, qkv, 
             address, extras = layer[Q + matrix], layer[Q + matrix + EXTRAS]
             _multiply(kinds[0], address, extras, heads * H, normed, staged, qkv, column, start, stop)
             _add_bias(layer[QKV_BIAS], qkv, column + start, column + stop)
-            _store_heads(kinds[1], (column + start) // H, (column + stop) // H, sizes, layer, qkv, cos, sin, mapping)
+            first, last = (column + start) // H, (column + stop) // H
+            _store_heads(kinds[1], first, last, sizes, eps, layer, qkv, cos, sin, mapping)
         column += heads * H
 
 
 @njit(**WHOLE)
-def _heads(thread, threads, sync, kinds, sizes, layer, whole, normed, staged, scores, qkv, attended, cos, sin, mapping):  # type: ignore[no-untyped-def]
+def _heads(thread, threads, sync, kinds, sizes, eps, layer, whole, normed, staged, scores, qkv, attended, tables):  # type: ignore[no-untyped-def]
     """Store keys and values of the normed tokens; if `whole`, compute attention too.
 
     Threads divide groups of heads among them, each from its weights to attention's result. Where there are fewer groups
     than threads or heads have odd sizes, they divide rows, and then heads.
     """
-    kind, kv_kind = kinds[0], kinds[1]
+    (kind, kv_kind), (cos, sin, mapping) = kinds[:2], tables
     N, groups, H = layer[HEADS], layer[KV_HEADS], sizes[HEAD_DIM]
     _stage(kind, normed, staged[0])
     if groups >= threads and H % ROW_BLOCK == 0:
         group = _next(sync, ATTENTION, sizes, thread, threads, -1, groups)
         while group < groups:
-            _some_heads(group, groups, kinds, sizes, layer, whole, normed, staged[0], qkv, cos, sin, mapping)
+            _some_heads(group, groups, kinds, sizes, eps, layer, whole, normed, staged[0], qkv, cos, sin, mapping)
             if whole:
                 first, last = N * group // groups, N * (group + 1) // groups
                 _attend(kv_kind, first, last, sizes, layer, qkv, mapping, staged[1], scores, attended)
@@ -287,7 +318,7 @@ def _heads(thread, threads, sync, kinds, sizes, layer, whole, normed, staged, sc
         column += heads * H
     barrier(sync, threads)
     first, last = share(N + 2 * groups, 1, thread, threads)
-    _store_heads(kv_kind, first, last, sizes, layer, qkv, cos, sin, mapping)
+    _store_heads(kv_kind, first, last, sizes, eps, layer, qkv, cos, sin, mapping)
     barrier(sync, threads)
     if whole:
         first, last = share(N, 1, thread, threads)
@@ -298,17 +329,18 @@ def _heads(thread, threads, sync, kinds, sizes, layer, whole, normed, staged, sc
 @njit(**WHOLE)
 def _attention(thread, threads, sync, kinds, sizes, eps, layer, whole, scratch, M, cos, sin, mapping):  # type: ignore[no-untyped-def]
     """Add one layer's attention to the residual stream; if not `whole`, only store keys and values."""
-    all_x, all_normed, all_staged, all_qkv, all_attended, all_projected, _, _, _, _, all_scores = scratch
+    all_x, all_normed, all_staged, all_qkv, all_attended, all_projected = scratch[:6]
     D, H = sizes[HIDDEN], sizes[HEAD_DIM]
     x, staged, projected = all_x[thread, :M], all_staged[thread], all_projected[:M]
     normed = all_normed[thread, :M]
     width, q_width = (layer[HEADS] + 2 * layer[KV_HEADS]) * H, layer[HEADS] * H
     qkv = all_qkv[: M * width].reshape((M, width))
     attended = all_attended[: M * q_width].reshape((M, q_width))
-    _layer_norm(x, layer[GAIN_1], layer[OFFSET_1], eps, normed)
-    scores = all_scores[thread]
-    _heads(thread, threads, sync, kinds, sizes, layer, whole, normed, staged, scores, qkv, attended, cos, sin, mapping)
+    _norm(x, layer[GAIN_1], layer[OFFSET_1], eps, normed)
+    scores, tables = scratch[10][thread], (cos, sin, mapping)
+    _heads(thread, threads, sync, kinds, sizes, eps, layer, whole, normed, staged, scores, qkv, attended, tables)
     reset(sync, MLP, thread)
+    reset(sync, DOWN_ROWS, thread)
     reset(sync, HEAD_ROWS, thread)
     if not whole:
         reset(sync, ATTENTION, thread)
@@ -327,14 +359,25 @@ def _attention(thread, threads, sync, kinds, sizes, eps, layer, whole, scratch, 
         _add(projected[m], x[m])
 
 
-@njit(**WHOLE)
-def _mlp(thread, threads, sync, kinds, sizes, eps, layer, scratch, M):  # type: ignore[no-untyped-def]
-    """Add one layer's MLP to the residual stream, reading only rows of neurons that are not zero; their number."""
-    all_x, all_normed, all_staged, _, _, _, all_h, all_active, partial, _, _ = scratch
+def _mlp(
+    thread: int, threads: int, sync: Any, kinds: Any, sizes: Any, eps: Any, layer: Any, scratch: Any, M: int
+) -> int:
+    """Add one layer's MLP to the residual stream; how many neurons this thread has found not to be zero."""
+    raise NotImplementedError("only within compiled code")
+
+
+@overload(_mlp, jit_options=FAST, inline="always")
+def _overload_mlp(thread, threads, sync, kinds, sizes, eps, layer, scratch, M):  # type: ignore[no-untyped-def]
+    return _gated_mlp if kinds[MLP_KIND].dtype == _GATED else _relu2_mlp
+
+
+def _relu2_mlp(thread, threads, sync, kinds, sizes, eps, layer, scratch, M):  # type: ignore[no-untyped-def]
+    """`down(relu(up(x)) ** 2)`, reading only rows of `down` whose neurons are not zero."""
+    all_x, all_normed, all_staged, _, _, _, all_h, all_active, partial = scratch[:9]
     D, F, run = sizes[HIDDEN], sizes[NEURONS], sizes[RUN_OF_NEURONS]
     x, normed, staged = all_x[thread, :M], all_normed[thread, :M], all_staged[thread]
     h, active = all_h[:M], all_active[:M]
-    _layer_norm(x, layer[GAIN_2], layer[OFFSET_2], eps, normed)
+    _norm(x, layer[GAIN_2], layer[OFFSET_2], eps, normed)
     down, extras = _matrix_at(kinds[0], layer[DOWN], F, D), _extras_at(layer[DOWN + EXTRAS], F)
     runs = (F + run - 1) // run
     counted, listed = 0, np.empty(M, np.int64)
@@ -356,6 +399,42 @@ def _mlp(thread, threads, sync, kinds, sizes, eps, layer, scratch, M):  # type: 
     for m in range(M):
         for r in range(runs):
             _add(partial[r, m, :D], x[m])
+    return counted
+
+
+def _gated_mlp(thread, threads, sync, kinds, sizes, eps, layer, scratch, M):  # type: ignore[no-untyped-def]
+    """`down(silu(gate(x)) * up(x))`: hardly a neuron is zero, so `down` is multiplied by its rows."""
+    all_x, all_normed, all_staged, _, _, all_projected, all_h = scratch[:7]
+    D, F = sizes[HIDDEN], sizes[NEURONS]
+    x, normed, staged = all_x[thread, :M], all_normed[thread, :M], all_staged[thread]
+    h, gate, projected = all_h[:M], scratch[11][:M], all_projected[:M]
+    _norm(x, layer[GAIN_2], layer[OFFSET_2], eps, normed)
+    _stage(kinds[0], normed, staged[0])
+    counted, parts = 0, _parts(F, threads)
+    part = _next(sync, MLP, sizes, thread, threads, -1, parts)
+    while part < parts:
+        start, stop = share(F, ROW_BLOCK, part, parts)
+        _multiply(kinds[0], layer[GATE], layer[GATE + EXTRAS], F, normed, staged[0], gate, 0, start, stop)
+        _add_bias(layer[GATE_BIAS], gate, start, stop)
+        _multiply(kinds[0], layer[UP], layer[UP + EXTRAS], F, normed, staged[0], h, 0, start, stop)
+        _add_bias(layer[UP_BIAS], h, start, stop)
+        for m in range(M):
+            gemv.times_silu(gate[m, start:stop], h[m, start:stop])
+        counted += M * (stop - start)
+        part = _next(sync, MLP, sizes, thread, threads, part, parts)
+    barrier(sync, threads)
+    reset(sync, PROJECTION, thread)
+    _stage(kinds[0], h, staged[0])
+    parts = _parts(D, threads)
+    part = _next(sync, DOWN_ROWS, sizes, thread, threads, -1, parts)
+    while part < parts:
+        start, stop = share(D, ROW_BLOCK, part, parts)
+        _multiply(kinds[0], layer[DOWN], layer[DOWN + EXTRAS], D, h, staged[0], projected, 0, start, stop)
+        _add_bias(layer[DOWN_BIAS], projected, start, stop)
+        part = _next(sync, DOWN_ROWS, sizes, thread, threads, part, parts)
+    barrier(sync, threads)
+    for m in range(M):
+        _add(projected[m], x[m])
     return counted
 
 
@@ -384,7 +463,7 @@ def _step(thread, threads, sync, kinds, tokens, mapping, first, sizes, eps, laye
         counted = _mlp(thread, threads, sync, kinds, sizes, eps, layer, scratch, M)
         if first < M:
             zeros[thread, 0] += counted
-    _layer_norm(x[first:], ends[GAIN], ends[OFFSET], eps, normed[first:])
+    _norm(x[first:], ends[GAIN], ends[OFFSET], eps, normed[first:])
     rows, logits = sizes[VOCABULARY], scratch[9]
     staged = scratch[2][thread, 0]
     _stage(kinds[3], normed[first:], staged)
@@ -458,7 +537,8 @@ def _compiled(digest: int) -> Any:
         Args:
             thread, threads: index and number. Thread -1 tells the others to stop, and does nothing itself.
             sync: int64 (SYNC_SIZE,), see `engine.cpu.threads`.
-            kinds: empty arrays whose dtypes say how a layer's weights, keys and values, embedding and head are stored.
+            kinds: empty arrays whose dtypes say how a layer's weights, keys and values, embedding and head are stored,
+                and which MLP is computed (RELU2 or GATED).
             batch: int64, (TOKENS, ..., CHOSEN).
             tokens: int64, the new tokens; those chosen greedily are written there, M at a time.
             mapping: int64 (2, >= M), the POSITIONS and SLOTS of the new tokens; chosen tokens follow them.

@@ -19,8 +19,8 @@ from numba.extending import intrinsic
 # Indices of the int64 array, two cache lines apart.
 ARRIVED, PHASE, TASK, STOP = 0, 16, 32, 48
 PARTS = 64
-"""The first of four counters of parts of work that threads have taken, see `take`."""
-SYNC_SIZE = PARTS + 4 * 16
+"""The first of five counters of parts of work that threads have taken, see `take`."""
+SYNC_SIZE = PARTS + 5 * 16
 
 SPINS, YIELDS = 400_000, 2_000
 """Polls before yielding (some 5 ms), and yields before sleeping. A thread that yields loses its turn."""
