@@ -31,6 +31,7 @@ from .checkpoint.tensors import BLOCK_BYTES, Checkpoint, LazyTensor, raw, write_
 from .checkpoint.tokenizer_verify import require_exact, target_differences, verify_tokenizer
 from .config import NemotronConfig
 from .dtypes import parse_dtype
+from .families import family_of
 from .files import new_file, new_folder, written_bytes
 
 TARGETS = ("hf", "nemo", "nemo2", "gguf")
@@ -424,11 +425,11 @@ def _probe_bytes(checkpoint: Checkpoint) -> int:
 
 
 def _logits(checkpoint: Checkpoint, ids: torch.Tensor) -> torch.Tensor:
-    from .heads import NemotronForCausalLM
+    from .family_models import causal_lm_class
 
-    config = NemotronConfig.from_dict(checkpoint.config.to_dict())
+    config = type(checkpoint.config).from_dict(checkpoint.config.to_dict())
     config.dtype = torch.float32
-    model = NemotronForCausalLM(config)
+    model = causal_lm_class(family_of(config))(config)
     state = {name: tensor.load().float() for name, tensor in checkpoint.tensors.items()}
     if config.tie_word_embeddings:
         state["lm_head.weight"] = state["model.embed_tokens.weight"]

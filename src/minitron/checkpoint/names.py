@@ -49,14 +49,22 @@ _MEGATRON_UNFUSED = {
     "pre_mlp_layernorm.bias": "mlp.linear_fc1.layer_norm_bias",
 }
 
+# What only the relatives have, which Megatron's side of this package does not read.
+_RELATIVES_PER_LAYER = (
+    ("mlp.gate_proj.weight", "ffn_gate.weight"),
+    ("mlp.gate_proj.bias", "ffn_gate.bias"),
+    ("self_attn.q_norm.weight", "attn_q_norm.weight"),
+    ("self_attn.k_norm.weight", "attn_k_norm.weight"),
+)
+
 _HF_LAYER = re.compile(r"model\.layers\.(\d{1,5})\.(.+)")
 _MEGATRON_LAYER = re.compile(r"decoder\.layers\.(\d{1,5})\.(.+)")
 _GGUF_LAYER = re.compile(r"blk\.(\d{1,5})\.(.+)")
 
 _HF_TO_MEGATRON = {hf: megatron for hf, megatron, _ in _GLOBAL + _PER_LAYER}
 _MEGATRON_TO_HF = {megatron: hf for hf, megatron, _ in _GLOBAL + _PER_LAYER}
-_HF_TO_GGUF = {hf: gguf for hf, _, gguf in _GLOBAL + _PER_LAYER}
-_GGUF_TO_HF = {gguf: hf for hf, _, gguf in _GLOBAL + _PER_LAYER}
+_HF_TO_GGUF = {hf: gguf for hf, _, gguf in _GLOBAL + _PER_LAYER} | dict(_RELATIVES_PER_LAYER)
+_GGUF_TO_HF = {gguf: hf for hf, gguf in _HF_TO_GGUF.items()}
 
 
 def hf_to_megatron(name: str) -> tuple[str, str | None]:

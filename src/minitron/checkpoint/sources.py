@@ -97,8 +97,10 @@ class Observer:
 
     def _note(self, name: str, block: torch.Tensor, start: int, stop: int) -> None:
         entry = self.seen.setdefault(name, Observed())
-        if start < entry.rows:
+        if stop <= entry.rows:
             return  # read again: a tied matrix that a format stores twice
+        if start < entry.rows:  # whole heads are read where a format reorders their rows
+            block, start = block[entry.rows - start :], entry.rows
         entry.in_order &= start == entry.rows
         entry.rows = stop
         entry.crc = zlib.crc32(raw(block), entry.crc)

@@ -6,10 +6,8 @@ header. Format: ggml's docs/gguf.md, versions 2 and 3.
 
 from __future__ import annotations
 
-import math
 import re
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,12 +15,15 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
-from minitron.config import NemotronConfig
+from minitron.families import EMBEDDING, Family
+from minitron.shapes import Shape, describe
 
 from ..hf import check_shapes, config_from, generation_config
 from ..limits import MAX_TENSORS, CheckpointError, collector_paused, require, shown, tensor_bytes
-from ..names import gguf_to_hf, hf_shapes, is_norm_weight
+from ..names import gguf_to_hf, is_norm_weight
 from ..tensors import ByteRange, Checkpoint, LazyTensor, from_bytes
+from .rotary_rows import INTERLEAVED, half_split, is_rotated
+from .settings import config_values, family_in
 from .vocab import add_tokenizer
 
 MAX_KEYS = 100_000
@@ -252,36 +253,32 @@ def lazy(tensor: GGUFTensor) -> LazyTensor:
 
 
 def open_gguf(path: Path) -> Checkpoint:
-    """A Nemotron GGUF under Hugging Face names, norms as gamma - 1, with its tokenizer as `tokenizer.json`.
+    """A GGUF file under Hugging Face names, with its tokenizer as `tokenizer.json`; Nemotron's norms as gamma - 1.
 
     Raises:
         CheckpointError: another architecture; a truncated or corrupted file; missing keys or tensors.
     """
     file = read_gguf_parts(path)
-    arch = file.keys.get("general.architecture")
-    require(arch == "nemotron", f"{path}: general.architecture is {shown(arch)}, expected 'nemotron'")
-    _check_keys(file)
-    tensors: dict[str, LazyTensor] = {}
-    for name, tensor in file.tensors.items():
-        if name in _ROPE_FACTORS:
-            ones = bool((lazy(tensor).load() == 1).all()) if tensor.data.size <= _MAX_FACTOR_BYTES else False
-            require(ones, f"{path}: {name} (RoPE factors per frequency): llama.cpp's Nemotron has none, and "
-                    "which scaling they stand for is not told")  # fmt: skip
-        else:
-            tensors[gguf_to_hf(name)] = lazy(tensor)
-    config = _config(file, tensors)
-    main = tensors["model.embed_tokens.weight"].dtype
+    family = family_in(file.keys, path)
+    factors = _rope_factors(file, family)
+    tensors = {gguf_to_hf(n): lazy(tensor) for n, tensor in file.tensors.items() if n not in _ROPE_FACTORS}
+    require(f"{EMBEDDING.name}.weight" in tensors, f"{path}: no token_embd.weight in it")
+    rows = tensors[f"{EMBEDDING.name}.weight"].shape[0]
+    config = config_from(config_values(file.keys, family, rows, tensors, factors, path), path)
+    main = tensors[f"{EMBEDDING.name}.weight"].dtype
     matrices = [
         tensor for name, tensor in tensors.items() if name.startswith("model.layers.") and len(tensor.shape) == 2
     ]
     if matrices:
         main = matrices[0].dtype
     config.dtype = main
+    shape = describe(config)
     ordered: dict[str, LazyTensor] = {}
-    for name in hf_shapes(config):
+    for name, expected in shape.tensor_shapes.items():
         require(name in tensors, f"{path}: no tensor for {name}")
-        tensor = tensors[name]
-        ordered[name] = (_minus_one(tensor) if is_norm_weight(name) else tensor).to(main)
+        ordered[name] = _as_stored_by_hf(name, tensors[name], expected, shape).to(main)
+    extra = sorted(tensors.keys() - ordered.keys() - {"lm_head.weight"})
+    require(not extra, f"{path}: a tensor for {extra[:1]}, which {family.architecture} does not have")
     check_shapes(config, ordered, path)
     checkpoint = Checkpoint(config, ordered)
     quantized = sorted({_kind_name(t.kind) for t in file.tensors.values() if t.kind not in _PLAIN})
@@ -294,107 +291,35 @@ def open_gguf(path: Path) -> Checkpoint:
     return checkpoint
 
 
+def _as_stored_by_hf(name: str, tensor: LazyTensor, expected: tuple[int, ...], shape: Shape) -> LazyTensor:
+    if shape.family.norm.offset and is_norm_weight(name):
+        return _minus_one(tensor)
+    if shape.family.gguf in INTERLEAVED and is_rotated(name) and tensor.shape == expected:
+        return half_split(tensor, shape.head_dim)
+    return tensor
+
+
+def _rope_factors(file: GGUFFile, family: Family) -> list[float] | None:
+    """The factors of `rope_freqs.weight` where they scale anything."""
+    found = None
+    for name in _ROPE_FACTORS:
+        if name not in file.tensors:
+            continue
+        tensor = file.tensors[name]
+        values = lazy(tensor).load().float() if tensor.data.size <= _MAX_FACTOR_BYTES else None
+        if values is not None and bool((values == 1).all()):
+            continue
+        known = name == _ROPE_FACTORS[0] and family.gguf != "nemotron" and values is not None
+        require(known, f"{file.path}: {name} (RoPE factors per frequency): llama.cpp's {family.title} has none, and "
+                "which scaling they stand for is not told")  # fmt: skip
+        assert values is not None
+        found = values.tolist()
+    return found
+
+
 def _kind_name(kind: int) -> str:
     return _gguf().GGMLQuantizationType(kind).name
 
 
 def _minus_one(tensor: LazyTensor) -> LazyTensor:
     return LazyTensor(tensor.shape, torch.float32, lambda start, stop: tensor.rows(start, stop).float() - 1)
-
-
-def _config(file: GGUFFile, tensors: dict[str, LazyTensor]) -> NemotronConfig:
-    keys, where = file.keys, file.path
-
-    def get(name: str, default: Any = None) -> Any:
-        return keys.get(f"nemotron.{name}", default)
-
-    require("model.embed_tokens.weight" in tensors, f"{where}: no token_embd.weight in it")
-    heads, hidden = get("attention.head_count"), get("embedding_length")
-    numbers = all(type(value) is int and 0 < value < 1 << 31 for value in (heads, hidden))
-    require(numbers, f"{where}: nemotron.attention.head_count {heads!r}, nemotron.embedding_length {hidden!r}")
-    head_dim = get("attention.key_length", hidden // heads)
-    rotary = get("rope.dimension_count", head_dim)
-    numbers = all(type(value) is int and 0 < value < 1 << 31 for value in (head_dim, rotary))
-    require(numbers, f"{where}: nemotron.attention.key_length {head_dim!r}, nemotron.rope.dimension_count {rotary!r}")
-    rope = {
-        "rope_type": "default",
-        "rope_theta": get("rope.freq_base", 10000.0),
-        "partial_rotary_factor": rotary / head_dim,
-    }
-    rope |= _rope_scaling(get, where)
-    head = file.tensors.get("output.weight")
-    embedding = file.tensors["token_embd.weight"]
-    values = {
-        "model_type": "nemotron",
-        "architectures": ["NemotronForCausalLM"],
-        "vocab_size": embedding.shape[0],
-        "hidden_size": hidden,
-        "intermediate_size": get("feed_forward_length"),
-        "num_hidden_layers": get("block_count"),
-        "num_attention_heads": heads,
-        "num_key_value_heads": get("attention.head_count_kv", heads),
-        "head_dim": head_dim,
-        "max_position_embeddings": get("context_length", 4096),
-        "norm_eps": round(get("attention.layer_norm_epsilon", 1e-5), 12),
-        "rope_parameters": rope,
-        "tie_word_embeddings": head is None or bool(keys.get(TIED_KEY)),
-        "attention_bias": "model.layers.0.self_attn.q_proj.bias" in tensors,
-        "mlp_bias": "model.layers.0.mlp.up_proj.bias" in tensors,
-    }
-    for name in ("bos", "eos", "pad"):
-        number = keys.get({"pad": "tokenizer.ggml.padding_token_id"}.get(name, f"tokenizer.ggml.{name}_token_id"))
-        if type(number) is int:
-            values[f"{name}_token_id"] = number
-    return config_from(values, where)
-
-
-_WHOLE = (
-    *("attention.head_count", "attention.head_count_kv", "attention.key_length", "embedding_length", "block_count"),
-    *("feed_forward_length", "context_length", "rope.dimension_count", "rope.scaling.original_context_length"),
-)
-_REAL = (
-    *("attention.layer_norm_epsilon", "rope.freq_base", "rope.scaling.factor", "rope.scaling.attn_factor"),
-    *("rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow"),
-)
-
-
-def _check_keys(file: GGUFFile) -> None:
-    """Numbers must be numbers: a file may give any key any type."""
-    for names, kinds, expected in ((_WHOLE, (int,), "a whole number"), (_REAL, (int, float), "a number")):
-        for name in names:
-            value = file.keys.get(f"nemotron.{name}")
-            good = value is None or (type(value) in kinds and math.isfinite(value))
-            require(good, f"{file.path}: nemotron.{name} is {shown(value)}, expected {expected}")
-    tied = file.keys.get(TIED_KEY)
-    require(tied is None or type(tied) is bool, f"{file.path}: {TIED_KEY} is {shown(tied)}, expected true or false")
-
-
-def _rope_scaling(get: Callable[..., Any], where: object) -> dict[str, Any]:
-    kind = get("rope.scaling.type", "none")
-    if kind == "none":
-        return {}
-    require(kind in ("linear", "yarn"), f"{where}: rope.scaling.type is {shown(kind)}, expected linear or yarn")
-    factor = get("rope.scaling.factor", 1.0)
-    good = isinstance(factor, int | float) and not isinstance(factor, bool) and 0 < factor < math.inf
-    require(good, f"{where}: rope.scaling.factor is {shown(factor)}, expected a number above 0")
-    rope: dict[str, Any] = {"rope_type": kind, "factor": factor}
-    if kind == "linear":
-        return rope
-    names = {"original_max_position_embeddings": "original_context_length", "beta_fast": "yarn_beta_fast",
-             "beta_slow": "yarn_beta_slow"}  # fmt: skip
-    rope |= {ours: value for ours, name in names.items() if (value := get(f"rope.scaling.{name}")) is not None}
-    attention = get("rope.scaling.attn_factor", 1.0)
-    require(isinstance(attention, float), f"{where}: rope.scaling.attn_factor is {shown(attention)}, expected a number")
-    if attention != 1.0:
-        # float32 in the file: more digits would be noise.
-        rope["attention_factor"] = round(attention * yarn_default_attention(factor), 7)
-    return rope
-
-
-def yarn_default_attention(factor: float, scale: float = 1.0) -> float:
-    """By how much yarn multiplies cosines and sines for a context `factor` times as long (paper, eq. 22)."""
-    return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
-
-
-TIED_KEY = "nemotron.tie_word_embeddings"
-"""Our own key: llama.cpp wants `output.weight` in every Nemotron file, so tied weights are written twice."""

@@ -1,4 +1,4 @@
-"""Writing GGUF files for llama.cpp: `1 + weight` folded in float32, matrices as bf16, f16, f32, q8_0 or q4_0.
+"""Writing GGUF files for llama.cpp: gains of norms in float32, matrices as bf16, f16, f32, q8_0 or q4_0.
 
 The `gguf` package writes the header; tensors are converted and written a block of rows at a time. A shape that
 llama.cpp cannot load (heads * head_dim != hidden_size in versions without the fix) is written right all the same.
@@ -16,19 +16,21 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
-from minitron.config import NemotronConfig
+from minitron.families import family_of
+from minitron.shapes import describe
 
 from ...files import new_file, require_space
 from ..limits import require
 from ..names import hf_to_gguf, is_norm_weight
-from ..tensors import Checkpoint, LazyTensor, ahead, raw, write_all
+from ..tensors import Checkpoint, LazyTensor, ahead, from_tensor, raw, write_all
 from ..tokenizer_verify import require_exact
-from .read import TIED_KEY, _gguf, yarn_default_attention
+from .read import _gguf
+from .rotary_rows import INTERLEAVED, interleaved, is_rotated
+from .settings import add_keys, llama3_factors, yarn_options
 from .tokenizer import Vocabulary
 from .vocab import EOS_IDS_KEY, HF_JSON_KEY, vocabulary_of
 
 QUANTIZATIONS = ("f32", "f16", "bf16", "q8_0", "q4_0")
-_YARN_BETAS = {"beta_fast": 32, "beta_slow": 1}
 _WORKERS = 2
 _CHUNK_ROWS_BYTES = 1 << 19  # of float32: a chunk and its temporaries stay in the processor's cache
 
@@ -65,7 +67,7 @@ def write_gguf(
         lossy: write a tokenizer even if llama.cpp tokenizes some texts differently, with a note.
 
     Raises:
-        CheckpointError: an activation or RoPE type that llama.cpp's Nemotron does not have; texts that it
+        CheckpointError: an activation or RoPE type that llama.cpp does not have; texts that it
             would read otherwise, unless `lossy`.
         TargetError: the target is there and `overwrite` is false.
         WriteError: no room on the disk.
@@ -78,7 +80,7 @@ def write_gguf(
     inexact = require_exact(vocabulary.differences, lossy=lossy) if vocabulary else []
     plans = _plans(checkpoint, quantization, gguf)
     require_space(target, sum(plan.nbytes for plan in plans))
-    writer = gguf.GGUFWriter(path=None, arch="nemotron")
+    writer = gguf.GGUFWriter(path=None, arch=family_of(checkpoint.config).gguf)
     add_keys(writer, checkpoint.config, quantization, name or target.stem, gguf)
     if vocabulary is None:
         writer.add_tokenizer_model("no_vocab")
@@ -99,18 +101,18 @@ def write_gguf(
     return [*inexact, *_notes(checkpoint.config, vocabulary)]
 
 
-def _notes(config: NemotronConfig, vocabulary: Vocabulary | None) -> list[str]:
+def _notes(config: Any, vocabulary: Vocabulary | None) -> list[str]:
     notes = list(vocabulary.notes) if vocabulary else ["no tokenizer in the source: the file has no vocabulary"]
-    if config.num_attention_heads * config.head_dim != config.hidden_size:  # type: ignore[operator]
+    shape = describe(config)
+    narrow = shape.heads * shape.head_dim != shape.hidden
+    if narrow and shape.family.gguf == "nemotron":
         notes.append(
-            f"{config.num_attention_heads} heads of {config.head_dim} are not hidden_size ({config.hidden_size}); "
+            f"{shape.heads} heads of {shape.head_dim} are not hidden_size ({shape.hidden}); "
             "llama.cpp before its fix for this shape (#23343) refuses to load it, the file is right"
         )
-    rope = config.rope_parameters or {}
-    betas = [(key, rope[key]) for key, usual in _YARN_BETAS.items() if rope.get(key, usual) not in (usual, None)]
-    if rope.get("rope_type") == "yarn" and betas:
-        options = " ".join(f"--yarn-{key.replace('_', '-')} {value}" for key, value in betas)
-        notes.append(f"llama.cpp does not read yarn's betas from a Nemotron file; run it with {options}")
+    options = yarn_options(config)
+    if options:
+        notes.append(f"llama.cpp does not read yarn's betas from a {shape.family.title} file; run it with {options}")
     return notes
 
 
@@ -138,9 +140,14 @@ def _encoded(plans: list[_Plan]) -> Iterator[tuple[_Plan, memoryview]]:
 
 
 def _plans(checkpoint: Checkpoint, quantization: str, gguf: Any) -> list[_Plan]:
-    tensors = dict(checkpoint.tensors)
-    if checkpoint.config.tie_word_embeddings:
-        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+    shape, tensors = describe(checkpoint.config), dict(checkpoint.tensors)
+    head, written_twice = "lm_head.weight", shape.family.gguf == "nemotron"
+    if shape.tied:
+        tensors.pop(head, None)
+        if written_twice:  # llama.cpp takes the embedding where a relative's file has no head
+            tensors[head] = tensors["model.embed_tokens.weight"]
+        else:
+            head = "model.embed_tokens.weight"
     plans = []
     for name, tensor in tensors.items():
         kind = quantization
@@ -148,13 +155,20 @@ def _plans(checkpoint: Checkpoint, quantization: str, gguf: Any) -> list[_Plan]:
             kind = "f32"
         elif kind.startswith("q") and tensor.shape[-1] % 32:
             kind = "f16"
-        elif kind == "q4_0" and name == "lm_head.weight":
+        elif kind == "q4_0" and name == head:
             kind = "q8_0"
-        encode = _fold_one if is_norm_weight(name) else _ENCODERS[kind]
+        if shape.family.gguf in INTERLEAVED and is_rotated(name):
+            tensor = interleaved(tensor, shape.head_dim)
+        encode = _fold_one if shape.family.norm.offset and is_norm_weight(name) else _ENCODERS[kind]
         ggml = gguf.GGMLQuantizationType[kind.upper()]
         block, size = gguf.GGML_QUANT_SIZES[ggml]
         plans.append(
             _Plan(hf_to_gguf(name), tensor, ggml, tensor.nbytes // tensor.dtype.itemsize // block * size, encode)
+        )
+    if shape.rope.get("rope_type") == "llama3":
+        factors = from_tensor(torch.from_numpy(llama3_factors(shape.rope, shape.head_dim)).float())
+        plans.append(
+            _Plan("rope_freqs.weight", factors, gguf.GGMLQuantizationType.F32, factors.nbytes, _ENCODERS["f32"])
         )
     return plans
 
@@ -204,68 +218,6 @@ _ENCODERS: dict[str, Callable[[torch.Tensor], memoryview]] = {
     "q8_0": q8_0,
     "q4_0": q4_0,
 }
-
-
-def add_keys(writer: Any, config: NemotronConfig, quantization: str, name: str, gguf: Any) -> None:
-    """The architecture's keys, as llama.cpp reads them.
-
-    Raises:
-        CheckpointError: what llama.cpp's Nemotron has no key for.
-    """
-    act = config.hidden_act
-    require(act == "relu2", f"hidden_act is {act!r}; llama.cpp's Nemotron computes the squared ReLU only")
-    writer.add_name(name)
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_key_length(config.head_dim)
-    writer.add_value_length(config.head_dim)
-    writer.add_layer_norm_eps(config.norm_eps)
-    writer.add_rope_freq_base(config.rope_theta)
-    # Of head_dim, not of hidden_size / heads, which is another number for Minitron-8B.
-    writer.add_rope_dimension_count(config.rotary_dim)
-    _add_rope_scaling(writer, config, gguf)
-    writer.add_bool(TIED_KEY, bool(config.tie_word_embeddings))
-    kinds = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0", "q4_0": "MOSTLY_Q4_0"}
-    writer.add_file_type(gguf.LlamaFileType[kinds[quantization]])
-    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-
-
-def _add_rope_scaling(writer: Any, config: NemotronConfig, gguf: Any) -> None:
-    rope = config.rope_parameters or {}
-    kind = rope.get("rope_type", "default")
-    if kind == "default":
-        return
-    # llama.cpp's Nemotron passes no factors per frequency to its RoPE, and refuses a file with tensors of them, so
-    # llama3 and longrope have no form that it would compute; dynamic depends on the length of the text.
-    known = kind in ("linear", "yarn")
-    require(known, f"rope_type is {kind!r}; llama.cpp's Nemotron scales RoPE in two ways only, linear and yarn")
-    factor = float(rope["factor"])
-    writer.add_rope_scaling_type(gguf.RopeScalingType(kind))
-    writer.add_rope_scaling_factor(factor)
-    if kind == "linear":
-        return
-    require(rope.get("truncate", True), "rope_parameters has truncate: false; llama.cpp's yarn always truncates")
-    original = rope.get("original_max_position_embeddings") or config.max_position_embeddings
-    writer.add_rope_scaling_orig_ctx_len(int(original))
-    writer.add_rope_scaling_yarn_beta_fast(float(rope.get("beta_fast") or _YARN_BETAS["beta_fast"]))
-    writer.add_rope_scaling_yarn_beta_slow(float(rope.get("beta_slow") or _YARN_BETAS["beta_slow"]))
-    attention = _yarn_attention(rope, factor)
-    if attention is not None:
-        writer.add_rope_scaling_attn_factors(attention / yarn_default_attention(factor))
-
-
-def _yarn_attention(rope: dict[str, Any], factor: float) -> float | None:
-    """What cosines and sines are multiplied with, where it is not yarn's own value."""
-    if rope.get("attention_factor") is not None:
-        return float(rope["attention_factor"])
-    if rope.get("mscale") and rope.get("mscale_all_dim"):
-        return yarn_default_attention(factor, rope["mscale"]) / yarn_default_attention(factor, rope["mscale_all_dim"])
-    return None
 
 
 def add_vocabulary(writer: Any, vocabulary: Vocabulary) -> None:
