@@ -56,7 +56,7 @@ LAYERS = {
         ),
         "train",
     ],
-    4: ["compress", "curate", "distill", "evaluate", "report", "serve"],
+    4: ["compress", "curate", "distill", "evaluate", "report", "serve", "tune"],
     5: ["__main__", "cli"],
 }
 LAYER_OF = {part: layer for layer, parts in LAYERS.items() for part in parts}

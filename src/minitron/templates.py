@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 SECONDS = 1.0
+"""Of the processor, for one conversation."""
 MEMORY = 160 << 20
 """Memory of the rendering process, including Python's own; 16 times the conversation is added."""
 CHARACTERS = 8 << 20
@@ -69,7 +70,7 @@ class _Renderer:
         self._process = None
         code = process.wait()
         _close(process)
-        if code == -signal.SIGALRM:
+        if code == -signal.SIGPROF:
             return f"the chat template took more than {SECONDS} s for one conversation and was stopped"
         return _needs_memory() if code else "the process that renders chat templates ended"
 

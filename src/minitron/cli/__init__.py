@@ -13,6 +13,7 @@ from .curate import curate
 from .demo import demo
 from .distill import distill
 from .eval import eval_
+from .finetune import finetune
 from .generate import generate
 from .guard import guard
 from .inspect import inspect
@@ -41,6 +42,7 @@ _VERBS = (
     (curate, "Make clean training text from raw text."),
     (prune, "Cut a model down to a budget."),
     (train, "Train a model from text."),
+    (finetune, "Teach a model conversations or labels."),
     (distill, "Distil a student from a teacher."),
     (teacher_cache, "Store a teacher's outputs on a text."),
     (compress, "Prune, retrain and report, in one command."),

@@ -116,10 +116,11 @@ class RunOptions:
         return {"field": self.field, "encoding": self.encoding, "skip_bad": self.skip_bad}
 
 
-def with_run_options(**defaults: Any) -> Callable[[F], F]:
+def with_run_options(without: Sequence[str] = (), **defaults: Any) -> Callable[[F], F]:
     """Let the parameter `run` of a verb stand for all of `RunOptions`, some with another default.
 
-    Typer sees the verb's own options first, as they are written, then the shared ones.
+    Typer sees the verb's own options first, as they are written, then the shared ones. Those `without` are no options
+    of the verb and keep their defaults.
     """
 
     def decorate(verb: F) -> F:
@@ -127,6 +128,8 @@ def with_run_options(**defaults: Any) -> Callable[[F], F]:
         hints = get_type_hints(RunOptions, include_extras=True)
         shared = []
         for option in fields(RunOptions):
+            if option.name in without:
+                continue
             default = defaults.get(
                 option.name, inspect.Parameter.empty if option.default is MISSING else option.default
             )

@@ -28,7 +28,7 @@ def split_documents(cache: TokenCache, share: float, seed: int, name: str) -> tu
 
     `name` is what a message calls the text.
     """
-    order = _random(seed, 0x5EED).permutation(cache.num_documents)
+    order = random_generator(seed, 0x5EED).permutation(cache.num_documents)
     count = max(1, round(share * cache.num_documents)) if share > 0 else 0
     if count >= cache.num_documents:
         raise DataError(
@@ -38,7 +38,8 @@ def split_documents(cache: TokenCache, share: float, seed: int, name: str) -> tu
     return np.sort(order[count:]), np.sort(order[:count])
 
 
-def _random(*entropy: int) -> np.random.Generator:
+def random_generator(*entropy: int) -> np.random.Generator:
+    """NumPy's generator for a seed and a purpose."""
     return np.random.Generator(np.random.PCG64(list(entropy)))
 
 
@@ -69,9 +70,9 @@ class PackedBlocks:
         starts, lengths = _pieces(cache.starts[numbers], cache.starts[numbers + 1], block)
         if not len(starts):
             raise DataError("no document has two tokens or more, so there is nothing to predict")
-        shuffle = _random(seed, 0xB10C).permutation(len(starts))
+        shuffle = random_generator(seed, 0xB10C).permutation(len(starts))
         self._starts, self._lengths = starts[shuffle], lengths[shuffle]
-        self._members = _best_fit(self._lengths, block)
+        self._members = best_fit(self._lengths, block)
         self.num_scored = int((self._lengths - 1).sum())
 
     def __len__(self) -> int:
@@ -116,7 +117,7 @@ def _pieces(starts: np.ndarray, ends: np.ndarray, block: int) -> tuple[np.ndarra
     return piece_starts, np.minimum(np.repeat(ends, counts) - piece_starts, block)
 
 
-def _best_fit(lengths: np.ndarray, block: int) -> list[list[int]]:
+def best_fit(lengths: np.ndarray, block: int) -> list[list[int]]:
     """Assign pieces, longest first, to the block with the least room that still holds them."""
     members: list[list[int]] = []
     by_room: list[list[int]] = [[] for _ in range(block + 1)]
@@ -239,7 +240,7 @@ class BlockStream:
         if purpose not in self._permutations:
             while len(self._permutations) > 4 * len(self.sources) + 4:
                 self._permutations.pop(next(iter(self._permutations)))
-            self._permutations[purpose] = _random(self.seed, *purpose).permutation(size)
+            self._permutations[purpose] = random_generator(self.seed, *purpose).permutation(size)
         return self._permutations[purpose]
 
     def batches(

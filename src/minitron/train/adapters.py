@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,10 +10,11 @@ from torch import Tensor, nn
 
 from .run_folder import TrainError
 
+_COPY = "modules_to_save.default"
 TUNE = ("full", "norms", "lora")
 
 
-def choose_trained(model: nn.Module, tune: str, rank: int = 16) -> nn.Module:
+def choose_trained(model: nn.Module, tune: str, rank: int = 16, whole: Sequence[str] = ()) -> nn.Module:
     """Choose which parameters of a model are trained.
 
     Args:
@@ -20,6 +22,7 @@ def choose_trained(model: nn.Module, tune: str, rank: int = 16) -> nn.Module:
         tune: `full` for all; `norms` for the layer norms alone; `lora` for adapters on all matrices of the layers,
             which needs peft.
         rank: of the adapters.
+        whole: names of modules that are trained in full beside norms or adapters, such as a new head.
 
     Returns:
         The model, for `lora` wrapped by peft. `export.export_model` merges the adapters.
@@ -33,7 +36,7 @@ def choose_trained(model: nn.Module, tune: str, rank: int = 16) -> nn.Module:
         return model.requires_grad_(True)
     if tune == "norms":
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_("norm" in name)
+            parameter.requires_grad_("norm" in name or name.split(".")[0] in whole)
         return model
     if rank < 1:
         raise TrainError(f"the rank of the adapters is {rank}; it must be at least 1")
@@ -41,8 +44,11 @@ def choose_trained(model: nn.Module, tune: str, rank: int = 16) -> nn.Module:
         from peft import LoraConfig, get_peft_model  # heavy, and an extra
     except ImportError:
         raise TrainError("tune 'lora' needs peft: pip install 'minitron[train]'") from None
-    matrices = ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj"]
-    adapter = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=matrices, task_type="CAUSAL_LM")
+    matrices = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    kind = "CAUSAL_LM" if not whole else None
+    adapter = LoraConfig(
+        r=rank, lora_alpha=2 * rank, target_modules=matrices, task_type=kind, modules_to_save=list(whole) or None
+    )
     return get_peft_model(model, adapter)  # type: ignore[arg-type, return-value]
 
 
@@ -52,8 +58,10 @@ def merged_weights(model: Any) -> dict[str, Tensor]:
     plain = model.get_base_model()
     with torch.no_grad():
         for name, parameter in plain.named_parameters():
-            if "lora_" not in name:
-                weights[name.replace(".base_layer.", ".")] = parameter.detach()
+            # Of a module that is trained in full peft keeps the original beside the trained copy.
+            if "lora_" not in name and ".original_module." not in name:
+                plain_name = name.replace(".base_layer.", ".").replace(f".{_COPY}.", ".")
+                weights[plain_name] = parameter.detach()
         for name, module in plain.named_modules():
             if hasattr(module, "get_delta_weight") and hasattr(module, "base_layer"):
                 for adapter in module.active_adapters:

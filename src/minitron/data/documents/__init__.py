@@ -14,7 +14,7 @@ Everything is read in pieces, so that files may be larger than memory, in an ord
 """
 
 from .problems import BadTextError, DataError, Problem, Problems
-from .reading import read_all, read_documents, read_texts
+from .reading import read_all, read_documents, read_rows, read_texts
 from .sources import Listing, Source
 
 __all__ = [
@@ -26,5 +26,6 @@ __all__ = [
     "Source",
     "read_all",
     "read_documents",
+    "read_rows",
     "read_texts",
 ]

@@ -7,14 +7,16 @@ import codecs
 import gzip
 import io
 import lzma
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Literal, get_args
+from typing import IO, Any, Literal, TypeVar, get_args
 
 from .problems import BadFileError, DataError
 
+T = TypeVar("T")
 Kind = Literal["whole", "lines", "json", "parquet", "arrow"]
+RowKind = Literal["lines", "json", "csv", "conll", "parquet", "arrow"]
 
 _KINDS: dict[str, Kind] = {
     ".txt": "whole",
@@ -25,7 +27,23 @@ _KINDS: dict[str, Kind] = {
     ".parquet": "parquet",
     ".arrow": "arrow",
 }
+_ROW_KINDS: dict[str, RowKind] = {
+    ".jsonl": "lines",
+    ".ndjson": "lines",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".conll": "conll",
+    ".bio": "conll",
+    ".iob": "conll",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+}
 _PACKED = (".gz", ".xz", ".bz2", ".zst")
+ROWS_KNOWN = f"{', '.join(s for s in _ROW_KINDS if s not in ('.parquet', '.arrow'))}, also with " + (
+    f"{', '.join(_PACKED[:-1])} or {_PACKED[-1]}; .parquet, .arrow"
+)
+"""The suffixes of files of labelled rows, for messages."""
 KNOWN = f"{', '.join(s for s, kind in _KINDS.items() if kind not in get_args(Kind)[3:])}, also with " + (
     f"{', '.join(_PACKED[:-1])} or {_PACKED[-1]}; .parquet, .arrow"
 )
@@ -56,9 +74,18 @@ MARK_BYTES = 8
 
 def kind_of(path: Path) -> Kind | None:
     """What a file holds, by its name in any case; None if it is not a known kind of text."""
+    return _kind(path, _KINDS)
+
+
+def row_kind_of(path: Path) -> RowKind | None:
+    """What a file of labelled rows holds, by its name in any case; None if it is not a known kind of them."""
+    return _kind(path, _ROW_KINDS)
+
+
+def _kind(path: Path, kinds: Mapping[str, T]) -> T | None:
     name = path.name.lower()
     packed = next((suffix for suffix in _PACKED if name.endswith(suffix)), "")
-    kind = _KINDS.get(Path(name.removesuffix(packed)).suffix)
+    kind = kinds.get(Path(name.removesuffix(packed)).suffix)
     return None if packed and kind in ("parquet", "arrow") else kind
 
 

@@ -1,4 +1,4 @@
-"""The documents of files, one after another, checked."""
+"""The documents, or the rows, of files, one after another, checked."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import lzma
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from ...characters import first_surrogate
-from .formats import first_line, kind_of
+from .conll import tagged_sentences
+from .formats import ROWS_KNOWN, first_line, kind_of, row_kind_of
 from .problems import Bad, BadFileError, DataError, Problem, Problems
-from .rows import json_file, json_lines, whole_file
+from .rows import Found, csv_rows, json_file, json_lines, whole_file
 from .sources import Source
 from .tables import column_values
 
@@ -18,6 +20,13 @@ _READERS = {
     "whole": whole_file,
     "lines": json_lines,
     "json": json_file,
+    "parquet": column_values,
+    "arrow": column_values,
+}
+_ROW_READERS = {
+    "lines": json_lines,
+    "json": json_file,
+    "conll": tagged_sentences,
     "parquet": column_values,
     "arrow": column_values,
 }
@@ -73,10 +82,40 @@ def read_texts(sources: Sequence[Source]) -> tuple[list[str], list[str]]:
 
 def _scan(path: Path, field: str, encoding: str) -> Iterator[str | Problem]:
     """Every document of a file, or what is wrong with it; damage ends the file with a problem."""
+    for found in _explained(path, _READERS[kind_of(path) or "whole"](path, field, encoding)):
+        if isinstance(found, Problem):
+            yield found
+            continue
+        place, value = found
+        document = value if isinstance(value, Bad) else _normal(value)
+        yield Problem(path, place, document.what) if isinstance(document, Bad) else document
+
+
+def read_rows(
+    path: Path, encoding: str = "utf-8", columns: Sequence[str] | None = None
+) -> Iterator[tuple[str, dict[str, Any]] | Problem]:
+    """(place in the file, row) of every row of a file, or what is wrong with it; damage ends the file with a problem.
+
+    The values are as the file has them: no text is normalized. `columns` are the names of the columns of CSV files
+    that do not begin with them.
+    """
+    kind = row_kind_of(path)
+    if kind is None:
+        yield Problem(path, "", f"unknown kind of file for labelled rows; known: {ROWS_KNOWN}")
+        return
+    reader = csv_rows(path, None, encoding, columns) if kind == "csv" else _ROW_READERS[kind](path, None, encoding)
+    for found in _explained(path, reader):
+        if isinstance(found, Problem):
+            yield found
+        else:
+            place, value = found
+            yield Problem(path, place, value.what) if isinstance(value, Bad) else (place, value)
+
+
+def _explained(path: Path, found: Iterator[Found]) -> Iterator[Found | Problem]:
+    """What a reader gives; damage of the file ends it with a problem."""
     try:
-        for place, value in _READERS[kind_of(path) or "whole"](path, field, encoding):
-            document = value if isinstance(value, Bad) else _normal(value)
-            yield Problem(path, place, document.what) if isinstance(document, Bad) else document
+        yield from found
     except BadFileError as error:
         yield Problem(path, "", str(error))
     except DataError:  # a library is missing

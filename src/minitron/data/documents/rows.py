@@ -1,18 +1,22 @@
-"""Files of characters as documents: a whole file, JSON lines, other JSON."""
+"""Files of characters as documents or rows: a whole file, JSON lines, other JSON, tables of characters."""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from .formats import MARK_BYTES, binary_kind, encoding_of, first_line, open_bytes
 from .problems import Bad, BadFileError
 
-Found = tuple[str, str | Bad]
-"""Place in the file (empty if it is one document), and a document or why there is none."""
+Found = tuple[str, Any]
+"""Place in the file (empty if it is one document), and a document or a `Bad` that says why there is none.
+
+A document is a string, or a row as a dict where the caller asked for whole rows (`field` None)."""
 
 _LINE_END = re.compile("\r\n|\r|\n")
 # Bytes looked at to tell JSON lines from other JSON.
@@ -52,7 +56,7 @@ def not_text(error: UnicodeDecodeError, encoding: str) -> str:
 # --- JSON lines --------------------------------------------------------------------------------------------------
 
 
-def json_lines(path: Path, field: str, encoding: str) -> Iterator[Found]:
+def json_lines(path: Path, field: str | None, encoding: str) -> Iterator[Found]:
     """An object in each line. A line that cannot be decoded does not affect the others."""
     with open_bytes(path) as raw:
         head = raw.read(MARK_BYTES)
@@ -80,7 +84,7 @@ def _split(raw: IO[bytes], encoding: str) -> Iterator[str | Bad]:
                 yield Bad(not_text(error, encoding))
 
 
-def _text_in(line: str, field: str) -> str | Bad:
+def _text_in(line: str, field: str | None) -> Any:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
@@ -93,7 +97,7 @@ def _text_in(line: str, field: str) -> str | Bad:
 # --- other JSON --------------------------------------------------------------------------------------------------
 
 
-def json_file(path: Path, field: str, encoding: str) -> Iterator[Found]:
+def json_file(path: Path, field: str | None, encoding: str) -> Iterator[Found]:
     """JSON lines, an array of objects, or one object over several lines."""
     with open_bytes(path) as raw:
         head = raw.read(_FIRST_LINE)
@@ -126,8 +130,10 @@ def _is_json(line: str) -> bool:
     return True
 
 
-def text_of(row: Any, field: str) -> str | Bad:
-    """The text of a row of JSON."""
+def text_of(row: Any, field: str | None) -> Any:
+    """The text of a row of JSON; the whole row if `field` is None."""
+    if field is None:
+        return row if isinstance(row, dict) else Bad(f"expected an object; found {_shown(row)}")
     wanted = f"expected an object with a string in the field {field!r}"
     if not isinstance(row, dict):
         return Bad(f"{wanted}; found {_shown(row)}")
@@ -145,3 +151,28 @@ def _shown(value: Any) -> str:
     if isinstance(value, dict):
         return f"an object with the fields: {', '.join(value) or 'none':.100}"
     return f"{json.dumps(value):.40}"
+
+
+# --- CSV ---------------------------------------------------------------------------------------------------------
+
+
+def csv_rows(path: Path, field: str | None, encoding: str, columns: Sequence[str] | None = None) -> Iterator[Found]:
+    """The rows of a CSV or TSV file, whose first row names the columns unless `columns` does."""
+    with open_bytes(path) as raw:
+        text = _decoded(raw.read(), encoding)
+    tabs = ".tsv" in path.name.lower()
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if tabs else ",", strict=True)
+    try:
+        names = list(columns) if columns else next(reader, [])
+        if len(set(names)) < len(names):
+            raise BadFileError(f"a column is named twice: {', '.join(names):.200}")
+        for values in reader:
+            if not values:
+                continue
+            place = f"line {reader.line_num}"
+            if len(values) != len(names):
+                yield place, Bad(f"{len(values)} values for {len(names)} columns: {', '.join(names):.200}")
+            else:
+                yield place, text_of(dict(zip(names, values, strict=True)), field)
+    except csv.Error as error:
+        raise BadFileError(f"not CSV ({error} in line {reader.line_num})") from None

@@ -13,14 +13,14 @@ from .rows import Found, not_text
 _ROWS_AT_ONCE = 1024
 
 
-def column_values(path: Path, field: str, encoding: str) -> Iterator[Found]:
-    """The values of a column; bytes are text in `encoding`."""
+def column_values(path: Path, field: str | None, encoding: str) -> Iterator[Found]:
+    """The values of a column, where bytes are text in `encoding`; whole rows if `field` is None."""
     seen = 0
     with damage_of_arrow(path):
         for column in _columns(path, field):
             for value in _values(column):
                 seen += 1
-                yield f"row {seen}", _text(value, field, encoding)
+                yield f"row {seen}", value if field is None else _text(value, field, encoding)
 
 
 def _values(column: Any) -> Iterator[Any]:
@@ -47,15 +47,15 @@ def _text(value: Any, field: str, encoding: str) -> str | Bad:
     return value
 
 
-def _columns(path: Path, field: str) -> Iterator[Any]:
-    """A column, some rows at a time."""
+def _columns(path: Path, field: str | None) -> Iterator[Any]:
+    """A column, or all of them, some rows at a time."""
     if kind_of(path) == "parquet":
         from pyarrow import parquet
 
         with parquet.ParquetFile(path, memory_map=True) as file:
             _require_column(field, file.schema_arrow.names)
-            for batch in file.iter_batches(_ROWS_AT_ONCE, columns=[field]):
-                yield batch.column(0)
+            for batch in file.iter_batches(_ROWS_AT_ONCE, columns=None if field is None else [field]):
+                yield batch if field is None else batch.column(0)
         return
     import pyarrow as arrow
     from pyarrow import ipc
@@ -68,12 +68,14 @@ def _columns(path: Path, field: str) -> Iterator[Any]:
         _require_column(field, reader.schema.names)
         batches = (reader.get_batch(i) for i in range(reader.num_record_batches)) if file else reader
         for batch in batches:
-            column = batch.column(batch.schema.get_field_index(field))
-            for start in range(0, len(column), _ROWS_AT_ONCE):
+            column = batch if field is None else batch.column(batch.schema.get_field_index(field))
+            for start in range(0, column.num_rows if field is None else len(column), _ROWS_AT_ONCE):
                 yield column.slice(start, _ROWS_AT_ONCE)
 
 
-def _require_column(field: str, names: list[str]) -> None:
+def _require_column(field: str | None, names: list[str]) -> None:
+    if field is None:
+        return
     if field not in names:
         raise BadFileError(f"no column {field!r}; the columns are: {', '.join(names)}")
     if names.count(field) > 1:

@@ -1,0 +1,127 @@
+"""Rows of tokens with targets, padded into batches: the stream of every task but chats."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..data.packing import random_generator
+
+
+@dataclass(frozen=True)
+class Row:
+    """One example as tokens."""
+
+    ids: tuple[int, ...]
+    targets: Mapping[str, Any]
+    """By name what the loss compares with: numbers, or lists of numbers of one length in all rows."""
+
+
+@dataclass(frozen=True)
+class PaddedBatch:
+    """Rows as tensors: a `train.stream.TrainingBatch`."""
+
+    input_ids: Tensor
+    """(B, T) int64, padded on the right to the longest row."""
+    attention_mask: Tensor
+    """(B, T) int64: 1 at tokens of the row."""
+    targets: dict[str, Tensor]
+    """(B, ...) each."""
+    num_items: int
+    """Rows of the whole optimizer step, of which this batch may be a part; the divisor of the loss."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the batch, padding included."""
+        return self.input_ids.numel()
+
+    def to(self, device: torch.device | str) -> PaddedBatch:
+        """The batch on a device."""
+        moved = {name: value.to(device) for name, value in self.targets.items()}
+        return replace(
+            self,
+            input_ids=self.input_ids.to(device),
+            attention_mask=self.attention_mask.to(device),
+            targets=moved,
+        )
+
+
+def pad_rows(rows: Sequence[Row], pad: int) -> PaddedBatch:
+    """Rows as one batch; `pad` is the id at padding, which a sequence classifier takes for no token."""
+    length = max(len(row.ids) for row in rows)
+    ids = torch.full((len(rows), length), pad, dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    for index, row in enumerate(rows):
+        ids[index, : len(row.ids)] = torch.tensor(row.ids)
+        mask[index, : len(row.ids)] = 1
+    targets = {name: torch.tensor([row.targets[name] for row in rows]) for name in rows[0].targets}
+    return PaddedBatch(ids, mask, targets, len(rows))
+
+
+class RowStream:
+    """Rows in a new order in every epoch: a `train.stream.Stream`.
+
+    The rows of a step are sorted by length before they are cut into batches, so that little is padding.
+
+    Args:
+        rows: the examples.
+        pad: id at padding.
+        seed: determines the order.
+        sequence: tokens that a row may have.
+    """
+
+    def __init__(self, rows: Sequence[Row], pad: int, seed: int, sequence: int) -> None:
+        self._rows, self._pad, self._seed, self._sequence = list(rows), pad, seed, sequence
+        self._orders: dict[int, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        """Rows in an epoch."""
+        return len(self._rows)
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """As of `Stream`."""
+        digest = hashlib.sha256(f"{self._seed} {self._pad}".encode())
+        for row in self._rows:
+            digest.update(repr((row.ids, sorted(row.targets.items()))).encode())
+        return {"rows": digest.hexdigest()}
+
+    @property
+    def origins(self) -> list[dict[str, Any]]:
+        """As of `Stream`."""
+        return []
+
+    def check(self, vocab_size: int, sequence: int) -> None:
+        """As of `Stream`."""
+        highest = max(max(row.ids) for row in self._rows)
+        if highest >= vocab_size:
+            raise ValueError(f"the rows have token id {highest}; the model's vocab_size is {vocab_size}")
+        if self._sequence != sequence:
+            raise ValueError(f"rows have at most {self._sequence} tokens; sequence is {sequence}")
+
+    def batches(self, start: int, count: int, at_once: int, *, share: tuple[int, int] = (0, 1)) -> list[PaddedBatch]:
+        """As of `Stream`."""
+        rows = [self._rows[self._at(start + i)] for i in range(count)]
+        number, ways = share
+        mine = rows[number * count // ways : (number + 1) * count // ways]
+        mine.sort(key=lambda row: len(row.ids))
+        parts = (mine[i : i + at_once] for i in range(0, len(mine), at_once))
+        return [replace(pad_rows(part, self._pad), num_items=count) for part in parts]
+
+    def _at(self, position: int) -> int:
+        epoch, inside = divmod(position, len(self))
+        if epoch not in self._orders:
+            self._orders = {epoch: random_generator(self._seed, 0x7075, epoch).permutation(len(self))}
+        return int(self._orders[epoch][inside])
+
+
+def by_length(rows: Sequence[Row], at_once: int) -> list[list[int]]:
+    """Numbers of rows in groups of `at_once` of similar lengths, the longest first, where memory is scarcest."""
+    order = sorted(range(len(rows)), key=lambda i: -len(rows[i].ids))
+    return [order[i : i + at_once] for i in range(0, len(order), at_once)]
