@@ -17,6 +17,7 @@ from .finetune import finetune
 from .generate import generate
 from .guard import guard
 from .inspect import inspect
+from .predict import predict
 from .prune import prune
 from .serve import serve
 from .teacher_cache import teacher_cache
@@ -43,6 +44,7 @@ _VERBS = (
     (prune, "Cut a model down to a budget."),
     (train, "Train a model from text."),
     (finetune, "Teach a model conversations or labels."),
+    (predict, "Label texts with a classifier."),
     (distill, "Distil a student from a teacher."),
     (teacher_cache, "Store a teacher's outputs on a text."),
     (compress, "Prune, retrain and report, in one command."),

@@ -107,9 +107,7 @@ def _run(
         run.warmup = min(run.warmup, run.steps // 5)
     settings = run.settings()
     flops = float(6 * sum(p.numel() for p in job.model.parameters()))
-    peak, _ = options.prepare(
-        run, (), options.Measured(job.model, job.stream, job.loss, flops), settings, world, place
-    )
+    peak, _ = options.prepare(run, (), options.Measured(job.model, job.stream, job.loss, flops), settings, world, place)
     result = train(
         job.model, job.stream, settings, run.out, heldout=job.measures, loss=job.loss, identity=job.identity,
         tokenizer=tokenizer, quiet=run.as_json, world=world, peak_flops=peak, flops_per_token=flops, extend=run.extend,

@@ -34,6 +34,7 @@ FIELDS: dict[str, dict[str, tuple[str, ...]]] = {
         "label": ("label", "labels", "class", "category", "target"),
     },
 }
+FIELDS["predict"] = {name: usual for name, usual in FIELDS["classify"].items() if name != "label"}
 """For each task, its fields and the names under which files usually have them, the likeliest first."""
 OPTIONAL = frozenset({"tools", "pair"})
 """Fields that a row may lack."""

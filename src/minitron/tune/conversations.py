@@ -58,12 +58,11 @@ def render_turns(tokenizer: Any, conversation: Conversation, most: int | None = 
             continue
         asked = _tokens(tokenizer, conversation, number, True)
         said = _tokens(tokenizer, conversation, number + 1, False)
-        for whole, part, what in ((asked, ids, "before it"), (said, asked, "that asks for it")):
+        for whole, part in ((asked, ids), (said, asked)):
             if whole[: len(part)] != part:
                 raise ConversationError(
-                    f"the chat template renders message {number + 1} ({_shown(message)}) so that the rendering {what} "
-                    f"is not its beginning, so what the assistant said cannot be told from the rest; "
-                    f"{_difference(tokenizer, whole, part)}"
+                    f"the chat template changes what stands before message {number + 1} ({_shown(message)}): "
+                    f"{_difference(tokenizer, whole, part)}; so what the assistant said cannot be told from the rest"
                 )
         turn = said[len(asked) :]
         # Behind the token that ends the turn some templates put a line end, which the model need not write.
@@ -90,7 +89,7 @@ def _tokens(tokenizer: Any, conversation: Conversation, count: int, prompt: bool
 def _difference(tokenizer: Any, whole: Sequence[int], part: Sequence[int]) -> str:
     at = next((i for i, (a, b) in enumerate(zip(whole, part, strict=False)) if a != b), len(whole))
     expected, found = (tokenizer.decode(list(tokens[max(0, at - 4) : at + 8])) for tokens in (part, whole))
-    return f"it has {found!r} where the other has {expected!r}"
+    return f"{found!r} stands where {expected!r} was"
 
 
 def _shown(message: Mapping[str, Any]) -> str:

@@ -1,0 +1,87 @@
+"""`minitron predict`: labels for texts, by a model with a classification head."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from ..locate import locate
+from .common import (
+    MODEL_HELP,
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    check_output,
+    print_json,
+    quiet_libraries,
+    say,
+    sentence_errors,
+)
+
+# Typer reads the annotations at run time, where it wants Optional.
+# ruff: noqa: UP045
+
+
+@sentence_errors
+def predict(
+    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
+    file: Annotated[str, typer.Argument(metavar="FILE", help="Rows with texts: JSON lines, CSV, Parquet, ...")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="JSON lines with the predictions.")] = Path(
+        "predictions.jsonl"
+    ),
+    field: Annotated[
+        Optional[list[str]], typer.Option(help="FIELD=NAME, as text=body or pair=reply; repeatable.")
+    ] = None,
+    columns: Annotated[
+        Optional[str], typer.Option(help="Names of the columns of CSV files without a first row of names: a,b,c.")
+    ] = None,
+    encoding: Annotated[str, typer.Option(help="Encoding of text without a byte-order mark.")] = "utf-8",
+    batch: Annotated[int, typer.Option(help="Texts per forward pass.")] = 32,
+    sequence: Annotated[
+        Optional[int], typer.Option(help="Tokens of a text that are read; the model's positions by default.")
+    ] = None,
+    dtype: str = DtypeOption,
+    device: str = DeviceOption,
+    as_json: bool = JsonOption,
+) -> None:
+    """Label texts with a model that has a classification head.
+
+    Each line of the output belongs to the row of the same number: the label and the probability of every label, or a
+    value. The same command continues an interrupted one.
+
+    Examples:
+
+      minitron predict runs/spam/model mails.csv --field text=mail --out labels.jsonl
+    """
+    from ..tune.options import column_names, field_names
+
+    names, header = field_names(field or []), column_names(columns)
+    if batch < 1:
+        raise ValueError(f"--batch is {batch}; it must be at least 1")
+    if sequence is not None and sequence < 1:
+        raise ValueError(f"--sequence is {sequence}; it must be at least 1")
+    locate(model)
+    check_output(out, (".jsonl",), [file])
+    quiet_libraries()
+    from ..data.examples import RowFormat
+    from ..loading import checkpoint_folder, pick_device
+    from ..tokenizer import load_tokenizer
+    from ..tune.predict import open_classifier, read_texts, write_predictions
+
+    texts = read_texts(file, RowFormat(names, header, encoding))
+    folder = checkpoint_folder(model, say)
+    found = open_classifier(folder, load_tokenizer(folder), dtype, pick_device(device), sequence)
+    digest = hashlib.sha256(repr((texts, found.sequence, dtype, device)).encode())
+    for weights in sorted(folder.glob("*.safetensors")):
+        state = weights.stat()
+        digest.update(f"{weights.resolve()} {state.st_size} {state.st_mtime_ns}".encode())
+    done = write_predictions(
+        found, texts, out, digest.hexdigest(), batch, lambda n: say(f"{n:,} of {len(texts):,} rows")
+    )
+    if as_json:
+        print_json({"rows": len(texts), "already_done": done, "out": str(out)})
+    else:
+        typer.echo(f"{len(texts):,} rows: {out}" + (f" ({done:,} were already done)" if done else ""))
