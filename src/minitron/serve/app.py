@@ -15,9 +15,8 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Mount, Route
-from starlette.staticfiles import StaticFiles
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.routing import Route
 
 from ..version import __version__
 from .bodies import read
@@ -25,15 +24,17 @@ from .chat_route import ChatAnswer, chat_sequences, choices_of
 from .completion_route import CompletionAnswer, completion_sequences
 from .context import Context
 from .errors import ApiError, failed, unavailable
-from .gate import Gate
+from .gate import PAGE, Gate
 from .generation import ClientLeft, Generation, unless_client_leaves
+from .judging_routes import JudgingRoutes
 from .requests import conversation, template_tools
+from .responses_route import ResponsesAnswer
+from .responses_schema import ResponsesRequest
 from .scheduler import TextSequence
-from .schema import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
-from .served import ServedModel
+from .schema import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest, validated
+from .served import AnyModel, ServedModel
 from .streams import EventStream
 
-PAGE = Path(__file__).with_name("page")
 CLOSED_BY_CLIENT = 499
 """Status in the log of a request whose client has left, as nginx writes it."""
 _log = logging.getLogger("minitron.serve")
@@ -43,10 +44,14 @@ Handler = Callable[[Request], Awaitable[Any]]
 
 def make_app(context: Context) -> Starlette:
     """The ASGI application of a server whose engine loop is running."""
-    routes = Routes(context)
+    routes, judging = Routes(context), JudgingRoutes(context)
     found: list[Any] = [
         Route("/v1/chat/completions", routes.chat, methods=["POST"]),
         Route("/v1/completions", routes.complete, methods=["POST"]),
+        Route("/v1/responses", routes.respond, methods=["POST"]),
+        Route("/v1/embeddings", judging.embeddings, methods=["POST"]),
+        Route("/v1/classify", judging.classify, methods=["POST"]),
+        Route("/classify", judging.classify, methods=["POST"]),
         Route("/v1/models", routes.models, methods=["GET"]),
         Route("/v1/models/{name:path}", routes.model, methods=["GET"]),
         Route("/tokenize", routes.tokenize, methods=["POST"]),
@@ -55,8 +60,7 @@ def make_app(context: Context) -> Starlette:
         Route("/ready", routes.ready, methods=["GET"]),
         Route("/metrics", routes.metrics, methods=["GET"]),
     ]
-    if PAGE.is_dir():
-        found.append(Mount("/", StaticFiles(directory=PAGE, html=True)))
+    found += _page_routes()
     middleware = [Middleware(Gate, context=context)]
     if context.settings.cors:
         middleware.insert(
@@ -75,6 +79,20 @@ def make_app(context: Context) -> Starlette:
         Exception: _unexpected,
     }
     return Starlette(routes=found, middleware=middleware, exception_handlers=handlers)
+
+
+def _page_routes() -> list[Route]:
+    """The files of the page, if it is there; index.html is at / too."""
+
+    def route(path: str, file: Path) -> Route:
+        async def give(http: Request) -> Response:
+            return FileResponse(file, headers={"Cache-Control": "no-cache"})
+
+        return Route(path, give, methods=["GET"])
+
+    files = [path for path in sorted(PAGE.rglob("*")) if path.is_file()]
+    index = [route("/", PAGE / "index.html")] if PAGE / "index.html" in files else []
+    return index + [route(f"/{path.relative_to(PAGE).as_posix()}", path) for path in files]
 
 
 class Routes:
@@ -104,6 +122,15 @@ class Routes:
             http, model, sequences, CompletionAnswer(model, request, sequences), bool(request.stream)
         )
 
+    async def respond(self, http: Request) -> Any:
+        """The output items that follow some input items."""
+        request = await read(http, self._context, ResponsesRequest)
+        as_chat = validated(ChatRequest, request.chat_values())
+        model = self._context.served.find(request.model)
+        [choice] = choices_of(model, as_chat)
+        sequences = await asyncio.to_thread(chat_sequences, self._context, model, as_chat)
+        return await self._answer(http, model, sequences, ResponsesAnswer(model, request, choice), bool(request.stream))
+
     async def _answer(
         self, http: Request, model: ServedModel, sequences: list[TextSequence], answer: Any, stream: bool
     ) -> Any:
@@ -125,9 +152,9 @@ class Routes:
 
     async def model(self, http: Request) -> Response:
         """One model."""
-        return JSONResponse(self._model(self._context.served.find(http.path_params["name"])))
+        return JSONResponse(self._model(self._context.served.any_of(http.path_params["name"])))
 
-    def _model(self, model: ServedModel) -> dict[str, Any]:
+    def _model(self, model: AnyModel) -> dict[str, Any]:
         return {
             "id": model.name,
             "object": "model",
@@ -169,7 +196,7 @@ class Routes:
 
     async def metrics(self, http: Request) -> Response:
         """Counters for Prometheus."""
-        text = self._context.metrics.text(self._context.served)
+        text = self._context.metrics.text(self._context.served.writing)
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 

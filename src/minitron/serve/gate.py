@@ -18,6 +18,8 @@ from .errors import ApiError
 
 OPEN_ROUTES = ("/health", "/ready")
 """Routes that need no key: load balancers ask them."""
+PAGE = Path(__file__).with_name("page")
+"""Files that a browser gets at /. They need no key: they ask for one, and send it with what they request."""
 LONGEST_KEY = 1024
 _log = logging.getLogger("minitron.serve.access")
 
@@ -56,6 +58,8 @@ class Gate:
         self._app, self._context = app, context
         file = context.settings.api_keys
         self._keys = None if file is None else ApiKeys.read(Path(file))
+        files = [path.relative_to(PAGE) for path in PAGE.rglob("*") if path.is_file()]
+        self._open = {*OPEN_ROUTES, "/", *(f"/{path.as_posix()}" for path in files)}
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Pass a request on, or refuse it."""
@@ -85,7 +89,7 @@ class Gate:
             _log.info("request", extra={"fields": {**entry, "seconds": round(seconds, 4)}})
 
     def _refusal(self, scope: Any) -> ApiError | None:
-        if self._keys is None or scope["path"] in OPEN_ROUTES or scope["method"] == "OPTIONS":
+        if self._keys is None or scope["path"] in self._open or scope["method"] == "OPTIONS":
             return None
         given = Headers(scope=scope).get("authorization", "")
         kind, _, key = given.partition(" ")

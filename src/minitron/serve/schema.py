@@ -387,6 +387,15 @@ def parse(kind: type[M], body: bytes) -> M:
     values = json_value(body)
     if not isinstance(values, dict):
         raise ApiError(f"the body is {type(values).__name__} {shown(values)}; it must be a JSON object")
+    return validated(kind, values)
+
+
+def validated(kind: type[M], values: dict[str, Any]) -> M:
+    """The request of some values.
+
+    Raises:
+        ApiError: a field is unknown, missing, of another type or out of range.
+    """
     try:
         return kind.model_validate(values)
     except ValidationError as error:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -19,6 +19,7 @@ from ..heads import NemotronForCausalLM
 from ..loading import load
 from ..memory import available_memory
 from ..templates import render_conversation
+from .classifiers import ServedClassifier, load_classifier
 from .engine_loop import EngineLoop
 from .errors import ApiError, shown
 from .scheduler import Scheduler
@@ -95,24 +96,30 @@ class ServedModel:
         return list(ids)
 
 
+AnyModel: TypeAlias = ServedModel | ServedClassifier
+
+
 class Served:
     """All models, and the thread that runs them."""
 
-    def __init__(self, models: Sequence[ServedModel], loop: EngineLoop) -> None:
+    def __init__(self, models: Sequence[AnyModel], loop: EngineLoop) -> None:
         self._models = {model.name: model for model in models}
         self.loop = loop
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[AnyModel]:
         return iter(self._models.values())
 
-    def find(self, name: str | None) -> ServedModel:
-        """The model of that name; the only one, or the first, if None.
+    @property
+    def writing(self) -> list[ServedModel]:
+        """The language models."""
+        return [model for model in self if isinstance(model, ServedModel)]
+
+    def any_of(self, name: str) -> AnyModel:
+        """The model of that name.
 
         Raises:
             ApiError: there is none.
         """
-        if name is None:
-            return next(iter(self._models.values()))
         if name not in self._models:
             raise ApiError(
                 f"the model {shown(name)} does not exist; models here are {', '.join(self._models)}",
@@ -122,8 +129,30 @@ class Served:
             )
         return self._models[name]
 
+    def find(self, name: str | None) -> ServedModel:
+        """The language model of that name; the first one if None.
 
-def load_models(settings: ServeSettings, say: Callable[[str], object]) -> list[ServedModel]:
+        Raises:
+            ApiError: there is none.
+        """
+        found = next(iter(self.writing), None) if name is None else self.any_of(name)
+        if not isinstance(found, ServedModel):
+            raise ApiError(f"the model {shown(name)} writes no text; ask it at /classify", param="model")
+        return found
+
+    def find_classifier(self, name: str) -> ServedClassifier:
+        """The classifier of that name.
+
+        Raises:
+            ApiError: there is none.
+        """
+        found = self.any_of(name)
+        if not isinstance(found, ServedClassifier):
+            raise ApiError(f"the model {shown(name)} has no classification head", param="model", code="no_classifier")
+        return found
+
+
+def load_models(settings: ServeSettings, say: Callable[[str], object]) -> list[AnyModel]:
     """Load all models of the settings.
 
     Raises:
@@ -131,12 +160,13 @@ def load_models(settings: ServeSettings, say: Callable[[str], object]) -> list[S
     """
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    found: list[ServedModel] = []
+    found: list[AnyModel] = []
     for given in settings.models:
         name, path = name_and_path(given)
         if name in {model.name for model in found}:
             raise ValueError(f"two models are named {name!r}; give one another name: NAME={path}")
-        found.append(load_model(name, path, settings, say))
+        classifier = load_classifier(name, path, settings.device, say)
+        found.append(classifier or load_model(name, path, settings, say))
     return found
 
 

@@ -17,7 +17,7 @@ from .context import Context
 from .engine_loop import EngineLoop
 from .gate import JsonLines
 from .generation import deliver
-from .served import Served, load_models
+from .served import Served, ServedModel, load_models
 from .settings import ServeSettings
 
 LARGEST_HEADERS = 64 << 10
@@ -57,7 +57,7 @@ def serve(settings: ServeSettings, say: Callable[[str], object]) -> int:
         died.append(error)
         server.should_exit = True
 
-    loop = EngineLoop([model.scheduler for model in models], deliver, engine_died)
+    loop = EngineLoop([model.scheduler for model in models if isinstance(model, ServedModel)], deliver, engine_died)
     context = Context(settings, Served(models, loop))
     config = uvicorn.Config(
         make_app(context),

@@ -121,6 +121,7 @@ class ToolCallParser:
         self._form, self._most = form, most
         self._text = ""  # outside: what may become a mark; inside: everything since the opening mark
         self._inside = False
+        self._space = ""  # before the opening mark
         self._begun = False
         self._sent = 0
         self._lead = True
@@ -141,7 +142,7 @@ class ToolCallParser:
         """What the end of the text adds."""
         found: list[Delta] = []
         if self._inside:
-            found = self._close(self._text, self._text if self._begun or not self._form.opening else None)
+            found = self._close(self._text, "")
         elif self._text:
             found = self._content(self._text)
         self._text = ""
@@ -153,13 +154,14 @@ class ToolCallParser:
             return self._bare()
         at = self._text.find(opening)
         if at >= 0:
-            found = self._content(self._text[:at].rstrip())
+            before = self._text[:at]
+            self._space = before[len(before.rstrip()) :]
+            found = self._content(before.rstrip())
             self._text, self._inside, self._begun, self._sent = self._text[at + len(opening) :], True, False, 0
             return found
-        space = len(self._text) - len(self._text.rstrip())
-        keep = max((n for n in range(1, len(opening)) if self._text.endswith(opening[:n])), default=0)
-        keep = keep + len(self._text[: len(self._text) - keep]) - len(self._text[: len(self._text) - keep].rstrip())
-        keep = max(keep, space)
+        mark = max((n for n in range(1, len(opening)) if self._text.endswith(opening[:n])), default=0)
+        certain = self._text[: len(self._text) - mark].rstrip()  # white space before a call does not count
+        keep = len(self._text) - len(certain)
         found = self._content(self._text[: len(self._text) - keep])
         self._text = self._text[len(self._text) - keep :]
         return found
@@ -181,7 +183,7 @@ class ToolCallParser:
         at = self._text.find(closing) if closing else -1
         if at >= 0:
             body, rest = self._text[:at], self._text[at + len(closing) :]
-            found = self._close(body, None)
+            found = self._close(body, closing)
             self._text, self._inside = rest, False
             return found
         return self._stream(self._text)
@@ -201,16 +203,15 @@ class ToolCallParser:
             self._sent = end
         return found
 
-    def _close(self, body: str, rest: str | None) -> list[Delta]:
-        """The end of a call, or of what turned out to be none; `rest` replaces what is shown then."""
+    def _close(self, body: str, closing: str) -> list[Delta]:
+        """The end of a call, or of what turned out to be none: then it stays text, marks and white space included."""
         if self._begun:
             found = self._stream(body)
             self._begun, self.calls = False, self.calls + 1
             return found
         calls = parse_reply(f"<toolcall>{body}</toolcall>").get("tool_calls")
         if calls is None:
-            shown = f"{self._form.opening}{body}{self._form.closing if self._inside and rest is None else ''}"
-            return self._content(shown if rest is None else rest)
+            return self._content(f"{self._space}{self._form.opening}{body}{closing}")
         found: list[Delta] = []
         for call in calls:
             if not self._full:
