@@ -50,14 +50,21 @@ function fill(item, message) {
   if (message.about) item.append(element("p", "about", message.about));
 }
 
-// A token as a button: the less probable it was, the darker its background. It shows what else was probable.
+// A token that can be pressed: the less probable it was, the darker its background. It shows what else was probable.
+// It is no <button>, in which text does not wrap.
 function tokenButton(item, token) {
-  const button = element("button", "token", token.token);
+  const button = element("span", "token", token.token);
   const probability = Math.exp(token.logprob);
-  button.type = "button";
+  button.role = "button";
+  button.tabIndex = 0;
   button.style.setProperty("--doubt", (1 - probability).toFixed(3));
   button.title = percent(probability);
   button.addEventListener("click", () => showAlternatives(item, token));
+  button.addEventListener("keydown", (event) => {
+    if (event.key !== "Enter" && event.key !== " ") return;
+    event.preventDefault();
+    showAlternatives(item, token);
+  });
   return button;
 }
 
