@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from .draws import Array, Draws
+
 MAX_TOKENS = 8
 """New tokens in one step of the compiled engine."""
 MOST_STOPS = 64
@@ -97,6 +99,20 @@ class DecodeEngine(Protocol):
         self, tokens: list[int], count: int, stops: Collection[int] = (), slots: Sequence[int] = (0,)
     ) -> list[list[int]]:
         """Append one token to the sequence of each slot and then more, each the most probable; see `CpuEngine`."""
+        ...
+
+    def draw(
+        self, tokens: list[int], count: int, draws: Draws, stops: Collection[int] = (), slots: Sequence[int] = (0,)
+    ) -> list[list[int]]:
+        """As `greedy`, with tokens chosen by `draws`; its batch has the text of slot s in row s."""
+        ...
+
+    def pick(self, draws: Draws, logits: Array) -> Array:
+        """The next tokens (B,) of all texts of the draws' batch for logits (B, V) float32, without a step of the model.
+
+        They are negative where rounding might decide, or where the engine cannot draw; the numbers of the step are then
+        not used.
+        """
         ...
 
     def close(self) -> None:

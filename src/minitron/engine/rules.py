@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,7 +20,16 @@ from transformers import (
 
 from ..finite import check_logits
 from ..sampling_parameters import SamplingParameters
+from .draws import Draws
+from .mt19937 import seeded
 from .sampling import Array, choose, distribution
+from .torch_generator import draws_alike, held
+
+if TYPE_CHECKING:
+    from .base import DecodeEngine
+
+SOFTMAX_CLOSE = 1 - 2.0**-15
+"""As `Draws` has it, for probabilities of torch's softmax in fp32."""
 
 
 class Rules:
@@ -41,6 +50,7 @@ class Rules:
         self.pad = 0 if pad is None else int(pad.flatten()[0])
         """Follows the end of a text while others go on."""
         self._processors = processors
+        self._draws: Draws | None = None
         self._parameters = parameters_of(processors, self.sampling)
         self._unseen = [0] * batch
         for processor in processors:
@@ -54,27 +64,54 @@ class Rules:
             rule for rule in criteria if not hasattr(rule, "eos_token_id") and not hasattr(rule, "max_length")
         ]
 
-    def scores(self, ids: Tensor, logits: Tensor) -> Tensor:
-        """Logits (B, V) after the caller's processors."""
-        return self._processors(ids, logits.clone())  # type: ignore[arg-type]
+    def draws(self, ids: Tensor, vocabulary: int) -> Draws | None:
+        """How an engine chooses tokens after these texts (B, T); None if it takes other rules than `Draws` knows.
 
-    def next_tokens(self, ids: Tensor, logits: Tensor) -> Array:
-        """The next token of each row, (B,), for logits (B, V)."""
+        Its random numbers are yet to be set.
+        """
+        if self._parameters is None or (self.sampling and not draws_alike()):
+            return None
+        return Draws(self._parameters, vocabulary, self.seen(ids), seeded(0))
+
+    def scores(self, ids: Tensor, logits: Tensor) -> Tensor:
+        """Logits (B, V), which may change, after the caller's processors."""
+        return self._processors(ids, logits)  # type: ignore[arg-type]
+
+    def next_tokens(self, ids: Tensor, logits: Tensor, engine: DecodeEngine | None = None) -> Array:
+        """The next token of each row, (B,), for logits (B, V), which may change.
+
+        Raises:
+            NotFiniteError: the largest logit of a row is NaN or infinite.
+        """
         if self._parameters is not None:
-            return choose(logits.numpy(), self._parameters, self._seen(ids))
+            return choose(logits.numpy(), self._parameters, self.seen(ids))
+        check_logits(logits.numpy())
         scores = self.scores(ids, logits)
-        check_logits(logits)
-        chosen = torch.multinomial(scores.softmax(-1), 1)[:, 0] if self.sampling else scores.argmax(-1)
-        return chosen.numpy()
+        return self.chosen(scores, engine) if self.sampling else scores.numpy().argmax(-1)
+
+    def chosen(self, scores: Tensor, engine: DecodeEngine | None) -> Array:
+        """A token (B,) drawn from each row of scores (B, V): torch's draws, by compiled code where there is some."""
+        if engine is not None and scores.dtype == torch.float32 and draws_alike():
+            if self._draws is None:
+                plain = SamplingParameters(temperature=1.0)
+                no_ids = [np.zeros(0, np.int64)] * len(scores)
+                self._draws = Draws(plain, scores.shape[1], no_ids, seeded(0), SOFTMAX_CLOSE)
+            with held() as twister:
+                self._draws.state = twister
+                tokens = engine.pick(self._draws, scores.numpy())
+                if (tokens >= 0).all():
+                    twister.block, twister.used = self._draws.state.block, self._draws.state.used
+                    return tokens
+        return torch.multinomial(scores.softmax(-1), 1)[:, 0].numpy()
 
     def distribution(self, ids: Tensor, logits: Tensor) -> Array:
         """The probability of every token, (V,) float64, after one text ids (1, T) with logits (V,)."""
         if self._parameters is not None:
-            return distribution(logits.numpy(), self._parameters, self._seen(ids)[0])
-        check_logits(logits)
-        return self.scores(ids, logits[None])[0].double().softmax(-1).numpy()
+            return distribution(logits.numpy(), self._parameters, self.seen(ids)[0])
+        check_logits(logits.numpy())
+        return self.scores(ids, logits[None].clone())[0].double().softmax(-1).numpy()
 
-    def _seen(self, ids: Tensor) -> list[Array]:
+    def seen(self, ids: Tensor) -> list[Array]:
         """The tokens that the repetition penalty counts: each row without padding and what the caller excludes."""
         return [row[first:] for row, first in zip(ids.numpy(), self._unseen, strict=True)]
 
@@ -83,7 +120,8 @@ class Rules:
         full = ids.shape[1] >= self.limit
         done = np.array([full or token in self.ends for token in ids[:, -1].tolist()])
         for rule in self._other:
-            done = done | torch.as_tensor(rule(ids, scores)).numpy()  # type: ignore[arg-type]
+            found = rule(ids, scores)  # type: ignore[arg-type]
+            done |= found.numpy() if isinstance(found, Tensor) else np.asarray(found)
         return done
 
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from ..finite import NotFiniteError
 from ..sampling_parameters import SamplingParameters
@@ -60,10 +59,24 @@ def kept_tokens(logits: Array, parameters: SamplingParameters) -> tuple[Array, A
 def draw(distributions: list[tuple[Array, Array]], vocabulary: int) -> Array:
     """One id for each distribution (ids, probabilities): what transformers draws for a batch from the same state of
     torch's generator."""
+    import torch
+
     full = torch.zeros(len(distributions), vocabulary)
     for row, (ids, probabilities) in zip(full, distributions, strict=True):
         row[torch.from_numpy(ids)] = torch.from_numpy(probabilities).float()
     return torch.multinomial(full, 1)[:, 0].numpy()
+
+
+def best_token(logits: Array) -> int:
+    """The first of the most probable tokens for logits (V,).
+
+    Raises:
+        NotFiniteError: the largest logit is NaN or infinite.
+    """
+    token = int(logits.argmax())  # the first NaN where there is one
+    if not math.isfinite(logits[token]):
+        raise NotFiniteError(f"the largest logit is {logits[token]}")
+    return token
 
 
 def choose(logits: Array, parameters: SamplingParameters, seen: Sequence[Array]) -> Array:
@@ -74,11 +87,7 @@ def choose(logits: Array, parameters: SamplingParameters, seen: Sequence[Array])
     """
     rows = [penalize(*pair, parameters.repetition_penalty) for pair in zip(logits, seen, strict=True)]
     if parameters.temperature == 0:
-        best = np.array([row.argmax() for row in rows])  # the first NaN where there is one
-        for row, token in zip(rows, best, strict=True):
-            if not math.isfinite(row[token]):
-                raise NotFiniteError(f"the largest logit is {row[token]}")
-        return best
+        return np.array([best_token(row) for row in rows])
     return draw([kept_tokens(row, parameters) for row in rows], logits.shape[1])
 
 
@@ -110,6 +119,8 @@ def residual(p: Array, q: Array) -> Array:
 
 def draw_exact(p: Array) -> int:
     """A token drawn from p (V,) float64, by inversion with 53 random bits of torch's generator."""
+    import torch
+
     ids = np.flatnonzero(p)
     sums = np.cumsum(p[ids])
     uniform = float(torch.rand((), dtype=torch.float64))

@@ -19,9 +19,11 @@ from ...finite import check_logits
 from ...pages import SMALL
 from ..base import MAX_TOKENS, MOST_STOPS, DecodeEngine
 from ..buffers import Buffer, address, most_threads, zeros
+from ..draws import Draws
 from ..kv import KeyValues
 from ..matrix import BLOCK, FORMATS, PLAIN_BYTES, Matrix
 from ..parts import EngineWeights, Norm
+from . import choice
 from . import step as compiled
 from .compiled import compiling
 from .formats import KINDS, STAGED_BLOCK
@@ -62,6 +64,7 @@ class CpuEngine(DecodeEngine):
         self._batch = np.zeros(4, np.int64)
         self._slot_mapping = np.zeros((2, MAX_TOKENS), np.int64)
         self._stops = np.full(MOST_STOPS, -1, np.int64)
+        self._draws = np.zeros(choice.COLUMNS, np.int64)
         self._zeros = np.zeros((self.threads, 8), np.int64)
         self._seen = 0
         self._sync = np.zeros(SYNC_SIZE, np.int64)
@@ -99,6 +102,7 @@ class CpuEngine(DecodeEngine):
             self._tokens,
             self._slot_mapping,
             self._stops,
+            self._draws,
             np.array(sizes, np.int64),
             np.float32(constants.norm_eps),
             _layer_table(weights, self.kv),
@@ -208,20 +212,42 @@ class CpuEngine(DecodeEngine):
         Raises:
             NotFiniteError: the largest logit of a sequence is NaN or infinite.
         """
-        assert len(set(slots)) == len(slots) == len(tokens), f"{len(tokens)} tokens for slots {slots}"
+        return self._choose(tokens, count, stops, slots, None)
+
+    def draw(
+        self, tokens: list[int], count: int, draws: Draws, stops: Collection[int] = (), slots: Sequence[int] = (0,)
+    ) -> list[list[int]]:
+        """As `greedy`, with tokens chosen by `draws`; its batch has the text of slot s in row s."""
+        choice.fill(self._draws, draws, self.threads, slots)
+        try:
+            return self._choose(tokens, count, stops, slots, draws)
+        finally:
+            self._draws[choice.ON] = 0
+
+    def pick(self, draws: Draws, logits: np.ndarray) -> np.ndarray:
+        """The next tokens (B,) for logits (B, V) float32; see `DecodeEngine.pick`."""
+        return choice.pick(draws, logits)
+
+    def _choose(
+        self, tokens: list[int], count: int, stops: Collection[int], slots: Sequence[int], draws: Draws | None
+    ) -> list[list[int]]:
+        M = len(tokens)
+        assert len(set(slots)) == len(slots) == M, f"{M} tokens for slots {slots}"
         room = self.kv.capacity - max(self.kv.lengths[slot] for slot in slots)
         assert 0 < count <= room, f"{count} tokens where {room} of {self.kv.capacity} are left"
         self._stops[:] = -1
         self._stops[: len(stops)] = list(stops)
-        self._run(tokens, slots, greedy=count)
-        check_logits(self._logits[: len(tokens)])  # of the last step: what is NaN once stays so
+        self._run(tokens, slots, more=count)
+        check_logits(self._logits[:M])  # of the last step: what is NaN once stays so
         rows = int(self._batch[compiled.CHOSEN])
+        if draws is not None:
+            rows += choice.finish(self._draws, draws, slots, self._tokens[rows * M :], self._logits)
         for slot in slots:
             self.kv.lengths[slot] += rows - 1
-        self._count((rows - 1) * len(tokens))
-        return self._tokens[: rows * len(tokens)].reshape(rows, -1).tolist()
+        self._count((rows - 1) * M)
+        return self._tokens[: rows * M].reshape(rows, -1).tolist()
 
-    def _run(self, tokens: list[int], slots: Sequence[int], first_logits: int = 0, greedy: int = 0) -> None:
+    def _run(self, tokens: list[int], slots: Sequence[int], first_logits: int = 0, more: int = 0) -> None:
         """Append each token to the sequence of its slot, in order."""
         M = len(tokens)
         assert 0 < M <= MAX_TOKENS, f"{M} tokens in one step"
@@ -237,7 +263,7 @@ class CpuEngine(DecodeEngine):
             self.close()
             self._start(self._team.size)
         self._tokens[:M] = tokens
-        self._batch[:] = (M, first_logits, greedy, 0)
+        self._batch[:] = (M, first_logits, more, 0)
         before, start = interruptions(), time.perf_counter()
         compiled.run(0, self._running, *self._arguments)
         seconds = time.perf_counter() - start

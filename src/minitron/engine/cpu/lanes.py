@@ -38,6 +38,16 @@ class _LanesModel(models.PrimitiveModel):
         super().__init__(dmm, fe_type, {floats: _FLOATS, words: _WORDS, halves: _HALVES}[fe_type])
 
 
+@intrinsic
+def pointer(typingctx, address):  # type: ignore[no-untyped-def]
+    """An address (int64) as a pointer, for `carray`."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        return builder.inttoptr(args[0], cgutils.voidptr_t)
+
+    return types.voidptr(types.int64), codegen
+
+
 def _constant(value: int, kind: Any = _WORDS) -> ir.Constant:
     return ir.Constant(kind, [value] * kind.count)
 

@@ -19,17 +19,16 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import carray, njit, types  # type: ignore[reportPrivateImportUsage] (documented as public)
-from numba.core import cgutils
-from numba.extending import intrinsic, overload
+from numba import carray, njit  # type: ignore[reportPrivateImportUsage] (documented as public)
+from numba.extending import overload
 from numba.np.numpy_support import as_dtype, from_dtype
 
-from . import dots, formats, gemv, lanes, tiles
+from . import choice, dots, formats, gemv, lanes, mersenne, tiles
 from . import threads as threads_file
 from .compiled import cached
 from .formats import FAST, row_items
 from .gemv import NONE, ROW_BLOCK, exp_of, matvec, narrowed, share
-from .lanes import LANES, larger, load_fp32, store
+from .lanes import pointer
 from .threads import STOP, TASK, atomic_add, atomic_load, atomic_store, barrier, reset, take, wait_while
 
 # Columns of the table of layers: addresses, and the two head counts. An address of 0 means that there is none.
@@ -44,9 +43,9 @@ LAYER_COLUMNS = 29
 EMBED, HEAD, EMBED_EXTRAS, HEAD_EXTRAS, GAIN, OFFSET = range(6)
 # Sizes.
 HIDDEN, NEURONS, VOCABULARY, HEAD_DIM, CAPACITY, RUN_OF_NEURONS, IN_TURN = range(7)
-# What a call computes: M, the first token whose logits are needed, and how many further tokens to choose greedily after
-# each, each the input of the next step. The call writes to CHOSEN how many it has chosen.
-TOKENS, FIRST_LOGITS, GREEDY, CHOSEN = range(4)
+# What a call computes: M, the first token whose logits are needed, and how many further tokens to choose after each,
+# each the input of the next step. The call writes to CHOSEN how many it has chosen.
+TOKENS, FIRST_LOGITS, MORE, CHOSEN = range(4)
 MLP_KIND = 4
 """Index in `kinds`."""
 # Counters of the parts of work that threads take as they become free: `threads.take`.
@@ -66,17 +65,9 @@ WHOLE: Any = {**FAST, "inline": "always"}
 and compiling would take a quarter longer."""
 
 
-@intrinsic
-def _pointer(typingctx, address):  # type: ignore[no-untyped-def]
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        return builder.inttoptr(args[0], cgutils.voidptr_t)
-
-    return types.voidptr(types.int64), codegen
-
-
 @njit(**FAST)
 def _fp32_at(address, rows, columns):  # type: ignore[no-untyped-def]
-    return carray(_pointer(address), (rows, columns), np.float32)  # type: ignore[call-arg]
+    return carray(pointer(address), (rows, columns), np.float32)  # type: ignore[call-arg]
 
 
 def _matrix_at(kind: Any, address: int, rows: int, columns: int) -> Any:
@@ -89,7 +80,7 @@ def _overload_matrix_at(kind, address, rows, columns):  # type: ignore[no-untype
     dtype = as_dtype(kind.dtype)
 
     def at(kind, address, rows, columns):  # type: ignore[no-untyped-def]
-        return carray(_pointer(address), (rows, row_items(kind, columns)), dtype)  # type: ignore[call-arg]
+        return carray(pointer(address), (rows, row_items(kind, columns)), dtype)  # type: ignore[call-arg]
 
     return at
 
@@ -97,9 +88,9 @@ def _overload_matrix_at(kind, address, rows, columns):  # type: ignore[no-untype
 @njit(**FAST)
 def _extras_at(address, rows):  # type: ignore[no-untyped-def]
     if address == 0:
-        return carray(_pointer(address), (0,), np.int32)  # type: ignore[call-arg]
-    escapes = carray(_pointer(address), (2 * rows + 1,), np.int32)[2 * rows]  # type: ignore[call-arg]
-    return carray(_pointer(address), (2 * rows + 1 + 2 * escapes,), np.int32)  # type: ignore[call-arg]
+        return carray(pointer(address), (0,), np.int32)  # type: ignore[call-arg]
+    escapes = carray(pointer(address), (2 * rows + 1,), np.int32)[2 * rows]  # type: ignore[call-arg]
+    return carray(pointer(address), (2 * rows + 1 + 2 * escapes,), np.int32)  # type: ignore[call-arg]
 
 
 @njit(**FAST)
@@ -477,52 +468,45 @@ def _step(thread, threads, sync, kinds, tokens, mapping, first, sizes, eps, laye
     barrier(sync, threads)
 
 
-@njit(**FAST)
-def _best(logits, lanes):  # type: ignore[no-untyped-def]
-    """The first index of the largest of logits (V,); lanes (16,) fp32 is scratch."""
-    whole = logits.shape[0] // LANES * LANES
-    top = logits[0]
-    if whole > 0:
-        tops = load_fp32(logits, 0)  # type: ignore[call-arg]
-        for v in range(0, whole, LANES):
-            tops = larger(tops, load_fp32(logits, 4 * v))  # type: ignore[call-arg]
-        store(lanes, 0, tops)  # type: ignore[call-arg]
-        for i in range(LANES):
-            top = max(top, lanes[i])
-    for v in range(whole, logits.shape[0]):
-        top = max(top, logits[v])
-    for v in range(logits.shape[0]):
-        if logits[v] == top:
-            return v
-    return 0
-
-
 @njit(**WHOLE)
 def _decode(thread, threads, sync, kinds, inputs, sizes, eps, layers, ends, scratch, tables):  # type: ignore[no-untyped-def]
-    """One call: a step, and then as many greedy steps as the call asks for."""
+    """One call: a step, and then as many steps with chosen tokens as the call asks for."""
     # Arguments are read before the first barrier: once thread 0 has returned, the caller may write the next ones.
-    (batch, tokens, mapping, stops), (cos, sin, zeros) = inputs, tables
-    M, first, greedy = batch[TOKENS], batch[FIRST_LOGITS], batch[GREEDY]
+    (batch, tokens, mapping, stops, draws), (cos, sin, zeros) = inputs, tables
+    M, first, more, drawing = batch[TOKENS], batch[FIRST_LOGITS], batch[MORE], draws[choice.ON] != 0
     new, at, ends_of_text = tokens[:M].copy(), mapping.copy(), stops.copy()
+    logits, lanes = scratch[9], scratch[2][thread, 0, 0]
     chosen = 0
     while True:
+        if drawing and thread == 0:
+            choice.prepare(draws)
         _step(thread, threads, sync, kinds, new, at, first, sizes, eps, layers, ends, scratch, cos, sin, zeros)
-        if chosen == greedy:
+        if chosen == more:
             return
-        stop = chosen + 1 == greedy
-        # Every thread finds the token itself, so that none waits; logits are next overwritten after a barrier.
+        if drawing:
+            choice.draw_rows(thread, threads, draws, logits, M, lanes, tokens[chosen * M : (chosen + 1) * M])
+            barrier(sync, threads)
+        stop, undecided = chosen + 1 == more, False
+        # Every thread finds the most probable token itself, so that none waits; logits are next overwritten after a
+        # barrier.
         for m in range(M):
-            token = _best(scratch[9][m], scratch[2][thread, 0, 0])
+            token = tokens[chosen * M + m] if drawing else choice.best(logits[m], lanes)
             at[POSITIONS, m] += 1
             new[m] = token
             for i in range(ends_of_text.shape[0]):
                 stop = stop or ends_of_text[i] == token
+            undecided = undecided or token == choice.UNDECIDED
             if thread == 0:
                 tokens[chosen * M + m] = token
         if layers.shape[0] == 0:  # a step without layers has no barrier before the logits are written
             barrier(sync, threads)
+        if undecided:
+            if thread == 0:
+                draws[choice.LEFT_OPEN] = 1
+            return
         chosen += 1
         if thread == 0:
+            draws[choice.USED] += draws[choice.PER_STEP]
             batch[CHOSEN] = chosen
         if stop:
             return
@@ -530,7 +514,23 @@ def _decode(thread, threads, sync, kinds, inputs, sizes, eps, layers, ends, scra
 
 def _compiled(digest: int) -> Any:
     def run(
-        thread, threads, sync, kinds, batch, tokens, mapping, stops, sizes, eps, layers, ends, scratch, cos, sin, zeros
+        thread,
+        threads,
+        sync,
+        kinds,
+        batch,
+        tokens,
+        mapping,
+        stops,
+        draws,
+        sizes,
+        eps,
+        layers,
+        ends,
+        scratch,
+        cos,
+        sin,
+        zeros,
     ):  # type: ignore[no-untyped-def]
         """Take part in calls. Thread 0 takes part in one and returns; the others wait for the next until told to stop.
 
@@ -540,9 +540,10 @@ def _compiled(digest: int) -> Any:
             kinds: empty arrays whose dtypes say how a layer's weights, keys and values, embedding and head are stored,
                 and which MLP is computed (RELU2 or GATED).
             batch: int64, (TOKENS, ..., CHOSEN).
-            tokens: int64, the new tokens; those chosen greedily are written there, M at a time.
+            tokens: int64, the new tokens; those chosen are written there, M at a time.
             mapping: int64 (2, >= M), the POSITIONS and SLOTS of the new tokens; chosen tokens follow them.
             stops: int64, tokens after which, in any sequence, no more are chosen.
+            draws: int64, (ON, ..., FIRST_ROW + M), see `engine.cpu.choice`.
             sizes: int64, (HIDDEN, ..., IN_TURN).
             eps: of the norms, fp32.
             layers: int64 (layers, LAYER_COLUMNS). ends: int64, (EMBED, ..., OFFSET).
@@ -563,7 +564,7 @@ def _compiled(digest: int) -> Any:
                 done += 1
                 if atomic_load(sync, STOP) == 1:  # type: ignore[call-arg]
                     return
-            inputs = (batch, tokens, mapping, stops)
+            inputs = (batch, tokens, mapping, stops, draws)
             _decode(thread, threads, sync, kinds, inputs, sizes, eps, layers, ends, scratch, (cos, sin, zeros))
             if thread == 0:
                 return
@@ -571,4 +572,4 @@ def _compiled(digest: int) -> Any:
     return run
 
 
-run = cached(_compiled, __file__, dots, formats, gemv, lanes, tiles, threads_file)
+run = cached(_compiled, __file__, choice, dots, formats, gemv, lanes, mersenne, tiles, threads_file)
