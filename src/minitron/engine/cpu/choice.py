@@ -82,16 +82,17 @@ def _above(logits, weights, x, equal, start, stop):  # type: ignore[no-untyped-d
     """How many logits from `start` on exceed x (or equal it, if `equal`), and the sum of their weights."""
     count, total = 0, 0.0
     for first in range(start, stop, _PIECE):
-        last = min(first + _PIECE, stop)
+        # Slices: an index that might be negative would keep the loops from being vectorized.
+        some, their = logits[first : min(first + _PIECE, stop)], weights[first : min(first + _PIECE, stop)]
         counted, part = np.int32(0), np.float32(0)
         if equal:
-            for v in range(first, last):
-                counted += np.int32(logits[v] >= x)
-                part += weights[v] if logits[v] >= x else np.float32(0)
+            for v in range(some.shape[0]):
+                counted += np.int32(some[v] >= x)
+                part += their[v] if some[v] >= x else np.float32(0)
         else:
-            for v in range(first, last):
-                counted += np.int32(logits[v] > x)
-                part += weights[v] if logits[v] > x else np.float32(0)
+            for v in range(some.shape[0]):
+                counted += np.int32(some[v] > x)
+                part += their[v] if some[v] > x else np.float32(0)
         count += counted
         total += np.float64(part)
     return count, total
@@ -106,6 +107,14 @@ def _count_above(logits, x):  # type: ignore[no-untyped-def]
 
 
 @njit(**LEAF)
+def _count_from(logits, x):  # type: ignore[no-untyped-def]
+    count = np.int32(0)
+    for v in range(logits.shape[0]):
+        count += np.int32(logits[v] >= x)
+    return count
+
+
+@njit(**LEAF)
 def _weigh(logits, top, temperature, weights):  # type: ignore[no-untyped-def]
     factor = np.float32(1 / temperature)
     for v in range(logits.shape[0]):
@@ -116,25 +125,22 @@ def _weigh(logits, top, temperature, weights):  # type: ignore[no-untyped-def]
 def _kept_weight(logits, weights, top, top_k):  # type: ignore[no-untyped-def]
     """The sum of the weights that top-k keeps."""
     V, lowest = logits.shape[0], np.float32(-np.inf)
-    if top_k <= 0 or top_k >= V:
-        return _above(logits, weights, lowest, True, 0, V)[1]
-    low, step = top, np.float32(1)
-    count, total = _above(logits, weights, low, True, 0, V)
-    high = low
+    low = lowest if top_k <= 0 or top_k >= V else top
+    high, step, count = low, np.float32(1), V if low == lowest else _count_from(logits, low)
     while count < top_k and low > lowest:  # down to a logit that at least so many tokens reach
         high, low = low, low - step
         step *= np.float32(2)
-        count, total = _above(logits, weights, low, True, 0, V)
-    while count > top_k:  # `low` has too many and `high` too few, unless tokens tie
-        middle = low + (high - low) * np.float32(0.5) if low > lowest else np.float32(-3e38)
+        count = _count_from(logits, low)
+    while low > lowest and count > top_k:  # `low` has too many and `high` too few, unless tokens tie
+        middle = low + (high - low) * np.float32(0.5)
         if middle <= low or middle >= high:
             break
-        counted, summed = _above(logits, weights, middle, True, 0, V)
+        counted = _count_from(logits, middle)
         if counted >= top_k:
-            low, count, total = middle, counted, summed
+            low, count = middle, counted
         else:
             high = middle
-    return total
+    return _above(logits, weights, low, True, 0, V)[1]
 
 
 @njit(**EXACT)
