@@ -110,8 +110,8 @@ def _decode_in_bursts(
     count = 1
     while True:
         start = time.perf_counter()
-        if draws is not None and len(running) > MAX_TOKENS:  # some of them may have been drawn too far
-            draws.see(rules.seen(ids[:, :length]))
+        if draws is not None:
+            draws.see(rules.seen(ids[:, :length]))  # some texts may have been drawn too far
         with _numbers_of(draws):
             fresh = _burst(engine, array[:, length - 1], running, min(count, limit - length), stops, draws)
         count = min(2 * count, max(1, int(BURST_SECONDS * len(fresh) / (time.perf_counter() - start))))
