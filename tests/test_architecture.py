@@ -48,6 +48,7 @@ LAYERS = {
             "convert",
             "converted",
             "engine",
+            "light",
             "loading",
             "prune",
             "registration",

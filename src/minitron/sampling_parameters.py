@@ -8,7 +8,16 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # so that bad parameters are refused before anything heavy is imported
+    from typing import Protocol
+
     from transformers import GenerationConfig
+
+    class Recommended(Protocol):
+        """What states recommendations, as a `GenerationConfig` does."""
+
+        def to_diff_dict(self) -> dict[str, Any]:
+            """The values that are stated, by name."""
+            ...
 
 
 @dataclass(frozen=True)
@@ -64,7 +73,7 @@ class SamplingParameters:
 
     @classmethod
     def for_model(
-        cls, config: GenerationConfig, given: Mapping[str, Any], otherwise: Mapping[str, Any]
+        cls, config: GenerationConfig | Recommended, given: Mapping[str, Any], otherwise: Mapping[str, Any]
     ) -> SamplingParameters:
         """The values of the user, else those that the checkpoint recommends, else `otherwise`, else the defaults.
 

@@ -18,7 +18,7 @@ from ..checkpoint.limits import CheckpointNote
 from ..files import WriteError, check_target
 
 if TYPE_CHECKING:
-    from ..text_stream import Summary
+    from ..light.summary import Summary
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -118,6 +118,15 @@ def quiet_libraries() -> None:
 
     their_logging.set_verbosity_error()
     their_logging.disable_progress_bar()
+
+
+_GPU_DEVICES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd", "C:/Windows/System32/nvcuda.dll")
+"""Files of the drivers of NVIDIA, of Windows in WSL, of AMD, and of NVIDIA on Windows."""
+
+
+def no_gpu() -> bool:
+    """Whether the machine has no driver of a GPU that torch could use, as far as files tell without importing torch."""
+    return not any(map(os.path.exists, _GPU_DEVICES))
 
 
 def show_notes() -> None:

@@ -4,22 +4,32 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
-from typing import Any, Optional
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Optional
 
 import typer
 
 from ..locate import locate
+from ..sampling_parameters import SamplingParameters
 from .common import (
     DeviceOption,
     DtypeOption,
     JsonOption,
     ModelArgument,
+    no_gpu,
     print_json,
     quiet_libraries,
     say,
     sentence_errors,
     speed_of,
 )
+
+if TYPE_CHECKING:
+    from ..light.stream import LightStream
+    from ..text_stream import TextStream
+
+UNSTATED = {"temperature": 0.8, "top_p": 0.95}
+"""Parameters where neither the user nor the checkpoint states them."""
 
 
 @sentence_errors
@@ -75,7 +85,7 @@ def generate(
 
       echo "Dear Anna," | minitron generate -p - --seed 7 --json
     """
-    locate(model)
+    source = locate(model)
     for name in [] if speculate in (None, "default", "lookup", "self") else [speculate]:
         locate(name)
     given = {
@@ -89,30 +99,36 @@ def generate(
         "stop": tuple(stop or ()),
         "checkpoint": recommended,
     }
-    from ..sampling_parameters import SamplingParameters
-
     SamplingParameters(**{name: value for name, value in given.items() if value is not None})  # refuses early
     text = sys.stdin.read() if prompt == "-" else prompt
     if not text.strip():
         raise ValueError("the prompt is empty; give some text to continue")
-    quiet_libraries()
-    from ..loading import load
-    from ..text_stream import TextStream, encode_prompt
+    stream = None
+    if speculate is None and format is None and dtype == "auto":
+        stream = light_stream(source, device, text, given)
+    if stream is None:
+        quiet_libraries()
+        from ..loading import load
+        from ..text_stream import TextStream, encode_prompt
 
-    loaded = load(model, dtype=dtype, device=device, format=format, say=say)
-    ids = encode_prompt(loaded.tokenizer, text)
-    draft = None if speculate is None else _draft(speculate, loaded)
-    config: Any = loaded.model.generation_config
-    parameters = SamplingParameters.for_model(config, given, {"temperature": 0.8, "top_p": 0.95})
-    stream = TextStream(loaded.model, loaded.tokenizer, ids, parameters, draft=draft)
+        loaded = load(model, dtype=dtype, device=device, format=format, say=say)
+        ids = encode_prompt(loaded.tokenizer, text)
+        draft = None if speculate is None else _draft(speculate, loaded)
+        config: Any = loaded.model.generation_config
+        parameters = SamplingParameters.for_model(config, given, UNSTATED)
+        stream = TextStream(loaded.model, loaded.tokenizer, ids, parameters, draft=draft)
+    _write(stream, {"model": str(model or "bundled"), "prompt": text}, as_json)
+
+
+def _write(stream: LightStream | TextStream, about: dict[str, Any], as_json: bool) -> None:
+    """Print the text as it comes, or one JSON object at the end."""
     for note in stream.notes:
         typer.echo(f"note: {note}", err=True)
     chosen = {"settings": asdict(stream.settings), "from_checkpoint": stream.from_checkpoint, "notes": stream.notes}
-    about = {"model": str(model or "bundled"), "prompt": text}
     try:
         with stream:
             if not as_json:
-                typer.echo(text, nl=False)
+                typer.echo(about["prompt"], nl=False)
             for piece in stream:
                 if not as_json:
                     typer.echo(piece, nl=False)
@@ -136,14 +152,29 @@ def generate(
                 "decode_tokens_per_second": summary.decode_tokens_per_second,
             }
         )
-    else:
-        typer.echo()
-        line = speed_of(summary)
-        if summary.zero_fraction is not None:
-            line += f"; {summary.zero_fraction:.0%} of the MLP neurons were zero"
-        if summary.tokens_per_step is not None:
-            line += f"; {summary.tokens_per_step:.2f} tokens a step, {summary.acceptance_rate:.0%} of drafts accepted"
-        typer.echo(f"{line} ({summary.engine})", err=True)
+        return
+    typer.echo()
+    line = speed_of(summary)
+    if summary.zero_fraction is not None:
+        line += f"; {summary.zero_fraction:.0%} of the MLP neurons were zero"
+    if summary.tokens_per_step is not None:
+        line += f"; {summary.tokens_per_step:.2f} tokens a step, {summary.acceptance_rate:.0%} of drafts accepted"
+    typer.echo(f"{line} ({summary.engine})", err=True)
+
+
+def light_stream(source: Path | str, device: str, prompt: str, given: dict[str, Any]) -> LightStream | None:
+    """The stream that needs neither torch nor transformers; None if they must serve the request."""
+    if isinstance(source, str) or not source.is_dir() or not (device == "cpu" or (device == "auto" and no_gpu())):
+        return None
+    from ..light.settings import NotServedError
+    from ..light.stream import LightModel, LightStream
+
+    try:
+        model = LightModel(source)
+        parameters = SamplingParameters.for_model(model.recommended, given, UNSTATED)
+        return LightStream(model, prompt, parameters)
+    except NotServedError:
+        return None
 
 
 def _draft(wanted: str, loaded: Any) -> Any:

@@ -137,6 +137,15 @@ class EngineWeights:
         return of_kind(np.cos(angles) * scaling, like), of_kind(np.sin(angles) * scaling, like)
 
 
+def frequencies(rotary_dim: int, theta: float) -> np.ndarray:
+    """Inverse frequencies `theta ** (-2i / rotary_dim)` of an unscaled rotation, fp32 (ceil(R / 2),).
+
+    The power is computed in float64, so the numbers are the same whichever library computes them.
+    """
+    exponents = np.arange(0, rotary_dim, 2, dtype=np.float32) / np.float32(max(rotary_dim, 1))
+    return np.float32(1) / np.power(np.float64(theta), exponents.astype(np.float64)).astype(np.float32)
+
+
 def head_format(format: str) -> str:
     """The format of the LM head where the other matrices have `format`."""
     return HEAD_FORMATS.get(format, format)

@@ -26,7 +26,19 @@ from ..finite import NotFiniteError
 from ..head_pruning import kept_heads
 from ..shapes import describe
 from .matrix import Format, Matrix, row_bytes
-from .parts import DOWN, EMBEDDING, HEAD, NORM, Constants, EngineWeights, LayerWeights, Norm, assemble, head_format
+from .parts import (
+    DOWN,
+    EMBEDDING,
+    HEAD,
+    NORM,
+    Constants,
+    EngineWeights,
+    LayerWeights,
+    Norm,
+    assemble,
+    frequencies,
+    head_format,
+)
 from .quantize import PLAIN, quantize, quantize_blocks
 
 __all__ = [
@@ -53,6 +65,9 @@ __all__ = [
 
 WEIGHT_DTYPES = (torch.bfloat16, torch.float32)
 """What the decode kernels read where weights are not quantized. The reference takes any floating dtype."""
+
+ROUNDING = 5e-7
+"""Largest relative difference of two powers in fp32: four times that of its last bit."""
 
 
 def weight_bytes(config: PreTrainedConfig, format: Format) -> int:
@@ -168,7 +183,7 @@ def constants_of(model: PreTrainedModel) -> Constants:
         model.config.intermediate_size if first is None else first.mlp.up_proj.weight.shape[0],
         norm_eps(body.norm),
         model.lm_head.weight is body.embed_tokens.weight,
-        _frequencies(body.rotary_emb),
+        _frequencies(body.rotary_emb, model.config),
         body.rotary_emb.attention_scaling,
         family.gated,
         family.norm.offset,
@@ -184,15 +199,22 @@ def constants_from_config(config: PreTrainedConfig) -> Constants:
         shape.ffn,
         shape.norm_eps,
         shape.tied,
-        _frequencies(rotary),
+        _frequencies(rotary, config),
         rotary.attention_scaling,
         shape.family.gated,
         shape.family.norm.offset,
     )
 
 
-def _frequencies(rotary: torch.nn.Module) -> np.ndarray:
-    return rotary.get_buffer("inv_freq").detach().float().contiguous().numpy()
+def _frequencies(rotary: torch.nn.Module, config: PreTrainedConfig) -> np.ndarray:
+    """The frequencies of a rotation; where they are those of `frequencies` but for the rounding of torch's power
+    function, which depends on the processor, they are those exactly."""
+    found = rotary.get_buffer("inv_freq").detach().float().contiguous().numpy()
+    theta = (getattr(config, "rope_parameters", None) or {}).get("rope_theta")
+    if theta is None:
+        return found
+    exact = frequencies(2 * len(found), theta)
+    return exact if np.allclose(found, exact, rtol=ROUNDING, atol=0) else found
 
 
 def norm_eps(norm: torch.nn.Module) -> float:

@@ -1,0 +1,140 @@
+"""A stream of text pieces, as `text_stream.TextStream`, from the compiled engine alone."""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ..bench.trust import LoadMeter
+from ..characters import require_characters
+from ..engine.parts import EngineWeights
+from ..files.links import LinkedFileError, require_own_files
+from ..finite import NotFiniteError, explain
+from ..sampling_parameters import SamplingParameters
+from .settings import NotServedError, PlainConfig, Recommended, read_plain_config, read_recommended, refuse_unless
+from .summary import SHORT_SECONDS, Summary
+from .tokenizer import LightTokenizer, Pieces
+from .weights import read_weights
+
+BURST_SECONDS = 0.02
+"""Time of a burst, whose tokens are shown together; nobody reads faster."""
+_FILES = {
+    *("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"),
+    *("chat_template.jinja", "README.md", "LICENSE", ".gitattributes", "report.html"),
+}
+"""Files of a folder that are read, or that no reader looks at when a text is continued."""
+
+
+class LightModel:
+    """A folder's model and tokenizer, and what it recommends."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read and check the files.
+
+        Raises:
+            NotServedError: the ordinary path must serve this folder.
+        """
+        refuse_unless(importlib.util.find_spec("numba") is not None, "no Numba")
+        others = sorted(path.name for path in folder.iterdir() if path.name not in _FILES)
+        refuse_unless(not others, f"there is {others[:1]}")
+        self.folder = folder
+        try:
+            require_own_files(folder)
+            self.config: PlainConfig = read_plain_config(folder)
+            self.recommended: Recommended = read_recommended(folder)
+            self.tokenizer = LightTokenizer(folder, self.config.vocab_size)
+            self.weights: EngineWeights = read_weights(folder, self.config)
+        except (OSError, LinkedFileError) as error:
+            raise NotServedError(str(error)) from None
+
+
+class LightStream:
+    """An iterator over pieces of text as they are written; `summary` and `text` are complete when it has ended.
+
+    Attributes:
+        settings: the sampling parameters that have an effect.
+        from_checkpoint: what else applies of the checkpoint's requests: nothing.
+        notes: sentences on what the checkpoint asks for and does not get: none.
+    """
+
+    def __init__(self, model: LightModel, prompt: str, parameters: SamplingParameters) -> None:
+        """Encode the prompt and load the compiled step.
+
+        Raises:
+            NotServedError: parameters, or a prompt, that the ordinary path must serve.
+        """
+        from ..engine.cpu.engine import CpuEngine
+
+        refuse_unless(parameters.greedy and not parameters.stop, "parameters other than those of greedy decoding")
+        self._model = model
+        self._ids = model.tokenizer.encode(require_characters(prompt, "the prompt"))
+        room = model.config.max_position_embeddings - len(self._ids)
+        refuse_unless(len(self._ids) > 0 and room > 0, "a prompt that is empty or fills the context")
+        self._count = min(parameters.max_new_tokens, room)
+        self._engine = CpuEngine(model.weights, len(self._ids) + self._count)
+        refuse_unless(len(self._ids) - 1 <= self._engine.short_prompt, "a prompt that torch reads faster")
+        refuse_unless(all(0 <= token < model.config.vocab_size for token in self._ids), "tokens outside the vocabulary")
+        self._engine.prepare(len(self._ids) - 1)
+        self.text = ""
+        self.settings = parameters.effective
+        self.from_checkpoint: dict[str, Any] = {}
+        self.notes: list[str] = []
+        self.summary: Summary | None = None
+
+    def __iter__(self) -> Iterator[str]:
+        start = time.perf_counter()
+        pieces = Pieces(self._model.tokenizer)
+        first, new = 0.0, 0
+        with LoadMeter(self._engine.threads) as meter:
+            for tokens in self._checked_bursts():
+                first = first or time.perf_counter() - start
+                new += len(tokens)
+                piece = pieces.put(tokens)
+                if piece:
+                    self.text += piece
+                    yield piece
+            seconds = time.perf_counter() - start
+        piece = pieces.end()
+        if piece:
+            self.text += piece
+            yield piece
+        engine = self._engine
+        zeros = 1 - engine.active_neurons / engine.seen_neurons if engine.seen_neurons else None
+        load = meter.reason if seconds > SHORT_SECONDS else ""
+        self.summary = Summary(len(self._ids), new, seconds, first, engine.name, zeros, load=load)
+
+    def _checked_bursts(self) -> Iterator[list[int]]:
+        try:
+            yield from self._bursts()
+        except NotFiniteError as error:
+            from ..loading import load  # slow, and it knows the names of all weights
+
+            raise explain(error, load(self._model.folder, device="cpu").model) from None
+
+    def _bursts(self) -> Iterator[list[int]]:
+        """The new tokens, some at a time, the one that ends the text included."""
+        engine, ends = self._engine, set(self._model.recommended.ends)
+        engine.prefill(self._ids[:-1])
+        last, left, count = self._ids[-1], self._count, 1
+        while left:
+            start = time.perf_counter()
+            rows = engine.greedy([last], min(count, left), ends)
+            count = min(2 * count, max(1, int(BURST_SECONDS * len(rows) / (time.perf_counter() - start))))
+            tokens = [row[0] for row in rows]
+            yield tokens
+            last, left = tokens[-1], left - len(tokens)
+            if last in ends:
+                return
+
+    def close(self) -> None:
+        """End the engine's threads."""
+        self._engine.close()
+
+    def __enter__(self) -> LightStream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
