@@ -15,6 +15,7 @@ from ..engine.buffers import NUMPY_DTYPES, empty
 from ..engine.matrix import Matrix
 from ..engine.parts import Constants, EngineWeights, assemble, frequencies
 from ..memory import available_memory
+from ..shapes import describe
 from .settings import NotServedError, PlainConfig, refuse_unless
 
 _FORMATS = {"bfloat16": ("BF16", "bf16"), "float32": ("F32", "fp32")}
@@ -41,6 +42,7 @@ def read_weights(folder: Path, config: PlainConfig) -> EngineWeights:
         left = available_memory()
         refuse_unless(left is None or path.stat().st_size <= left, "more memory than is free")
         source = _FileSource(file, spans, format)
+        family = describe(config).family
         constants = Constants(
             config.num_hidden_layers,
             config.head_dim,
@@ -49,6 +51,8 @@ def read_weights(folder: Path, config: PlainConfig) -> EngineWeights:
             config.tie_word_embeddings,
             frequencies(config.rotary_dim, config.rope_theta),
             1.0,
+            family.gated,
+            family.norm.offset,
         )
         return assemble(constants, source, format)
 
