@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,20 @@ _FILES = {
     *("chat_template.jinja", "README.md", "LICENSE", ".gitattributes", "report.html"),
 }
 """Files of a folder that are read, or that no reader looks at when a text is continued."""
+
+
+@contextmanager
+def _without_scipy() -> Iterator[None]:
+    """Keep Numba from importing scipy, for matrix products that no kernel here calls: it takes a third of the time in
+    which Numba loads its first function. A process that has scipy or torch already keeps Numba as it is."""
+    if "scipy" in sys.modules or "torch" in sys.modules or "numba" in sys.modules:
+        yield
+        return
+    sys.modules["scipy"] = None  # type: ignore[assignment] (an import of it fails)
+    try:
+        yield
+    finally:
+        del sys.modules["scipy"]
 
 
 class LightModel:
@@ -66,18 +82,19 @@ class LightStream:
         Raises:
             NotServedError: parameters, or a prompt, that the ordinary path must serve.
         """
-        from ..engine.cpu.engine import CpuEngine
-
         refuse_unless(parameters.greedy and not parameters.stop, "parameters other than those of greedy decoding")
         self._model = model
         self._ids = model.tokenizer.encode(require_characters(prompt, "the prompt"))
         room = model.config.max_position_embeddings - len(self._ids)
         refuse_unless(len(self._ids) > 0 and room > 0, "a prompt that is empty or fills the context")
-        self._count = min(parameters.max_new_tokens, room)
-        self._engine = CpuEngine(model.weights, len(self._ids) + self._count)
-        refuse_unless(len(self._ids) - 1 <= self._engine.short_prompt, "a prompt that torch reads faster")
         refuse_unless(all(0 <= token < model.config.vocab_size for token in self._ids), "tokens outside the vocabulary")
-        self._engine.prepare(len(self._ids) - 1)
+        self._count = min(parameters.max_new_tokens, room)
+        with _without_scipy():
+            from ..engine.cpu.engine import CpuEngine
+
+            self._engine = CpuEngine(model.weights, len(self._ids) + self._count)
+            refuse_unless(len(self._ids) - 1 <= self._engine.short_prompt, "a prompt that torch reads faster")
+            self._engine.prepare(len(self._ids) - 1)
         self.text = ""
         self.settings = parameters.effective
         self.from_checkpoint: dict[str, Any] = {}

@@ -129,7 +129,7 @@ from minitron.cli import main
 try:
     main()
 finally:
-    print([name for name in ("torch", "transformers", "safetensors") if name in sys.modules], file=sys.stderr)
+    print([name for name in ("torch", "transformers", "safetensors", "scipy") if name in sys.modules], file=sys.stderr)
 """
 
 
