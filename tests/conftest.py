@@ -20,6 +20,7 @@ ALLOWED_SKIPS = {
     "user namespaces, for the sandbox": r"namespaces",
     "data sets too large for the repository": r"MINITRON_DATA|no data sets in",
     "megatron-core, which wants an environment of its own": r"MINITRON_MEGATRON",
+    "NeMo Guardrails, which wants an environment of its own": r"MINITRON_GUARDRAILS",
     "root's right to mount a small disk": r"root|mount|/dev/full",
     "a kernel with large pages": r"large pages",
     "POSIX signals and /proc": r"^signals$|reads /proc",
