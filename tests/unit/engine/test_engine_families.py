@@ -159,7 +159,7 @@ def _eps(model: Any) -> None:
     [
         ("llama", _hook, "a hook on LlamaMLP"),
         ("qwen2", _gelu, "the activation is GELU"),
-        ("mistral", _window, "sliding_window"),
+        ("mistral", _window, "a sliding window"),
         ("qwen3", _norm, "Identity in place of Qwen3RMSNorm"),
         ("llama", _eps, "norms with several eps"),
     ],

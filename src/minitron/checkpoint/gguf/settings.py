@@ -100,13 +100,12 @@ def config_values(
         "num_hidden_layers": get("block_count"),
         "num_attention_heads": heads,
         "num_key_value_heads": get("attention.head_count_kv", heads),
+        "head_dim": head_dim,
         "max_position_embeddings": get("context_length", 4096),
         family.norm.eps: round(get(_epsilon(family), 1e-5), 12),
         "rope_parameters": rope,
         "tie_word_embeddings": "lm_head.weight" not in names or bool(keys.get(TIED_KEY)),
     }
-    if family.rotary_share is None or head_dim * heads != hidden:
-        values["head_dim"] = head_dim
     if family.windowed:
         values["sliding_window"] = None
     for part in family.layer:

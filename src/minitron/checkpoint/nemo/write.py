@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from minitron.config import NemotronConfig
+from minitron.families import FAMILIES, family_of
 from minitron.files import new_file, new_folder, require_space
 
 from ..archive import FolderSink, TarSink
@@ -44,11 +45,16 @@ def write_nemo(checkpoint: Checkpoint, target: Path, *, form: str = "nemo", over
         overwrite: replace an existing target.
 
     Raises:
-        CheckpointError: an activation or RoPE type that NeMo has no key for.
+        CheckpointError: another family; an activation or RoPE type that NeMo has no key for.
         TargetError: the target exists and `overwrite` is false, or it holds files that were not written here.
         WriteError: no space on the disk.
     """
     require(form in ("nemo", "nemo2"), f"form is {form!r}, expected 'nemo' or 'nemo2'")
+    family = family_of(checkpoint.config)
+    nemotron = family is FAMILIES["nemotron"]
+    require(
+        nemotron, f"NeMo is written for Nemotron only, and this is a {family.title}; write Hugging Face or GGUF instead"
+    )
     config, stacks = checkpoint.config, megatron_stacks(checkpoint)
     dtype = str(next(iter(checkpoint.tensors.values())).dtype).removeprefix("torch.")
     require_space(target, sum(t.nbytes for stack in stacks.values() for t in stack))
