@@ -9,13 +9,18 @@ import copy
 import difflib
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
+import transformers
 from transformers.configuration_utils import PreTrainedConfig
 
+from .families import Family
 from .presets import PRESETS
 from .rope_parameters import check_rope
 from .shapes import describe
+
+ModelConfig: TypeAlias = Any
+"""`NemotronConfig`, or transformers' own configuration of another family of `families`."""
 
 DEFAULT_ROPE_THETA = 10000.0
 DEFAULT_PARTIAL_ROTARY_FACTOR = 0.5
@@ -357,6 +362,13 @@ class NemotronConfig(PreTrainedConfig):
     def kv_bytes_per_token(self, bytes_per_value: float = 2) -> float:
         """Bytes of keys and values that one token adds to the cache, over all layers."""
         return describe(self).kv_bytes_per_token(bytes_per_value)
+
+
+def config_class(family: Family) -> type[Any]:
+    """The class of a family's configurations: `NemotronConfig`, or transformers' own."""
+    if family.model_type == NemotronConfig.model_type:
+        return NemotronConfig
+    return getattr(transformers, f"{family.architecture.removesuffix('ForCausalLM')}Config")
 
 
 _ALWAYS_SAVED = (

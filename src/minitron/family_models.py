@@ -16,6 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from . import heads, model
 from .engine_hook import EngineDecoding
 from .families import FAMILIES, Family, family_of
+from .shapes import describe
 from .written_code import record
 
 
@@ -36,6 +37,20 @@ def rotary_of(config: PreTrainedConfig) -> Any:
     """The rotary embedding of a new model: a module with `inv_freq` (R / 2,) fp32 and `attention_scaling`."""
     family = family_of(config)
     return getattr(_module(family), f"{class_prefix(family)}RotaryEmbedding")(config)
+
+
+def decoder_layer(config: PreTrainedConfig, index: int) -> Any:
+    """A new decoder layer, which is called with hidden states, `attention_mask` and `position_embeddings`."""
+    family = family_of(config)
+    return getattr(_module(family), f"{class_prefix(family)}DecoderLayer")(config, index)
+
+
+def final_norm(config: PreTrainedConfig) -> Any:
+    """A new norm of the residual stream."""
+    shape = describe(config)
+    suffix = {"layernorm1p": "LayerNorm1P", "rmsnorm": "RMSNorm"}[shape.family.norm.kind]
+    kind = getattr(_module(shape.family), class_prefix(shape.family) + suffix)
+    return kind(shape.hidden, eps=shape.norm_eps)
 
 
 def class_prefix(family: Family) -> str:

@@ -4,29 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from .checkpoint.detect import detect
 from .checkpoint.hf import check_checkpoint, read_config
-from .config import NemotronConfig
+from .config import ModelConfig
 from .converted import converted_folder
 from .dtypes import dtype_name, parse_dtype, short_name
 from .engine.matrix import FORMATS
 from .engine.memory import require_memory
-from .heads import NemotronForCausalLM
+from .families import family_of
+from .family_models import causal_lm_class
 from .locate import fetch, locate
 from .pages import align
 from .quiet import progress_bars
+from .shapes import describe
 from .tokenizer import load_tokenizer
 
 
 class Loaded(NamedTuple):
     """What `load` returns."""
 
-    model: NemotronForCausalLM
+    model: Any
+    """`NemotronForCausalLM`, or the class of transformers of another family with this package's `generate`."""
     tokenizer: PreTrainedTokenizerBase
 
 
@@ -40,8 +43,8 @@ def load(
     """Load a causal language model in evaluation mode, and its tokenizer.
 
     Args:
-        path: a checkpoint in any format that `minitron convert` reads, a LoRA adapter's folder, a repository id,
-            "bundled" or "bundled-half"; the bundled model if None.
+        path: a checkpoint of an architecture in `families`, in any format that `minitron convert` reads, a LoRA
+            adapter's folder, a repository id, "bundled" or "bundled-half"; the bundled model if None.
         dtype: "auto" (the checkpoint's own), "bf16", "fp16" or "fp32", or the dtype itself.
         device: "auto" (CUDA where there is one, otherwise the CPU) or a name that torch knows.
         format: load only the weights that decoding on the CPU reads, in this format ("bf16", "fp32", "bf12", "int8"
@@ -58,12 +61,13 @@ def load(
     if format is not None:
         return _load_generation_only(source, chosen, device, format)
     needed = check_checkpoint(source)
+    config = read_config(source)
     if device == "cpu" or not torch.cuda.is_available():
-        config = read_config(source)
         require_memory(str(source), config, _format_name(config, chosen), generation_only=False)
-    with progress_bars(read_config(source).num_parameters() * 2):
+    with progress_bars(describe(config).num_parameters() * 2):
         wanted = chosen or needed or "auto"
-        model, info = NemotronForCausalLM.from_pretrained(source, dtype=wanted, output_loading_info=True)
+        kind = causal_lm_class(family_of(config))
+        model, info = kind.from_pretrained(source, dtype=wanted, output_loading_info=True)
     if info["missing_keys"]:
         raise ValueError(f"{source}: tensor {sorted(info['missing_keys'])[0]!r} is missing from the checkpoint")
     tokenizer = load_tokenizer(source, vocab_size=model.config.vocab_size)
@@ -72,7 +76,7 @@ def load(
     return Loaded(model, tokenizer)
 
 
-def _format_name(config: NemotronConfig, dtype: torch.dtype | None) -> str:
+def _format_name(config: ModelConfig, dtype: torch.dtype | None) -> str:
     stored = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
     return dtype_name(dtype or stored) or "fp32"
 

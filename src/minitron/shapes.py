@@ -179,6 +179,13 @@ def describe(config: Any) -> Shape:
     )
 
 
+def training_flops_per_token(config: Any, sequence: int, teacher: Any = None, corrected: bool = False) -> int:
+    """`Shape.training_flops_per_token` of configurations."""
+    return describe(config).training_flops_per_token(
+        sequence, None if teacher is None else describe(teacher), corrected
+    )
+
+
 def _has_bias(part: Part, config: Any) -> bool:
     return bool(getattr(config, part.bias)) if isinstance(part.bias, str) else part.bias
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from hypothesis import strategies as st
-from samples.model_samples import scramble
+from model_samples import scramble
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -96,8 +96,12 @@ def kind_config(kind: str, **overrides: Any) -> Any:
 
 def small_model(config: Any, seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:
     """A model of that configuration with noise in every parameter, in evaluation mode."""
-    model = MODELS[config.model_type](config)
-    return scramble(model, seed).to(dtype).eval()
+    model = scramble(MODELS[config.model_type](config), seed)
+    if config.model_type != "nemotron":  # gains of RMS norms are around 1, not around 0
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.data += 1
+    return model.to(dtype).eval()
 
 
 @st.composite

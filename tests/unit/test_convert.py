@@ -192,8 +192,8 @@ def test_sizes() -> None:
 
 def test_a_foreign_model_is_refused(tmp_path: Path, source: Path) -> None:
     values = json.loads((source / "config.json").read_text())
-    (source / "config.json").write_text(json.dumps({**values, "model_type": "llama"}))
-    with pytest.raises(CheckpointError, match="another architecture"):
+    (source / "config.json").write_text(json.dumps({**values, "model_type": "gpt2"}))
+    with pytest.raises(CheckpointError, match="model_type is 'gpt2'; the architectures that minitron works with are"):
         convert(source, tmp_path / "out")
 
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from samples.family_samples import CONFIGS, KINDS, MODELS, kind_config, small_config, small_model
+from family_samples import CONFIGS, KINDS, MODELS, kind_config, small_config, small_model
 from torch import nn
 
 from minitron.families import FAMILIES, family_of

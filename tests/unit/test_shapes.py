@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from family_samples import CONFIGS, KINDS, RELATIVES, configs, kind_config, small_config, small_model
 from hypothesis import given, settings
-from samples.family_samples import CONFIGS, KINDS, RELATIVES, configs, kind_config, small_config, small_model
 from torch.utils.flop_counter import FlopCounterMode
 
 from minitron.shapes import describe

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from samples.family_samples import KINDS, kind_config
+from family_samples import KINDS, kind_config
 
 from minitron.supported import check_supported
 

@@ -12,9 +12,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ..config import NemotronConfig
+from ..config import ModelConfig, NemotronConfig
 from ..engine.generation import open_engine
 from ..engine.weights import EngineWeights
+from ..families import family_of
+from ..family_models import causal_lm_class
 from ..heads import NemotronForCausalLM
 from .peers import Peer
 
@@ -69,19 +71,22 @@ def _read_rates(data: Tensor, repeats: int) -> list[float]:
     return rates
 
 
-def random_model(
-    config: NemotronConfig, zeros: float = 0.5, dtype: torch.dtype = torch.bfloat16
-) -> NemotronForCausalLM:
+def random_model(config: ModelConfig, zeros: float = 0.5, dtype: torch.dtype = torch.bfloat16) -> Any:
     """A model of random weights of which a declared share of MLP neurons is zero; good for timing and nothing else.
 
     Random pre-activations are normal around 0, so half of them are zero after the activation. Other shares are made
-    with a bias on `up_proj`, which real checkpoints do not have and which is too small to matter for speed.
+    with a bias on `up_proj`, which real checkpoints do not have and which is too small to matter for speed. `zeros`
+    has no effect on a gated MLP, whose neurons are hardly ever zero.
     """
     if not 0 <= zeros < 1:
         raise ValueError(f"zeros is {zeros}; it must be from 0 up to, but not including, 1")
-    config = NemotronConfig.from_dict({**config.to_dict(), "mlp_bias": True, "dtype": str(dtype).split(".")[1]})  # type: ignore[assignment]
+    family = family_of(config)
+    changed = (
+        {"dtype": str(dtype).split(".")[1]} if family.gated else {"mlp_bias": True, "dtype": str(dtype).split(".")[1]}
+    )
+    config = type(config).from_dict({**config.to_dict(), **changed})
     with torch.device("meta"):
-        model = NemotronForCausalLM(config)
+        model = causal_lm_class(family)(config)
     model = model.to(dtype).to_empty(device="cpu").eval()  # type: ignore[reportArgumentType]
     model.model.rotary_emb = type(model.model.rotary_emb)(config)
     std = config.initializer_range
@@ -96,7 +101,8 @@ def random_model(
                 part = flat[start : start + block.numel() - 1]
                 part.copy_(block[: part.numel()])
         else:
-            flat.fill_(-threshold if name.endswith("up_proj.bias") else 0.0)
+            gain = 1 - family.norm.offset if name.endswith("norm.weight") else 0.0
+            flat.fill_(-threshold if name.endswith("up_proj.bias") and not family.gated else gain)
     return model
 
 

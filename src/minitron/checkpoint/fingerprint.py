@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from minitron.config import NemotronConfig
+from minitron.config import ModelConfig, NemotronConfig
+from minitron.shapes import describe
 
 from .hf import read_config, read_parameters
 from .tensors import LazyTensor, raw
@@ -27,6 +28,7 @@ _CONFIG_KEYS = (
     "hidden_act",
     "max_position_embeddings",
     "norm_eps",
+    "rms_norm_eps",
     "rope_parameters",
     "attention_bias",
     "mlp_bias",
@@ -70,8 +72,10 @@ def _digest(tensor: LazyTensor) -> str:
     return digest.hexdigest()
 
 
-def _identity(config: NemotronConfig) -> dict[str, Any]:
+def _identity(config: ModelConfig) -> dict[str, Any]:
     values = {key: getattr(config, key, None) for key in _CONFIG_KEYS}
+    if not isinstance(config, NemotronConfig):
+        values |= {"model_type": config.model_type, "head_dim": describe(config).head_dim}
     return {key: _plain(value) for key, value in values.items() if value is not None and value != {}}
 
 

@@ -14,12 +14,14 @@ from typing import Any
 
 import torch
 
-from minitron.config import NemotronConfig
+from minitron.config import ModelConfig, NemotronConfig, config_class
 from minitron.files import new_folder, require_space, writing
 from minitron.files.links import require_inside
+from minitron.shapes import describe
+from minitron.supported import check_supported
 
 from .json_settings import check_config_values, check_generation_config, check_tokenizer_files
-from .limits import MAX_CONFIG_BYTES, CheckpointError, CheckpointNote, read_json, require, shown
+from .limits import MAX_CONFIG_BYTES, CheckpointError, CheckpointNote, read_json, require
 from .parameters import check_shapes, parameters_of
 from .safetensors_io import write_safetensors
 from .tensors import ByteRange, Checkpoint, LazyTensor, write_all
@@ -62,9 +64,11 @@ def check_checkpoint(folder: Path) -> torch.dtype | None:
 
 def _read_checked(
     folder: Path,
-) -> tuple[NemotronConfig, dict[str, LazyTensor], dict[str, LazyTensor], list[str]]:
+) -> tuple[ModelConfig, dict[str, LazyTensor], dict[str, LazyTensor], list[str]]:
     """Config, tensors as stored, tensors as parameters, notes; everything in the folder has been checked."""
     config = read_config(folder)
+    if not isinstance(config, NemotronConfig):  # Nemotron's own classes load what transformers quantized
+        require_dense(config, folder)
     check_settings(folder)
     stored = read_tensors(folder)
     tensors, notes = parameters_of(config, stored, folder)
@@ -89,7 +93,7 @@ def check_settings(folder: Path) -> None:
     )
 
 
-def read_config(folder: Path) -> NemotronConfig:
+def read_config(folder: Path) -> ModelConfig:
     """The configuration of the model in `folder`, old spellings (`rope_percent`, `kv_channels`, ...) included.
 
     Raises:
@@ -102,36 +106,35 @@ def read_config(folder: Path) -> NemotronConfig:
     return read_config_file(path)
 
 
-def read_config_file(path: Path) -> NemotronConfig:
+def read_config_file(path: Path) -> ModelConfig:
     """The configuration in a JSON file of any name.
 
     Raises:
         CheckpointError: not JSON; another architecture; values that cannot be.
     """
     values = read_json(path, MAX_CONFIG_BYTES)
-    found = values.get("model_type")
-    require(found == "nemotron", f"{path}: model_type is {shown(found)}, expected 'nemotron'; another architecture")
     return config_from(values, path)
 
 
-def config_from(values: dict[str, Any], where: object) -> NemotronConfig:
-    """A `NemotronConfig` of values that came from a file.
+def config_from(values: dict[str, Any], where: object) -> ModelConfig:
+    """The configuration of values that came from a file, of the class of its family.
 
     Raises:
-        CheckpointError: values that cannot be.
+        CheckpointError: another architecture; values that cannot be.
     """
-    check_config_values(values, where)
     try:
-        config = NemotronConfig.from_dict(values)
+        family = check_supported(values)
+        check_config_values(values, config_class(family), where)
+        config = config_class(family).from_dict(values)
+        describe(config)
     except CheckpointError:
         raise
     except Exception as error:  # transformers validates with errors of its own; each means the same here
         raise CheckpointError(f"{where}: {' '.join(str(error).split())}") from None
-    assert isinstance(config, NemotronConfig)
     return config
 
 
-def read_parameters(folder: Path, config: NemotronConfig) -> dict[str, LazyTensor]:
+def read_parameters(folder: Path, config: ModelConfig) -> dict[str, LazyTensor]:
     """The tensors of a folder that are parameters of its model; see `parameters_of`."""
     return parameters_of(config, read_tensors(folder), folder)[0]
 
@@ -143,12 +146,26 @@ def open_hf(folder: Path) -> Checkpoint:
         CheckpointError: see `check_checkpoint`; also for quantized weights, which have no dense tensors.
     """
     config = read_config(folder)
-    require(
-        getattr(config, "quantization_config", None) is None,
-        f"{folder}: the weights are quantized (quantization_config in config.json), expected dense ones",
-    )
+    require_dense(config, folder)
     config, _, tensors, notes = _read_checked(folder)
     return Checkpoint(config, tensors, side_files(folder), notes=notes)
+
+
+def require_dense(config: ModelConfig, where: object) -> None:
+    """Refuse a model whose weights are quantized in transformers' way (bitsandbytes, GPTQ, AWQ and the like).
+
+    Raises:
+        CheckpointError: says what to use instead.
+    """
+    settings = getattr(config, "quantization_config", None)
+    kind = settings.get("quant_method") if isinstance(settings, dict) else getattr(settings, "quant_method", None)
+    named = f" by {getattr(kind, 'value', kind)}" if kind else ""
+    require(
+        settings is None,
+        f"{where}: the weights are quantized{named} (quantization_config in config.json), expected dense ones. Use the "
+        f"checkpoint that it was made from, which its model card names, and choose --format int8 or int4 where the "
+        f"result runs; if there is no other, load it in transformers and save what model.dequantize() returns",
+    )
 
 
 def side_files(folder: Path) -> dict[str, ByteRange]:
@@ -173,7 +190,7 @@ def side_file_name(member: str) -> str | None:
     return last if last in SIDE_FILES and (not folder or "tokenizer" in folder) else None
 
 
-def generation_config(config: NemotronConfig) -> str:
+def generation_config(config: ModelConfig) -> str:
     """Text of a `generation_config.json` for a checkpoint that came without one."""
     ids = {key: getattr(config, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
     return json.dumps({"_from_model_config": True, **{k: v for k, v in ids.items() if v is not None}}, indent=2) + "\n"
@@ -214,7 +231,26 @@ def write_hf(
     with new_folder(folder, overwrite=overwrite) as target:
         write_shards(tensors, target, max_shard_bytes)
         write_side_files(checkpoint, target)
-        checkpoint.config.save_pretrained(target)
+        save_config(checkpoint.config, target)
+
+
+def save_config(config: ModelConfig, folder: Path) -> None:
+    """Write config.json with the keys of transformers 5 and of older readers side by side.
+
+    Without `rope_theta` and `rope_scaling`, a reader that does not know `rope_parameters` would compute with defaults.
+    """
+    config.save_pretrained(folder)
+    path = folder / "config.json"
+    values = json.loads(path.read_text(encoding="utf-8"))
+    rope = values.get("rope_parameters")
+    if not isinstance(rope, dict) or "rope_theta" in values:
+        return
+    values["rope_theta"] = rope["rope_theta"]
+    if rope.get("rope_type", "default") != "default":
+        values["rope_scaling"] = {key: value for key, value in rope.items() if key != "rope_theta"}
+    if "dtype" in values:
+        values["torch_dtype"] = values["dtype"]
+    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def write_shards(tensors: Mapping[str, LazyTensor], target: Path, max_shard_bytes: int) -> None:

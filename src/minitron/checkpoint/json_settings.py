@@ -12,8 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from minitron.config import NemotronConfig
-
 from .limits import (
     MAX_CONFIG_BYTES,
     MAX_DIMENSION,
@@ -44,12 +42,15 @@ _MOST = {
     "num_key_value_heads": 1 << 16,
     "head_dim": 1 << 16,
     "kv_channels": 1 << 16,
-    "max_position_embeddings": MAX_DIMENSION,
+    **dict.fromkeys(("max_position_embeddings", "sliding_window", "max_window_layers"), MAX_DIMENSION),
 }
-_FLAGS = ("use_cache", "tie_word_embeddings", "attention_bias", "mlp_bias", "output_attentions", "output_hidden_states")
+_FLAGS = (
+    *("use_cache", "tie_word_embeddings", "attention_bias", "mlp_bias", "output_attentions", "output_hidden_states"),
+    "use_sliding_window",
+)
 _NUMBERS = (
-    *("initializer_range", "norm_eps", "layer_norm_eps", "layernorm_epsilon", "attention_dropout", "rope_theta"),
-    *("rotary_base", "partial_rotary_factor", "rope_percent", "rope_percentage", "rotary_percentage"),
+    *("initializer_range", "norm_eps", "layer_norm_eps", "layernorm_epsilon", "rms_norm_eps", "attention_dropout"),
+    *("rope_theta", "rotary_base", "partial_rotary_factor", "rope_percent", "rope_percentage", "rotary_percentage"),
 )
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "forced_bos_token_id")
 
@@ -136,6 +137,10 @@ def _attention(value: Any) -> bool:
     return isinstance(value, str) and value.replace("_", "").isalnum()
 
 
+def _layer_types(value: Any) -> bool:
+    return isinstance(value, list) and len(value) <= MAX_LAYERS and all(map(_is_text, value))
+
+
 def _never(_: Any) -> bool:
     return False
 
@@ -161,6 +166,7 @@ _CONFIG: dict[str, Check] = {
     "experts_implementation": (_attention, "a name"),
     "transformers_weights": (_never, "nothing: the weights are model.safetensors, or the shards of its index"),
     "per_layer_config": (_never, "nothing: all layers of this architecture have one shape"),
+    "layer_types": (_layer_types, f"a list of at most {MAX_LAYERS:,} names"),
 }
 _GENERATION: dict[str, Check] = {
     **{name: (_is_count(1 << 53), "a whole number, 0 or more") for name in _COUNTS_OF_GENERATION},
@@ -175,13 +181,16 @@ _GENERATION: dict[str, Check] = {
 }
 
 
-def check_config_values(values: dict[str, Any], where: object) -> None:
+def check_config_values(values: dict[str, Any], owner: type, where: object) -> None:
     """Refuse a config.json with values that it must not have, before anything is built from it.
+
+    Args:
+        owner: the class of the configuration, on which the keys become attributes.
 
     Raises:
         CheckpointError: a value of the wrong type or beyond its limit; a key that would replace a method.
     """
-    _check(values, _CONFIG, NemotronConfig, where)
+    _check(values, _CONFIG, owner, where)
 
 
 def check_generation_config(folder: Path) -> None:

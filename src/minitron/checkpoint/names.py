@@ -14,7 +14,7 @@ from minitron.shapes import describe
 from .limits import CheckpointError
 
 if TYPE_CHECKING:
-    from minitron.config import NemotronConfig
+    from minitron.config import ModelConfig
 
 # Hugging Face, Megatron (after `model.` or `module.`), GGUF. `+q` marks a third of Megatron's fused QKV matrix.
 _GLOBAL = (
@@ -123,7 +123,7 @@ def is_norm_weight(name: str) -> bool:
     return name.endswith(("layernorm.weight", "model.norm.weight"))
 
 
-def hf_shapes(config: NemotronConfig) -> dict[str, tuple[int, ...]]:
+def hf_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Every parameter of the causal language model under `config`, in file order, with its shape.
 
     Without `lm_head.weight` if embeddings are tied.

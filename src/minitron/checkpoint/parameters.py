@@ -7,8 +7,10 @@ from collections.abc import Mapping
 
 import torch
 
-from minitron.config import NemotronConfig
+from minitron.config import ModelConfig
+from minitron.families import family_of
 from minitron.ops.rope import rotary_frequencies
+from minitron.shapes import describe
 
 from .limits import CheckpointError, require
 from .names import hf_shapes
@@ -21,7 +23,7 @@ _MAX_VALUES_PER_BYTE = 8  # one bit for each weight, the most that a quantized t
 
 
 def parameters_of(
-    config: NemotronConfig, tensors: Mapping[str, LazyTensor], where: object
+    config: ModelConfig, tensors: Mapping[str, LazyTensor], where: object
 ) -> tuple[dict[str, LazyTensor], list[str]]:
     """The tensors that are parameters, in a dtype that everything here computes in, and notes about the others.
 
@@ -33,12 +35,13 @@ def parameters_of(
         CheckpointError: a dtype that weights cannot have.
     """
     notes = []
+    shape = describe(config)
     buffers = [name for name in tensors if _BUFFER.fullmatch(name)]
     other = next((name for name in buffers if not _are_those_of(config, tensors[name])), None)
     if other is not None:
         notes.append(
             f"{where}: {other} {list(tensors[other].shape)} differs from the frequencies that config.json gives "
-            f"(rope_theta {config.rope_theta:g}, {config.rotary_dim // 2} of them); config.json decides, as in "
+            f"(rope_theta {shape.rope_theta:g}, {shape.rotary_dim // 2} of them); config.json decides, as in "
             f"transformers. If the model was trained with the stored ones, correct config.json"
         )
     elif buffers:
@@ -59,10 +62,11 @@ def parameters_of(
     return kept, notes
 
 
-def _are_those_of(config: NemotronConfig, tensor: LazyTensor) -> bool:
+def _are_those_of(config: ModelConfig, tensor: LazyTensor) -> bool:
     """Whether stored frequencies are those of config.json, scaled or not, up to the rounding of their dtype."""
-    width = int(config.head_dim * config.partial_rotary_factor)  # type: ignore[operator]
-    plain = rotary_frequencies(width, config.rope_theta)
+    shape = describe(config)
+    width = int(shape.head_dim * shape.rope["partial_rotary_factor"])
+    plain = rotary_frequencies(width, shape.rope_theta)
     expected = [plain, *_scaled(config)]
     if tensor.shape != plain.shape or tensor.dtype not in _DTYPES:
         return False
@@ -73,7 +77,7 @@ def _are_those_of(config: NemotronConfig, tensor: LazyTensor) -> bool:
     return any(torch.allclose(stored.double(), each.double(), rtol=rtol, atol=smallest) for each in expected)
 
 
-def _scaled(config: NemotronConfig) -> list[torch.Tensor]:
+def _scaled(config: ModelConfig) -> list[torch.Tensor]:
     from ..framework import ROPE_INIT_FUNCTIONS
 
     kind = (config.rope_parameters or {}).get("rope_type", "default")
@@ -82,7 +86,7 @@ def _scaled(config: NemotronConfig) -> list[torch.Tensor]:
     return [ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"))[0]]
 
 
-def check_shapes(config: NemotronConfig, tensors: Mapping[str, LazyTensor], where: object) -> None:
+def check_shapes(config: ModelConfig, tensors: Mapping[str, LazyTensor], where: object) -> None:
     """Compare names, shapes and dtypes with the configuration. Heads other than the LM head are not looked at.
 
     Where config.json has a quantization_config, a matrix may be packed: tensors under its layer's name that have room
@@ -95,12 +99,13 @@ def check_shapes(config: NemotronConfig, tensors: Mapping[str, LazyTensor], wher
     prefix = next((p for p in ("model.", "transformer.") if p + "embed_tokens.weight" in tensors), None)
     if prefix is None:
         prefix = "" if "embed_tokens.weight" in tensors else "model."
-    classes = config.architectures or ["NemotronForCausalLM"]
+    own = family_of(config).architecture
+    classes = config.architectures or [own]
     room = _room(tensors) if getattr(config, "quantization_config", None) else {}
     for name, shape in hf_shapes(config).items():
         if name.startswith("model."):
             name = prefix + name.removeprefix("model.")
-        elif name not in tensors and classes[0] != "NemotronForCausalLM":
+        elif name not in tensors and classes[0] != own:
             continue
         tensor = tensors.get(name)
         if tensor is None or tensor.shape != shape or tensor.dtype not in _DTYPES:

@@ -18,7 +18,7 @@ import torch
 from .limits import CheckpointError, require, tensor_bytes
 
 if TYPE_CHECKING:
-    from minitron.config import NemotronConfig
+    from minitron.config import ModelConfig
 
 Item = TypeVar("Item")
 
@@ -257,7 +257,7 @@ class Checkpoint:
     tokenizer in `texts` reads otherwise than the one in the file.
     """
 
-    config: NemotronConfig
+    config: ModelConfig
     tensors: dict[str, LazyTensor]
     files: dict[str, ByteRange] = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict)

@@ -115,9 +115,10 @@ def _run(
     accepted: Callable[[], None],
 ) -> None:
     from ..distill.recipe import distill, make_loss
+    from ..shapes import training_flops_per_token
 
     net = pair.student
-    flops = net.config.training_flops_per_token(settings.sequence, pair.running, pair.corrected)
+    flops = training_flops_per_token(net.config, settings.sequence, pair.running, pair.corrected)
     loss = make_loss(pair.targets, losses, net, corrected_lr) if world.mesh is None else None
     with_loss = options.Measured(net, pair.texts.stream, loss, flops)
     peak, need = options.prepare(run, pair.texts.notes, with_loss, settings, world, place)

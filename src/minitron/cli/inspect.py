@@ -78,34 +78,42 @@ def _read(found: Path | str) -> tuple[Any, str, str]:
 
 
 def _facts(config: Any, context: int) -> dict[str, Any]:
-    counts = config.parameter_counts()
-    total = config.num_parameters()
+    from ..shapes import describe
+
+    shape = describe(config)
+    counts, total = shape.parameter_counts(), shape.num_parameters()
     return {
         "architecture": {
+            "family": shape.family.title,
+            "model_type": shape.family.model_type,
             "hidden_size": config.hidden_size,
             "intermediate_size": config.intermediate_size,
             "num_hidden_layers": config.num_hidden_layers,
             "num_attention_heads": config.num_attention_heads,
             "num_key_value_heads": config.num_key_value_heads,
-            "head_dim": config.head_dim,
-            "rotary_dim": config.rotary_dim,
-            "rope_parameters": config.rope_parameters,
+            "head_dim": shape.head_dim,
+            "rotary_dim": shape.rotary_dim,
+            "rope_parameters": dict(shape.rope),
+            "norm": shape.family.norm.kind,
+            "gated_mlp": shape.family.gated,
+            "head_norms": shape.family.has("query_norm"),
+            "biases": sorted(part.name for part in shape.family.layer if part.columns and part.role in shape.biased),
             "hidden_act": str(config.hidden_act),
             "vocab_size": config.vocab_size,
             "max_position_embeddings": config.max_position_embeddings,
             "tie_word_embeddings": config.tie_word_embeddings,
             "dtype": str(config.dtype).removeprefix("torch.") if config.dtype is not None else None,
         },
-        "parameters": {**counts, "total": total, "non_embedding": config.num_non_embedding_parameters()},
+        "parameters": {**counts, "total": total, "non_embedding": shape.num_non_embedding_parameters()},
         "weight_bytes": {name: round(total * size) for name, size in _FORMATS.items()},
         "cache": {
-            "bytes_per_token_bf16": round(config.kv_bytes_per_token()),
+            "bytes_per_token_bf16": round(shape.kv_bytes_per_token()),
             "context": context,
-            "bytes_at_context_bf16": round(config.kv_bytes_per_token() * context),
+            "bytes_at_context_bf16": round(shape.kv_bytes_per_token() * context),
         },
         "per_token": {
-            "flops": config.flops_per_token(),
-            "bytes_read_bf16": 2 * config.parameters_read_per_token(),
+            "flops": shape.flops_per_token(),
+            "bytes_read_bf16": 2 * shape.parameters_read_per_token(),
         },
     }
 
@@ -116,7 +124,8 @@ def _print(facts: dict[str, Any]) -> None:
     total = counts["total"]
     typer.echo(f"{facts['model']} (weights: {facts['weights']})")
     typer.echo(
-        f"  {shape['num_hidden_layers']} layers, hidden {shape['hidden_size']}, MLP {shape['intermediate_size']}, "
+        f"  {shape['family']}: {shape['num_hidden_layers']} layers, hidden {shape['hidden_size']}, "
+        f"MLP {shape['intermediate_size']}, "
         f"{shape['num_attention_heads']} heads of {shape['head_dim']} in {shape['num_key_value_heads']} groups"
     )
     rope = shape["rope_parameters"]
@@ -125,6 +134,10 @@ def _print(facts: dict[str, Any]) -> None:
         f"type {rope['rope_type']}; {shape['hidden_act']}; vocabulary {shape['vocab_size']}, "
         f"context {shape['max_position_embeddings']}, {shape['dtype'] or 'dtype not stated'}"
     )
+    parts = [f"{shape['norm']} norms", "gated MLP" if shape["gated_mlp"] else "plain MLP"]
+    parts += ["norms of queries and keys"] if shape["head_norms"] else []
+    parts += [f"biases on {', '.join(shape['biases'])}"] if shape["biases"] else []
+    typer.echo(f"  {', '.join(parts)}")
     typer.echo("parameters")
     for part in ("embedding", "attention", "mlp", "norms", "lm_head"):
         note = " (tied to the embedding)" if part == "lm_head" and shape["tie_word_embeddings"] else ""

@@ -128,10 +128,11 @@ def _run(
     place: Any,
     accepted: Callable[[], None],
 ) -> None:
+    from ..shapes import training_flops_per_token
     from ..train.loop import next_token_loss
     from ..train.loop import train as run_training
 
-    flops = net.config.training_flops_per_token(settings.sequence)
+    flops = training_flops_per_token(net.config, settings.sequence)
     with_loss = options.Measured(net, texts.stream, next_token_loss, flops)
     peak, need = options.prepare(run, texts.notes, with_loss, settings, world, place)
     result = run_training(

@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..config import NemotronConfig
+from ..config import ModelConfig
+from ..shapes import describe, training_flops_per_token
 from .recipe import Recipe
 
 EFFICIENCY = 0.3
@@ -37,23 +38,23 @@ class StageCost:
         return {**asdict(self), "hours": self.flops / flops_per_second / 3600}
 
 
-def training_flops(student: NemotronConfig, teacher: NemotronConfig | None, tokens: float, sequence: int) -> float:
+def training_flops(student: ModelConfig, teacher: ModelConfig | None, tokens: float, sequence: int) -> float:
     """Of training on `tokens`: three passes of the student, one of the teacher."""
-    return tokens * student.training_flops_per_token(sequence, teacher)
+    return tokens * training_flops_per_token(student, sequence, teacher)
 
 
-def compensation_flops(source: NemotronConfig, student: NemotronConfig, tokens: float, sequence: int) -> float:
+def compensation_flops(source: ModelConfig, student: ModelConfig, tokens: float, sequence: int) -> float:
     """Of `prune.compensation`: one pass of the source, and two of the student (to fit a layer, then to pass it)."""
-    return tokens * (source.flops_per_token(sequence // 2) + 2 * student.flops_per_token(sequence // 2))
+    return tokens * (
+        describe(source).flops_per_token(sequence // 2) + 2 * describe(student).flops_per_token(sequence // 2)
+    )
 
 
-def ranking_flops(
-    shapes: Sequence[NemotronConfig], teacher: NemotronConfig, spans: Sequence[float], sequence: int
-) -> float:
+def ranking_flops(shapes: Sequence[ModelConfig], teacher: ModelConfig, spans: Sequence[float], sequence: int) -> float:
     """Of retraining candidates: `spans[i]` tokens of candidate i, and the teacher once over the longest."""
     context = sequence // 2
-    students = sum(3 * c.flops_per_token(context) * n for c, n in zip(shapes, spans, strict=True))
-    return students + teacher.flops_per_token(context) * max(spans, default=0)
+    students = sum(3 * describe(c).flops_per_token(context) * n for c, n in zip(shapes, spans, strict=True))
+    return students + describe(teacher).flops_per_token(context) * max(spans, default=0)
 
 
 def alive_after(count: int, rungs: Sequence[float]) -> list[int]:
@@ -73,8 +74,8 @@ def candidate_tokens(count: int, tokens: float, rungs: Sequence[float]) -> float
 
 def plan_costs(
     recipe: Recipe,
-    teacher: NemotronConfig,
-    shapes: Mapping[str, Sequence[NemotronConfig]],
+    teacher: ModelConfig,
+    shapes: Mapping[str, Sequence[ModelConfig]],
     heldout_tokens: int,
     distill_tokens: float,
 ) -> list[StageCost]:
@@ -88,7 +89,7 @@ def plan_costs(
         distill_tokens: length of each target's distillation.
     """
     sequence = recipe.train.sequence
-    weights = 4.0 * teacher.num_parameters()
+    weights = 4.0 * describe(teacher).num_parameters()
     costs: list[StageCost] = []
     if recipe.correction.kind != "none":
         n = recipe.correction.tokens
@@ -98,16 +99,16 @@ def plan_costs(
     for index, found in enumerate(shapes.values()):
         name = recipe.target_name(index)
         calibrated = recipe.calibration.blocks * sequence
-        flops = calibrated * source.flops_per_token(sequence // 2)
-        one_layer = 4.0 * source.num_non_embedding_parameters() / source.num_hidden_layers
+        flops = calibrated * describe(source).flops_per_token(sequence // 2)
+        one_layer = 4.0 * describe(source).num_non_embedding_parameters() / source.num_hidden_layers
         residuals = 4.0 * calibrated * source.hidden_size
         costs.append(StageCost(f"{name}/importance", calibrated, flops, one_layer, residuals))
         student = found[0]
         if len(found) > 1:
             scored = heldout_tokens * len(found)
-            flops = scored * student.flops_per_token(sequence // 2)
-            sizes = 2.0 * sum(c.num_parameters() for c in found)
-            costs.append(StageCost(f"{name}/score", scored, flops, 4.0 * student.num_parameters(), sizes))
+            flops = scored * describe(student).flops_per_token(sequence // 2)
+            sizes = 2.0 * sum(describe(c).num_parameters() for c in found)
+            costs.append(StageCost(f"{name}/score", scored, flops, 4.0 * describe(student).num_parameters(), sizes))
             tried = min(recipe.ranking.most, len(found))
             if tried > 1:
                 costs.append(_ranking(recipe, name, list(found[:tried]), teacher))
@@ -115,21 +116,25 @@ def plan_costs(
             flops = compensation_flops(source, student, calibrated, sequence)
             # In float64: Gram matrices of fitted and held-out blocks, the system and its factor.
             memory = one_layer + 4 * 8.0 * student.intermediate_size**2
-            costs.append(StageCost(f"{name}/prune", calibrated, flops, memory, 2.0 * student.num_parameters()))
-        memory = BYTES_TRAINED * student.num_parameters() + weights
+            costs.append(
+                StageCost(f"{name}/prune", calibrated, flops, memory, 2.0 * describe(student).num_parameters())
+            )
+        memory = BYTES_TRAINED * describe(student).num_parameters() + weights
         flops = training_flops(student, teacher, distill_tokens, sequence)
-        disk = BYTES_TRAINED * student.num_parameters() * recipe.train.keep
+        disk = BYTES_TRAINED * describe(student).num_parameters() * recipe.train.keep
         costs.append(StageCost(f"{name}/distill", distill_tokens, flops, memory, disk))
         source = student
     return costs
 
 
-def _ranking(recipe: Recipe, name: str, tried: list[NemotronConfig], teacher: NemotronConfig) -> StageCost:
+def _ranking(recipe: Recipe, name: str, tried: list[ModelConfig], teacher: ModelConfig) -> StageCost:
     rungs, tokens = recipe.ranking.rungs, recipe.ranking.tokens
     together = candidate_tokens(len(tried), tokens, rungs)
     # Which of them are dropped is not known: each is assumed to see its share.
     flops = ranking_flops(tried, teacher, [together / len(tried)] * len(tried), recipe.train.sequence)
-    flops += teacher.flops_per_token(recipe.train.sequence // 2) * (tokens - together / len(tried))
-    most = max(c.num_parameters() for c in tried)
-    disk = BYTES_TRAINED * sum(c.num_parameters() for c in tried) + 2.0 * teacher.hidden_size * tokens / 2
-    return StageCost(f"{name}/rank", together, flops, BYTES_TRAINED * most + 4.0 * teacher.num_parameters(), disk)
+    flops += describe(teacher).flops_per_token(recipe.train.sequence // 2) * (tokens - together / len(tried))
+    most = max(describe(c).num_parameters() for c in tried)
+    disk = BYTES_TRAINED * sum(describe(c).num_parameters() for c in tried) + 2.0 * teacher.hidden_size * tokens / 2
+    return StageCost(
+        f"{name}/rank", together, flops, BYTES_TRAINED * most + 4.0 * describe(teacher).num_parameters(), disk
+    )

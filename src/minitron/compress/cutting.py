@@ -12,6 +12,7 @@ from ..prune.importance import check_language
 from ..prune.plan import PrunePlan
 from ..prune.scores import Scores
 from ..prune.steps import cut, measure_importance
+from ..shapes import describe
 from .context import Context
 from .costs import compensation_flops
 
@@ -28,7 +29,7 @@ def score_importance(context: Context, name: str, source: Path) -> Scores:
         check_language(batch, context.tokenizer)
         measure_importance(source, batch, path, work=folder / "work", device=context.device, world=context.world)
         tokens = blocks * sequence
-        return {"tokens": tokens, "flops": tokens * config.flops_per_token(sequence // 2)}
+        return {"tokens": tokens, "flops": tokens * describe(config).flops_per_token(sequence // 2)}
 
     context.stages.run(f"{name}/importance", inputs, work)
     return Scores.load(path)

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint.hf import read_config
-from ..config import NemotronConfig
+from ..config import ModelConfig
 from ..data.token_cache import TokenFolder
 from ..files import require_unlocked
 from ..loading import pick_device
+from ..shapes import describe
 from ..train.machine import measured_peak
 from ..train.parallel import make_world
 from ..world import World
@@ -59,7 +60,7 @@ def _rows(context: Context) -> list[dict[str, Any]]:
     teacher = read_config(context.checkpoint)
     speed = EFFICIENCY * measured_peak(context.device, recipe.train.dtype)
     source = teacher
-    shapes: dict[str, list[NemotronConfig]] = {}
+    shapes: dict[str, list[ModelConfig]] = {}
     for index in range(len(recipe.targets)):
         found, _ = within_budget(context, index, source)
         candidates = [candidate.architecture for candidate in found]
@@ -68,10 +69,10 @@ def _rows(context: Context) -> list[dict[str, Any]]:
         shapes[recipe.target_name(index)] = [shape.config(source) for shape in ordered]
         source = shapes[recipe.target_name(index)][0]
     steps = recipe.train.total_steps
-    tokens = (
-        steps * recipe.train.tokens_per_step
-        if steps is not None
-        else (recipe.train.hours or 0) * 3600 * speed / (teacher.flops_per_token() + 3 * source.flops_per_token())
-    )
+    if steps is not None:
+        tokens = float(steps * recipe.train.tokens_per_step)
+    else:
+        per_token = describe(teacher).flops_per_token() + 3 * describe(source).flops_per_token()
+        tokens = (recipe.train.hours or 0) * 3600 * speed / per_token
     rows = plan_costs(recipe, teacher, shapes, recipe.ranking.score_blocks * recipe.train.sequence, tokens)
     return [row.as_dict(speed * (context.world.size if row.name.endswith(DIVIDED) else 1)) for row in rows]

@@ -16,7 +16,7 @@ import transformers
 
 from ..bench.speeds import measure_speeds
 from ..checkpoint.hf import read_config
-from ..config import NemotronConfig
+from ..config import ModelConfig
 from ..data.documents import Source, read_texts
 from ..evaluate.quick import distance, generation, perplexity
 from ..loading import load
@@ -34,6 +34,7 @@ from ..report.facts import (
     StageFacts,
 )
 from ..report.page import write_report
+from ..shapes import describe
 from ..text_stream import SamplingParameters, TextStream, encode_prompt
 from ..train.log import METRICS_FILE
 from ..version import __version__
@@ -144,15 +145,15 @@ def _speeds(models: Mapping[str, Any], prompt: Sequence[int]) -> list[dict[str, 
     speeds, load = measure_speeds(models, [*prompt, *prompt][: max(2, min(len(prompt), shortest // 2))])
     rows = []
     for name, speed in speeds.items():
-        config: NemotronConfig = models[name].config
+        sizes = describe(models[name].config)
         width = models[name].dtype.itemsize
         rows.append(
             {
                 "model": name,
                 "tokens_per_second": speed.tokens_per_second,
                 "quartiles": list(speed.quartiles),
-                "bytes_per_token": config.parameters_read_per_token() * width,
-                "weight_bytes": config.num_parameters() * width,
+                "bytes_per_token": sizes.parameters_read_per_token() * width,
+                "weight_bytes": sizes.num_parameters() * width,
                 "engine": speed.engine,
                 "first_token_seconds": speed.first_token_seconds,
                 "load": load,
@@ -216,9 +217,10 @@ def _stage_notes(context: Context) -> list[str]:
 def _model_facts(name: str, folder: Path) -> ModelFacts:
     config = read_config(folder)
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    shape = {key: getattr(config, key) for key in _SHAPE}
+    sizes = describe(config)
+    shape = {key: getattr(config, key, sizes.head_dim) for key in _SHAPE}  # Qwen2 need not state its head_dim
     role = "teacher" if name == "teacher" else "student"
-    return ModelFacts(name, role, shape, config.parameter_counts(), config.num_non_embedding_parameters(), size)
+    return ModelFacts(name, role, shape, sizes.parameter_counts(), sizes.num_non_embedding_parameters(), size)
 
 
 def _summary(models: Sequence[ModelFacts], quality: Sequence[QualityFacts], last: str) -> list[str]:
@@ -253,7 +255,7 @@ def _importance(context: Context) -> ImportanceFacts | None:
     return ImportanceFacts([falling(n) for n in scores.neurons], heads, falling(scores.channels), layers)
 
 
-def _candidates(context: Context, source: NemotronConfig) -> list[CandidateFacts]:
+def _candidates(context: Context, source: ModelConfig) -> list[CandidateFacts]:
     rows: list[CandidateFacts] = []
     for index in range(len(context.recipe.targets)):
         name = context.recipe.target_name(index)
@@ -274,12 +276,12 @@ def _candidates(context: Context, source: NemotronConfig) -> list[CandidateFacts
                 outcome = "chosen"
             title = str(Architecture.from_dict(row["shape"], name))
             title = f"{name}: {title}" if len(context.recipe.targets) > 1 else title
-            sizes = config.num_parameters(), config.num_non_embedding_parameters()
+            sizes = describe(config).num_parameters(), describe(config).num_non_embedding_parameters()
             rows.append(CandidateFacts(title, *sizes, losses, outcome))
     return rows
 
 
-def _curves(context: Context, teacher: NemotronConfig) -> list[Curve]:
+def _curves(context: Context, teacher: ModelConfig) -> list[Curve]:
     found: list[Curve] = []
     config = context.recipe.train
     runs = [("correct", "teacher", context.folder / "correct" / "run")]

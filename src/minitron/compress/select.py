@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..checkpoint.hf import read_config
-from ..config import NemotronConfig
+from ..config import ModelConfig
 from ..distill.targets import OnlineTeacher
 from ..prune.architecture import Architecture
 from ..prune.choose import make_plan
@@ -19,6 +19,7 @@ from ..prune.costs import machine_for
 from ..prune.scores import Scores
 from ..prune.search import Budget, Candidate, Machine, thin_out
 from ..prune.steps import find_candidates, rank_zero_shot
+from ..shapes import describe
 from ..train.inputs import saved_model
 from ..train.machine import uses_bfloat16
 from ..train.memory import require_memory
@@ -43,7 +44,7 @@ def selection_inputs(context: Context, index: int) -> dict[str, Any]:
 
 
 def within_budget(
-    context: Context, index: int, config: NemotronConfig, *, try_engine: bool = False
+    context: Context, index: int, config: ModelConfig, *, try_engine: bool = False
 ) -> tuple[list[Candidate], tuple[str, ...]]:
     """Shapes that meet the budget of a target, thinned evenly to `ranking.scored`, and sentences about them.
 
@@ -62,7 +63,7 @@ def within_budget(
     return thin_out(found.candidates, context.recipe.ranking.scored), found.notes
 
 
-def require_memory_for(context: Context, shape: NemotronConfig, teacher: NemotronConfig) -> None:
+def require_memory_for(context: Context, shape: ModelConfig, teacher: ModelConfig) -> None:
     """Refuse a shape that cannot be distilled from a teacher in the memory that is free.
 
     Raises:
@@ -97,7 +98,7 @@ def choose(context: Context, index: int, source: Path, scores: Scores, teacher: 
         rows = [{"shape": r.candidate.architecture.as_dict(), "loss": r.score} for r in ranked if r.score == r.score]
         each = blocks.input_ids.numel()
         middle = candidates[len(candidates) // 2].architecture.config(config)
-        flops = each * len(candidates) * float(middle.flops_per_token(context.recipe.train.sequence // 2))
+        flops = each * len(candidates) * float(describe(middle).flops_per_token(context.recipe.train.sequence // 2))
         return {"candidates": rows, "tokens": each * len(candidates), "flops": flops, "notes": notes}
 
     world = context.world
@@ -180,11 +181,13 @@ def _retrain(
 
 
 def _flops(
-    context: Context, source: Path, teacher: NemotronConfig, shapes: dict[str, Architecture], standing: Standing
+    context: Context, source: Path, teacher: ModelConfig, shapes: dict[str, Architecture], standing: Standing
 ) -> float:
     """Of a ranking: the candidates' training and compensation, and the teacher's passes."""
     config, settings = read_config(source), context.recipe.train
-    flops = standing.teacher_blocks * settings.sequence * float(teacher.flops_per_token(settings.sequence // 2))
+    flops = (
+        standing.teacher_blocks * settings.sequence * float(describe(teacher).flops_per_token(settings.sequence // 2))
+    )
     for label, shape in shapes.items():
         tokens = max(standing.losses[label]) * settings.tokens_per_step
         flops += training_flops(shape.config(config), None, tokens, settings.sequence)

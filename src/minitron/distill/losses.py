@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..config import NemotronConfig
+from ..config import ModelConfig
 from ..data.packing import Batch
 from ..ops.head_loss import FORWARD_KL, KINDS
 from ..ops.kl import Divergence, linear_divergence, linear_sparse_divergence
@@ -72,7 +72,7 @@ class DistillLoss(nn.Module):
         ValueError: vocabularies that differ, layers that do not exist, or targets that do not support the options.
     """
 
-    def __init__(self, targets: TeacherTargets, options: DistillOptions, student: NemotronConfig) -> None:
+    def __init__(self, targets: TeacherTargets, options: DistillOptions, student: ModelConfig) -> None:
         super().__init__()
         if targets.vocab_size != student.vocab_size:
             raise ValueError(

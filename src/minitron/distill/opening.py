@@ -12,7 +12,7 @@ from torch import nn
 
 from ..checkpoint.fingerprint import fingerprint
 from ..checkpoint.hf import check_checkpoint, read_config
-from ..config import NemotronConfig
+from ..config import ModelConfig
 from ..data.token_cache import TokenFolder
 from ..loading import checkpoint_folder
 from ..tokenizer import load_tokenizer
@@ -48,7 +48,7 @@ class Distillation:
         return isinstance(self.targets, CorrectedTeacher)
 
     @property
-    def running(self) -> NemotronConfig | None:
+    def running(self) -> ModelConfig | None:
         """Configuration of the teacher that runs during training; None with a cache."""
         return self.targets.model.config if isinstance(self.targets, OnlineTeacher) else None  # type: ignore[return-value]
 
@@ -115,7 +115,7 @@ def open_distillation(
             lambda: open_texts(data, heldout, heldout_share, tokenizer, config, folder, field, encoding, skip_bad)
         )
     identity = {"student": world.first_does(lambda: fingerprint(student))}
-    guide: nn.Module | None = None
+    guide: Any = None
     if teacher is not None:
         path = teacher
         identity["teacher"] = world.first_does(lambda: fingerprint(path))
@@ -136,7 +136,7 @@ def open_distillation(
     return Distillation(model, targets, guide, texts, tokenizer, {"checkpoints": identity}, _dtype_of(ours))
 
 
-def _checked_shapes(student: Path, teacher: Path | None) -> tuple[NemotronConfig, NemotronConfig | None]:
+def _checked_shapes(student: Path, teacher: Path | None) -> tuple[ModelConfig, ModelConfig | None]:
     check_checkpoint(student)
     ours = read_config(student)
     if teacher is None:
@@ -169,6 +169,6 @@ def shared_tokenizer(student: Path, teacher: Path | None) -> Any:
     return found[0]
 
 
-def _dtype_of(config: NemotronConfig) -> torch.dtype | None:
+def _dtype_of(config: ModelConfig) -> torch.dtype | None:
     named = getattr(config, "dtype", None)
     return getattr(torch, named, None) if isinstance(named, str) else named

@@ -10,8 +10,9 @@ from typing import Any, Unpack
 import torch
 from torch import nn
 
-from ..config import NemotronConfig
+from ..config import ModelConfig
 from ..data.packing import BlockStream, PackedBlocks
+from ..shapes import training_flops_per_token
 from ..tokenizer import tokenizer_difference
 from ..train.heldout import HeldoutText
 from ..train.loop import Result, Surroundings, train
@@ -40,7 +41,7 @@ def require_same_tokens(student: Any, teacher: Any, student_name: object, teache
 
 
 def require_same_vocabulary(
-    student: NemotronConfig, teacher: NemotronConfig, student_name: object, teacher_name: object
+    student: ModelConfig, teacher: ModelConfig, student_name: object, teacher_name: object
 ) -> None:
     """Refuse models with different numbers of tokens.
 
@@ -103,7 +104,7 @@ def distill(
         ValueError: teacher and student do not fit together, or as of `train`.
     """
     options = options or DistillOptions()
-    shape: NemotronConfig = student.config  # type: ignore[assignment]
+    shape: ModelConfig = student.config  # type: ignore[assignment]
     corrected = isinstance(targets, CorrectedTeacher)
     online = targets.model if isinstance(targets, OnlineTeacher) else teacher
     measure: LossFunction = next_token_loss
@@ -117,7 +118,7 @@ def distill(
         for name, held in (heldout or {}).items()
     }
     about = {"loss": asdict(options), **({"corrected_lr": corrected_lr} if corrected else {}), **(identity or {})}
-    running: NemotronConfig | None = targets.model.config if isinstance(targets, OnlineTeacher) else None  # type: ignore[assignment]
+    running: ModelConfig | None = targets.model.config if isinstance(targets, OnlineTeacher) else None  # type: ignore[assignment]
     return train(
         student,
         stream,
@@ -126,6 +127,6 @@ def distill(
         loss=make_loss(targets, options, student, corrected_lr, config.seed),
         heldout=measures,
         identity=about,
-        flops_per_token=shape.training_flops_per_token(config.sequence, running, corrected),
+        flops_per_token=training_flops_per_token(shape, config.sequence, running, corrected),
         **surroundings,
     )

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.packing import Batch
+from ..families import family_of
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,7 @@ def normed_states(backbone: Any, layers: Sequence[int]) -> Iterator[dict[int, Te
         ValueError: there is no such layer.
     """
     count = len(backbone.layers)
+    name = family_of(backbone.config).part("attention_norm").name
     found: dict[int, Tensor] = {}
     hooks = []
     for layer in layers:
@@ -120,7 +122,7 @@ def normed_states(backbone: Any, layers: Sequence[int]) -> Iterator[dict[int, Te
             raise ValueError(
                 f"layer {layer} does not exist; the model has layers 0 to {count - 1}, and -1 for its input"
             )
-        norm = backbone.norm if layer == count - 1 else backbone.layers[layer + 1].input_layernorm
+        norm = backbone.norm if layer == count - 1 else backbone.layers[layer + 1].get_submodule(name)
         hooks.append(norm.register_forward_hook(lambda *call, layer=layer: found.__setitem__(layer, call[2])))
     try:
         yield found

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from ..config import NemotronConfig
+from ..config import ModelConfig
 from ..memory import available_memory
+from ..shapes import describe
 from .matrix import FORMATS, PLAIN_BYTES
 from .weights import weight_bytes
 
 
-def require_memory(name: str, config: NemotronConfig, format: str, generation_only: bool) -> None:
+def require_memory(name: str, config: ModelConfig, format: str, generation_only: bool) -> None:
     """Refuse a model that does not fit.
 
     Args:
@@ -22,7 +23,10 @@ def require_memory(name: str, config: NemotronConfig, format: str, generation_on
         ValueError: it needs more than is free; the message says what would fit.
     """
     left = available_memory()
-    needed = weight_bytes(config, format) if generation_only else config.num_parameters() * PLAIN_BYTES[format]  # type: ignore[arg-type]
+    if generation_only:
+        needed = weight_bytes(config, format)  # type: ignore[arg-type]
+    else:
+        needed = describe(config).num_parameters() * PLAIN_BYTES[format]
     if left is None or needed <= left:
         return
     sizes = {other: weight_bytes(config, other) for other in FORMATS}

@@ -18,7 +18,6 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, po
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from transformers import PreTrainedTokenizerBase
 
-from ..heads import NemotronForCausalLM
 from ..sampling_parameters import NEUTRAL
 from ..templates import render_conversation
 from .answers import Answers
@@ -43,7 +42,7 @@ class MinitronLM(TemplateLM):
 
     def __init__(
         self,
-        model: NemotronForCausalLM,
+        model: Any,
         tokenizer: PreTrainedTokenizerBase,
         answers: Answers | None = None,
         versions: dict[str, Any] | None = None,

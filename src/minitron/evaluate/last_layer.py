@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..families import family_of
 from ..framework import CACHE_NAME, given_cache, update_cache
-from ..model import NemotronDecoderLayer, NemotronModel
 from ..ops.rope import apply_rotary
 
 
 @contextmanager
-def last_layer_at(model: NemotronModel, positions: Tensor) -> Iterator[None]:
+def last_layer_at(model: Any, positions: Tensor) -> Iterator[None]:
     """Within this block, `model` returns the hidden states (B, n, D) at `positions` (n,) of each row.
 
     A hook on the last layer shortens its input. Masks are additive, or None for the causal one.
@@ -50,13 +50,15 @@ class _AllKeyValues:
         return self._found
 
 
-def _key_values(
-    layer: NemotronDecoderLayer, hidden: Tensor, rotary: tuple[Tensor, Tensor], cache: Any
-) -> tuple[Tensor, Tensor]:
+def _key_values(layer: Any, hidden: Tensor, rotary: tuple[Tensor, Tensor], cache: Any) -> tuple[Tensor, Tensor]:
     """Keys and values (B, K, S, H) of the layer's input (B, T, D), behind those in the cache, which gets them too."""
-    attention, normed = layer.self_attn, layer.input_layernorm(hidden)
+    attention = layer.self_attn
+    part = {part.role: layer.get_submodule(part.name) for part in family_of(attention.config).layer}
+    normed = part["attention_norm"](hidden)
     shape = (*hidden.shape[:-1], -1, attention.head_dim)
-    keys, values = attention.k_proj(normed).view(shape), attention.v_proj(normed).view(shape).transpose(1, 2)
+    keys, values = part["key"](normed).view(shape), part["value"](normed).view(shape).transpose(1, 2)
+    if "key_norm" in part:
+        keys = part["key_norm"](keys)
     keys = apply_rotary(keys[:, :, :0], keys, *rotary)[1].transpose(1, 2)
     return (keys, values) if cache is None else update_cache(cache, keys, values, attention.layer_idx, {})
 

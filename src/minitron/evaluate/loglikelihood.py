@@ -19,7 +19,6 @@ from torch import Tensor
 
 from ..cache import NemotronCache
 from ..framework import CACHE_NAME
-from ..heads import NemotronForCausalLM
 from .last_layer import last_layer_at
 from .scoring import pair_scores
 
@@ -191,7 +190,7 @@ def _positions(row: _Row, layout: _Layout) -> np.ndarray:
     return np.concatenate([p[len(p) - len(w.targets) :] for p, w in zip(layout.paths, row.windows, strict=True)])
 
 
-def _forward(model: NemotronForCausalLM, rows: list[_Row], cache: NemotronCache | None) -> list[tuple[int, Answer]]:
+def _forward(model: Any, rows: list[_Row], cache: NemotronCache | None) -> list[tuple[int, Answer]]:
     """Answer a batch of rows. A cache, which is extended, is allowed with a single row only."""
     layouts = [_lay_out(row) for row in rows]
     positions = [_positions(row, layout) for row, layout in zip(rows, layouts, strict=True)]
@@ -214,9 +213,7 @@ def _forward(model: NemotronForCausalLM, rows: list[_Row], cache: NemotronCache 
     return _answers(model, kept, [window for row in rows for window in row.windows], position)
 
 
-def _answers(
-    model: NemotronForCausalLM, hidden: Tensor, windows: list[_Window], position: np.ndarray
-) -> list[tuple[int, Answer]]:
+def _answers(model: Any, hidden: Tensor, windows: list[_Window], position: np.ndarray) -> list[tuple[int, Answer]]:
     """Answers from hidden states (N, D); `position` (M,) is the index of the one that predicts each target."""
     tokens = np.concatenate([w.targets for w in windows])
     owner = np.repeat(np.arange(len(windows)), [len(w.targets) for w in windows])
@@ -241,7 +238,7 @@ def _shorten(cache: NemotronCache, length: int) -> None:
 
 @torch.inference_mode()
 def loglikelihoods(
-    model: NemotronForCausalLM,
+    model: Any,
     requests: Sequence[Request],
     context: int | None = None,
     row_tokens: int | None = None,
@@ -259,7 +256,8 @@ def loglikelihoods(
     Raises:
         ValueError: a request without tokens, or with a continuation longer than the context.
     """
-    context = context or model.config.max_position_embeddings
+    most: int = model.config.max_position_embeddings
+    context = context or most
     row_tokens = row_tokens or ROW_TOKENS.get(model.device.type, ROW_TOKENS["cuda"])
     windows = [_window(index, request, context) for index, request in enumerate(requests)]
     windows.sort(key=lambda w: w.ids.tolist())

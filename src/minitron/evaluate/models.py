@@ -8,7 +8,7 @@ from typing import NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from ..checkpoint.hf import check_checkpoint, read_config
-from ..config import NemotronConfig
+from ..config import ModelConfig
 from ..loading import checkpoint_folder
 from ..locate import fetch, locate
 from ..tokenizer import load_tokenizer
@@ -17,7 +17,7 @@ from ..tokenizer import load_tokenizer
 class Description(NamedTuple):
     """What is known about a model without its weights."""
 
-    config: NemotronConfig
+    config: ModelConfig
     tokenizer: PreTrainedTokenizerBase
 
 

@@ -10,13 +10,12 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..heads import NemotronForCausalLM
 from ..sampling_parameters import NEUTRAL
 from ..tokenizer import tokenizer_difference
 from .scoring import logit_chunks, pair_scores
@@ -88,12 +87,12 @@ def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def _all_windows(
-    model: NemotronForCausalLM, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], window: int | None,
+    model: Any, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], window: int | None,
     stride: int | None,
 ) -> list[Window]:  # fmt: skip
     if isinstance(texts, str):
         raise TypeError("texts is one string; give a list of texts")
-    context = model.config.max_position_embeddings
+    context: int = model.config.max_position_embeddings
     window = context if window is None else window
     if not 1 <= window <= context:
         raise ValueError(f"window is {window}; it must be from 1 to the model's context, {context}")
@@ -116,7 +115,7 @@ class _Scored(NamedTuple):
     targets: Tensor  # (N,)
 
 
-def _scored_hidden(model: NemotronForCausalLM, batch: list[Window]) -> _Scored:
+def _scored_hidden(model: Any, batch: list[Window]) -> _Scored:
     """Hidden states at scored positions. Padding is at the end of each row, where causal attention never reads it."""
     length = len(batch[0].ids)
     ids = torch.tensor([w.ids + [0] * (length - len(w.ids)) for w in batch], device=model.device)
@@ -167,7 +166,7 @@ class TextScore:
 
 @torch.inference_mode()
 def perplexity(
-    model: NemotronForCausalLM,
+    model: Any,
     tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[str],
     window: int | None = None,
@@ -232,8 +231,8 @@ def require_same_tokens(
 
 @torch.inference_mode()
 def distance(
-    model: NemotronForCausalLM,
-    reference: NemotronForCausalLM,
+    model: Any,
+    reference: Any,
     tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[str],
     window: int | None = None,
@@ -298,7 +297,7 @@ class GenerationScore:
 
 
 def generation(
-    model: NemotronForCausalLM, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], max_new_tokens: int = 64
+    model: Any, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], max_new_tokens: int = 64
 ) -> GenerationScore:
     """Continue prompts greedily and count repetitions.
 
@@ -322,9 +321,7 @@ def generation(
     )
 
 
-def _continue(
-    model: NemotronForCausalLM, tokenizer: PreTrainedTokenizerBase, prompt: str, max_new_tokens: int
-) -> list[int]:
+def _continue(model: Any, tokenizer: PreTrainedTokenizerBase, prompt: str, max_new_tokens: int) -> list[int]:
     ids = torch.tensor([[prefix_token(tokenizer), *_encode(tokenizer, prompt)]], device=model.device)
     room = model.config.max_position_embeddings - ids.shape[1]
     if room < 1:
@@ -340,7 +337,7 @@ def _continue(
     return out[0, ids.shape[1] :].tolist()
 
 
-def _end_ids(model: NemotronForCausalLM) -> set[int]:
+def _end_ids(model: Any) -> set[int]:
     ends = model.generation_config.eos_token_id  # type: ignore[union-attr]
     return {ends} if isinstance(ends, int) else set(ends or ())
 
@@ -353,10 +350,10 @@ def _share(part: int, whole: int) -> float:
 
 
 def quick_suite(
-    model: NemotronForCausalLM,
+    model: Any,
     tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[str],
-    reference: NemotronForCausalLM | None = None,
+    reference: Any | None = None,
     prompts: Sequence[str] = (),
     window: int | None = None,
     stride: int | None = None,

@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from ..config import NemotronConfig
+from ..config import ModelConfig
+from ..shapes import describe
 
 AXES = ("layers", "hidden", "heads", "groups", "ffn")
 
@@ -30,18 +31,18 @@ class Architecture:
     """Neurons of the MLP."""
 
     @classmethod
-    def of(cls, config: NemotronConfig) -> Architecture:
+    def of(cls, config: ModelConfig) -> Architecture:
         """The shape of a configuration."""
         return cls(
             config.num_hidden_layers,
             config.hidden_size,
             config.num_attention_heads,
-            config.num_key_value_heads,  # type: ignore[arg-type]
+            config.num_key_value_heads,
             config.intermediate_size,
         )
 
     @classmethod
-    def parse(cls, text: str, source: NemotronConfig) -> Architecture:
+    def parse(cls, text: str, source: ModelConfig) -> Architecture:
         """`heads=24,ffn=9216,hidden=3072,layers=32`; axes that are not named keep the value of the source.
 
         Where every query head has its own key/value head, `groups` follows `heads`.
@@ -54,16 +55,16 @@ class Architecture:
         if here.heads == here.groups and "heads" in given:
             given.setdefault("groups", given["heads"])
         found = replace(here, **given)
-        found.check_within(here)
+        found.check_for(source)
         return found
 
-    def config(self, source: NemotronConfig) -> NemotronConfig:
+    def config(self, source: ModelConfig) -> ModelConfig:
         """The configuration of `source` in this shape. `head_dim` is explicit: it no longer follows from the rest.
 
         Raises:
-            ArchitectureError: see `check_within`.
+            ArchitectureError: see `check_for`.
         """
-        self.check_within(Architecture.of(source))
+        self.check_for(source)
         values = {
             **source.to_dict(),
             "num_hidden_layers": self.layers,
@@ -71,11 +72,27 @@ class Architecture:
             "num_attention_heads": self.heads,
             "num_key_value_heads": self.groups,
             "intermediate_size": self.ffn,
-            "head_dim": source.head_dim,
+            "head_dim": describe(source).head_dim,
         }
-        config = type(source).from_dict(values)
-        assert isinstance(config, NemotronConfig)
-        return config
+        if values.get("layer_types") is not None:  # all layers are of one kind
+            values["layer_types"] = values["layer_types"][: self.layers]
+        return type(source).from_dict(values)
+
+    def check_for(self, source: ModelConfig) -> None:
+        """Refuse a shape that cannot be cut out of a model, or that the classes of its family cannot load.
+
+        Raises:
+            ArchitectureError: names the axis, its value and what would be right.
+        """
+        self.check_within(Architecture.of(source))
+        family = describe(source).family
+        if family.hidden_multiple_of_heads and self.hidden % self.heads:
+            below = self.hidden // self.heads * self.heads
+            good = " or ".join(f"hidden={n}" for n in (below, below + self.heads) if 0 < n <= source.hidden_size)
+            raise ArchitectureError(
+                f"hidden is {self.hidden}, not a multiple of heads ({self.heads}), and transformers loads no such "
+                f"{family.title} model; {good} would do"
+            )
 
     def check_within(self, source: Architecture) -> None:
         """Refuse a shape that is not a part of `source`.

@@ -11,18 +11,17 @@ import torch
 from torch import Tensor
 
 from ..checkpoint.fingerprint import fingerprint
-from ..checkpoint.hf import check_checkpoint
-from ..config import NemotronConfig
+from ..checkpoint.hf import check_checkpoint, read_config
+from ..config import ModelConfig
 from ..data.packing import Batch
-from ..heads import NemotronForCausalLM
+from ..families import family_of
+from ..family_models import causal_lm_class
+from ..shapes import describe
 from .scores import Scores
 from .streaming import StreamedModel, batch_digest
 
-_COLUMNS_ARE_CHANNELS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.up_proj")
-_ROWS_ARE_CHANNELS = ("self_attn.o_proj", "mlp.down_proj")
 
-
-def random_scores(config: NemotronConfig, seed: int) -> Scores:
+def random_scores(config: ModelConfig, seed: int) -> Scores:
     """Uniform random numbers on every axis."""
     generator = torch.Generator().manual_seed(seed)
     layers: int = config.num_hidden_layers
@@ -47,27 +46,29 @@ def magnitude_scores(folder: str | Path) -> Scores:
         CheckpointError: the checkpoint cannot be read.
     """
     model = StreamedModel(Path(folder))
-    config = model.config
+    shape = model.shape
+    matrices = [part for part in shape.family.layer if part.columns is not None]
     heads, groups, neurons, layers = [], [], [], []
     channels = _squares_of_columns(model.tensor("embed_tokens.weight").blocks())
-    if model.has_head and not config.tie_word_embeddings:
+    if model.has_head and not shape.tied:
         channels += _squares_of_columns(model.head().blocks())
-    for index in range(config.num_hidden_layers):
+    for index in range(shape.layers):
         square = {
-            name: model.tensor(f"layers.{index}.{name}.weight").load().double().square()
-            for name in (*_COLUMNS_ARE_CHANNELS, *_ROWS_ARE_CHANNELS)
+            part: model.tensor(f"layers.{index}.{part.name}.weight").load().double().square() for part in matrices
         }
-        width: int = config.head_dim  # type: ignore[assignment]
-        per_head = square["self_attn.q_proj"].sum(1) + square["self_attn.o_proj"].sum(0)
-        per_group = square["self_attn.k_proj"].sum(1) + square["self_attn.v_proj"].sum(1)
-        head = per_head.view(-1, width).sum(1)
-        group = per_group.view(-1, width).sum(1)
+        along = dict.fromkeys(("queries", "keys", "neurons"), torch.zeros((), dtype=torch.float64))
+        for part, values in square.items():
+            for axis, sums in ((part.rows, values.sum(1)), (part.columns, values.sum(0))):
+                if axis == "channels":
+                    channels += sums
+                else:
+                    along[axis] = along[axis] + sums  # type: ignore[index]
+        head = along["queries"].view(-1, shape.head_dim).sum(1)
+        group = along["keys"].view(-1, shape.head_dim).sum(1)
         heads.append(head.sqrt())
         groups.append((group + head.view(len(group), -1).sum(1)).sqrt())
-        neurons.append((square["mlp.up_proj"].sum(1) + square["mlp.down_proj"].sum(0)).sqrt())
+        neurons.append(along["neurons"].sqrt())
         layers.append(sum(float(x.sum()) for x in square.values()) ** 0.5)
-        channels += sum(square[name].sum(0) for name in _COLUMNS_ARE_CHANNELS)
-        channels += sum(square[name].sum(1) for name in _ROWS_ARE_CHANNELS)
     about = {"scores": "magnitude", "checkpoint": fingerprint(Path(folder))}
     return Scores(heads, groups, neurons, channels.sqrt(), torch.tensor(layers, dtype=torch.float64), about=about)
 
@@ -88,7 +89,8 @@ def taylor_scores(folder: str | Path, blocks: Batch) -> Scores:
     """
     folder = Path(folder)
     check_checkpoint(folder)
-    model: Any = NemotronForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    kind = causal_lm_class(family_of(read_config(folder)))
+    model: Any = kind.from_pretrained(folder, dtype=torch.float32)
     model.eval().requires_grad_(False)
     config, total = model.config, model.config.num_hidden_layers
     sums: dict[str, Tensor] = {}
@@ -122,9 +124,9 @@ def taylor_scores(folder: str | Path, blocks: Batch) -> Scores:
 @contextmanager
 def _gates(model: Any) -> Iterator[dict[str, Tensor]]:
     """Factors of 1 that require gradients, applied to the units by hooks."""
-    config = model.config
-    layers = torch.ones(config.num_hidden_layers, requires_grad=True)
-    channels = torch.ones(config.hidden_size, requires_grad=True)
+    shape = describe(model.config)
+    layers = torch.ones(shape.layers, requires_grad=True)
+    channels = torch.ones(shape.hidden, requires_grad=True)
     gates, hooks = {"channels": channels, "layers": layers}, []
 
     def times(gate: Tensor) -> Callable[..., Tensor]:
@@ -132,17 +134,17 @@ def _gates(model: Any) -> Iterator[dict[str, Tensor]]:
 
     hooks.append(model.model.norm.register_forward_hook(times(channels)))
     for i, layer in enumerate(model.model.layers):
-        gates[f"heads.{i}"] = heads = torch.ones(layer.self_attn.num_heads, requires_grad=True)
-        gates[f"neurons.{i}"] = neurons = torch.ones(layer.mlp.intermediate_size, requires_grad=True)
-        width = layer.self_attn.head_dim
+        gates[f"heads.{i}"] = heads = torch.ones(shape.heads, requires_grad=True)
+        gates[f"neurons.{i}"] = neurons = torch.ones(shape.ffn, requires_grad=True)
+        part = {part.role: layer.get_submodule(part.name) for part in shape.family.layer}
         hooks += [
-            layer.input_layernorm.register_forward_hook(times(channels)),
-            layer.post_attention_layernorm.register_forward_hook(times(channels)),
-            layer.self_attn.o_proj.register_forward_pre_hook(
-                lambda m, args, gate=heads, w=width: (args[0] * gate.repeat_interleave(w),)
+            part["attention_norm"].register_forward_hook(times(channels)),
+            part["mlp_norm"].register_forward_hook(times(channels)),
+            part["output"].register_forward_pre_hook(
+                lambda m, args, gate=heads: (args[0] * gate.repeat_interleave(shape.head_dim),)
             ),
-            layer.mlp.down_proj.register_forward_pre_hook(lambda m, args, gate=neurons: (args[0] * gate,)),
-            layer.self_attn.o_proj.register_forward_hook(times(layers[i])),
+            part["down"].register_forward_pre_hook(lambda m, args, gate=neurons: (args[0] * gate,)),
+            part["output"].register_forward_hook(times(layers[i])),
             layer.mlp.register_forward_hook(times(layers[i])),
         ]
     try:

@@ -10,8 +10,11 @@ from typing import Any
 
 from ..bench.speeds import Speed
 from ..bench.trust import below_prediction, slower_though_smaller
-from ..config import NemotronConfig
+from ..checkpoint.hf import read_config
+from ..config import ModelConfig
+from ..families import family_of
 from ..files.links import leads_inside
+from ..shapes import PARTS, describe
 from ..version import __version__
 from .architecture import Architecture
 from .plan import PrunePlan
@@ -24,7 +27,6 @@ CARD = "README.md"
 PLAN, SCORES, CANDIDATES = "plan.json", "importance.safetensors", "candidates.jsonl"
 BEFORE, AFTER = "source", "result"
 """Names of the two models that are compared."""
-_PARTS = ("embedding", "attention", "mlp", "norms", "lm_head")
 
 
 @dataclass(frozen=True)
@@ -48,20 +50,21 @@ class Facts:
     @classmethod
     def of(
         cls,
-        config: NemotronConfig,
+        config: ModelConfig,
         weight_bytes: int,
         machine: Machine,
         loss: float | None = None,
         measured: Speed | None = None,
     ) -> Facts:
         """Facts that follow from the configuration, and those that were measured."""
-        counts = config.parameter_counts()
-        totals = {"total": config.num_parameters(), "non_embedding": config.num_non_embedding_parameters()}
+        shape = describe(config)
+        counts = shape.parameter_counts()
+        totals = {"total": shape.num_parameters(), "non_embedding": shape.num_non_embedding_parameters()}
         return cls(
             Architecture.of(config).as_dict(),
             {**counts, **totals},
             weight_bytes,
-            config.kv_bytes_per_token(4 if machine.dtype == "fp32" else 2),
+            shape.kv_bytes_per_token(4 if machine.dtype == "fp32" else 2),
             loss,
             machine.speed(config),
             None if measured is None else measured.tokens_per_second,
@@ -94,7 +97,7 @@ def with_doubts(
 def table(before: Facts, after: Facts) -> list[tuple[str, str, str, str]]:
     """Rows (what, before, after, ratio)."""
     rows = [(axis, *_row(before.architecture[axis], after.architecture[axis], "d")) for axis in before.architecture]
-    for part in (*_PARTS, "total", "non_embedding"):
+    for part in (*PARTS, "total", "non_embedding"):
         name = f"parameters: {part.replace('_', ' ')}"
         rows.append((name, *_row(before.parameters[part], after.parameters[part], ",d")))
     rows.append(("bytes of weights", *_row(before.weight_bytes, after.weight_bytes, ",d")))
@@ -173,4 +176,4 @@ def _front_matter(source: Path) -> list[str]:
     match = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
     wanted = re.compile(r"(license|license_name|license_link|language|pipeline_tag):\s*\S")
     kept = [line for line in (match[1] if match else "").splitlines() if wanted.match(line)]
-    return [*kept, "library_name: minitron", "tags: [nemotron, pruned]"]
+    return [*kept, "library_name: minitron", f"tags: [{family_of(read_config(source)).model_type}, pruned]"]

@@ -9,14 +9,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..config import NemotronConfig
+from ..config import ModelConfig
 from .architecture import Architecture
 from .plan import LayerPlan, PlanError, PrunePlan
 from .scores import Scores
 
 
 def make_plan(
-    config: NemotronConfig,
+    config: ModelConfig,
     scores: Scores,
     target: Architecture,
     *,
@@ -47,7 +47,7 @@ def make_plan(
         PlanError: no scores of windows of the length that goes; too few heads to merge.
     """
     shape = Architecture.of(config)
-    target.check_within(shape)
+    target.check_for(config)
     scores.check_fits(config)
     if merge_heads and 2 * (target.heads // target.groups) < shape.heads // shape.groups:
         raise PlanError(
@@ -61,7 +61,7 @@ def make_plan(
     return PrunePlan(source, shape, channels, layers, scores_hash(scores))
 
 
-def sorted_plan(config: NemotronConfig, scores: Scores, *, source: str) -> PrunePlan:
+def sorted_plan(config: ModelConfig, scores: Scores, *, source: str) -> PrunePlan:
     """Keep everything, with the most important channels, groups, heads of a group and neurons first.
 
     Of the checkpoint that this makes, `prefix_plan` cuts every smaller width: one file, all sizes.

@@ -25,8 +25,8 @@ from ..checkpoint.hf import open_hf, write_hf
 from ..checkpoint.safetensors_io import read_safetensors, write_safetensors
 from ..checkpoint.tensors import LazyTensor, from_tensor
 from ..data.packing import Batch
+from ..families import Role
 from ..files import check_target
-from ..model import NemotronDecoderLayer, NemotronLayerNorm1P
 from .architecture import Architecture
 from .plan import PlanError, PrunePlan
 from .regression import Fit, LinearFit, NormFit
@@ -35,6 +35,7 @@ from .surgery import check_fingerprint
 
 PARTS = ("norms", "linear")
 REPORT = "compensation.json"
+_FINAL_NORM = "norm.weight"
 
 
 @dataclass(frozen=True)
@@ -160,52 +161,60 @@ class _Run:
             self._mlp(before, layer, number, [self.large.layer(i) for i in range(index + 1, after)])
             progress(number + 1, len(kept))
         norm = self.small.norm()
-        self._fit_norm(self.large.norm(), norm, "norm.weight")
+        self._fit_norm(self.large.norm(), norm, _FINAL_NORM)
 
     # --- a layer -----------------------------------------------------------------------------------------------------
 
-    def _attention(self, before: NemotronDecoderLayer, layer: NemotronDecoderLayer, number: int) -> None:
-        self._fit_norm(before.input_layernorm, layer.input_layernorm, f"layers.{number}.input_layernorm.weight")
+    def _attention(self, before: Any, layer: Any, number: int) -> None:
+        self._fit_norm(*self._pair(before, layer, "attention_norm"), self._name(number, "attention_norm"))
         for rows in self.groups:
             h = self._get(self.original, rows)
             self.original.put(rows, h + self._attend(self.large, before, h, rows)[0])
         self._fit_linear(
-            layer.self_attn.o_proj,
+            self.small.module(layer, "output"),
             lambda p, rows: self._attend(self.small, layer, p, rows)[1],
-            f"layers.{number}.self_attn.o_proj.weight",
+            self._name(number, "output"),
         )
 
-    def _mlp(
-        self, before: NemotronDecoderLayer, layer: NemotronDecoderLayer, number: int, cut: list[NemotronDecoderLayer]
-    ) -> None:
-        norm = layer.post_attention_layernorm
-        self._fit_norm(before.post_attention_layernorm, norm, f"layers.{number}.post_attention_layernorm.weight")
+    def _mlp(self, before: Any, layer: Any, number: int, cut: list[Any]) -> None:
+        whole_norm, norm = self._pair(before, layer, "mlp_norm")
+        self._fit_norm(whole_norm, norm, self._name(number, "mlp_norm"))
         for rows in self.groups:
             h = self._get(self.original, rows)
-            self.original.put(rows, h + before.mlp(before.post_attention_layernorm(h)))
+            self.original.put(rows, h + before.mlp(whole_norm(h)))
         for gone in cut:
             self._pass_through(gone)
         self._fit_linear(
-            layer.mlp.down_proj,
-            lambda p, rows: layer.mlp.act_fn(layer.mlp.up_proj(norm(p))),
-            f"layers.{number}.mlp.down_proj.weight",
+            self.small.module(layer, "down"),
+            lambda p, rows: self._neurons(layer, norm(p)),
+            self._name(number, "down"),
         )
 
-    def _pass_through(self, layer: NemotronDecoderLayer) -> None:
+    def _neurons(self, layer: Any, normed: Tensor) -> Tensor:
+        """What enters the down projection of the pruned model."""
+        act = layer.mlp.act_fn
+        up = self.small.module(layer, "up")(normed)
+        return act(self.small.module(layer, "gate")(normed)) * up if self.small.shape.family.gated else act(up)
+
+    def _pair(self, before: Any, layer: Any, role: Role) -> tuple[Any, Any]:
+        return self.large.module(before, role), self.small.module(layer, role)
+
+    def _name(self, number: int, role: Role) -> str:
+        return f"layers.{number}.{self.small.shape.family.part(role).name}.weight"
+
+    def _pass_through(self, layer: Any) -> None:
         for rows in self.groups:
             h = self._get(self.original, rows)
             positions = self.blocks.position_ids[rows.start : rows.stop].to(h.device)
             self.original.put(rows, layer(h, **self.large.surroundings(h, positions)))
 
-    def _attend(
-        self, model: StreamedModel, layer: NemotronDecoderLayer, hidden: Tensor, rows: range
-    ) -> tuple[Tensor, Tensor]:
+    def _attend(self, model: StreamedModel, layer: Any, hidden: Tensor, rows: range) -> tuple[Tensor, Tensor]:
         """Output of the attention, and the input of its `o_proj`."""
         seen: list[Tensor] = []
-        hook = layer.self_attn.o_proj.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+        hook = model.module(layer, "output").register_forward_pre_hook(lambda _, args: seen.append(args[0]))
         positions = self.blocks.position_ids[rows.start : rows.stop].to(hidden.device)
         try:
-            normed = layer.input_layernorm(hidden)
+            normed = model.module(layer, "attention_norm")(hidden)
             out, _ = layer.self_attn(hidden_states=normed, **model.surroundings(hidden, positions))
         finally:
             hook.remove()
@@ -220,16 +229,28 @@ class _Run:
         """(B, T, n) to (tokens, n), without padding."""
         return torch.cat([values[i, : self.counts[block]] for i, block in enumerate(rows)])
 
-    def _fit_norm(self, before: NemotronLayerNorm1P, norm: NemotronLayerNorm1P, name: str) -> None:
+    def _fit_norm(self, before: Any, norm: Any, name: str) -> None:
         if "norms" not in self.parts:
             return
-        sums = NormFit(len(self.channels))
+        kind = self.small.shape.family.norm
+        sums = NormFit(len(self.channels), kind.bias)
         for rows in self.groups:
             wanted = before(self._get(self.original, rows))[..., self.channels]
-            own = F.layer_norm(self._get(self.own, rows), norm.normalized_shape, eps=norm.eps)
+            own = self._normalized(self._get(self.own, rows))
             sums.add(self._tokens(own, rows), self._tokens(wanted, rows), heldout=rows.start >= self.fitted)
-        gain, offset, fit = sums.solve((norm.weight + 1).cpu(), norm.bias.cpu())
-        self._keep(name, fit, {name: (norm.weight, gain - 1), name.replace(".weight", ".bias"): (norm.bias, offset)})
+        bias = norm.bias.cpu() if kind.bias else torch.zeros(len(self.channels))
+        gain, offset, fit = sums.solve((norm.weight + kind.offset).cpu(), bias)
+        new = {name: (norm.weight, gain - kind.offset)}
+        if kind.bias:
+            new[name.replace(".weight", ".bias")] = (norm.bias, offset)
+        self._keep(name, fit, new)
+
+    def _normalized(self, hidden: Tensor) -> Tensor:
+        """A norm's output before its gain and offset."""
+        shape = self.small.shape
+        if shape.family.norm.kind == "layernorm1p":
+            return F.layer_norm(hidden, hidden.shape[-1:], eps=shape.norm_eps)
+        return hidden * torch.rsqrt(hidden.square().mean(-1, keepdim=True) + shape.norm_eps)
 
     def _fit_linear(self, linear: Any, inputs: Callable[[Tensor, range], Tensor], name: str) -> None:
         """Fit `linear`, and take the pruned model's stream past it."""

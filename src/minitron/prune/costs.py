@@ -12,11 +12,14 @@ import torch
 from ..bench.measure import decode, random_model, read_bandwidth
 from ..bench.speeds import Speed, measure_speeds
 from ..checkpoint.tensors import Checkpoint
-from ..config import NemotronConfig
+from ..config import ModelConfig
 from ..dtypes import dtype_name
+from ..engine.models import why_not_model
 from ..engine.weights import from_model
+from ..families import family_of
 from ..loading import load
 from ..memory import available_memory
+from ..shapes import describe
 from .search import BYTES_PER_VALUE, Machine, SearchError
 
 ENGINE_COPIES = 2.5
@@ -54,12 +57,12 @@ def matmul_flops() -> float:
 
 def forward_estimate(checkpoint: Checkpoint, tokens: int, length: int, passes: float = 1.0) -> CostEstimate:
     """Of streamed forward passes in fp32: time by FLOPs and by reading; memory by the largest layer and the stream."""
-    config = checkpoint.config
-    flops = passes * tokens * config.flops_per_token(length // 2)
+    shape = describe(checkpoint.config)
+    flops = passes * tokens * shape.flops_per_token(length // 2)
     seconds = flops / (_FORWARD_SHARE * matmul_flops()) + passes * checkpoint.nbytes / _READ_BYTES_PER_SECOND
-    counts = config.parameter_counts()
-    layer = 4 * (counts["attention"] + counts["mlp"]) / max(1, config.num_hidden_layers)
-    stream = min(2 * 4 * tokens * config.hidden_size, 1 << 31)
+    counts = shape.parameter_counts()
+    layer = 4 * (counts["attention"] + counts["mlp"]) / max(1, shape.layers)
+    stream = min(2 * 4 * tokens * shape.hidden, 1 << 31)
     return CostEstimate(seconds, _IMPORTS + 2 * layer + stream)
 
 
@@ -68,15 +71,15 @@ def cut_estimate(bytes_read: int) -> CostEstimate:
     return CostEstimate(2 * bytes_read / _READ_BYTES_PER_SECOND, _IMPORTS + 100e6)
 
 
-def runs_in_memory(configs: Iterable[NemotronConfig], bytes_per_value: float) -> bool:
+def runs_in_memory(configs: Iterable[ModelConfig], bytes_per_value: float) -> bool:
     """Whether the engine can be tried on all these models at once without evicting other programs."""
-    values = sum(config.num_parameters() for config in configs)
+    values = sum(describe(config).num_parameters() for config in configs)
     free = available_memory()
     return free is None or ENGINE_COPIES * bytes_per_value * values < 0.8 * free
 
 
 def machine_for(
-    kind: str | None, config: NemotronConfig, weights: torch.dtype, dtype: str | None = None, context: int | None = None
+    kind: str | None, config: ModelConfig, weights: torch.dtype, dtype: str | None = None, context: int | None = None
 ) -> Machine:
     """What a budget is counted with.
 
@@ -91,7 +94,7 @@ def machine_for(
         SearchError: a budget of memory or speed for weights in a dtype without an engine.
     """
     if context is None:
-        context = config.max_position_embeddings if kind == "memory" else 0
+        context = int(config.max_position_embeddings) if kind == "memory" else 0
     held = dtype_name(weights)
     if dtype is None and held is None and kind in ("memory", "speed"):
         known = ", ".join(BYTES_PER_VALUE)
@@ -104,7 +107,7 @@ def with_bandwidth(machine: Machine) -> Machine:
     return replace(machine, bytes_per_second=1e9 * read_bandwidth())
 
 
-def with_engine(machine: Machine, config: NemotronConfig) -> Machine:
+def with_engine(machine: Machine, config: ModelConfig) -> Machine:
     """The machine with the dense bytes per second that the engine achieves on random bf16 weights of this shape.
 
     Half of the neurons of random weights are zero and their rows are not read, so this may exceed the bandwidth;
@@ -114,12 +117,15 @@ def with_engine(machine: Machine, config: NemotronConfig) -> Machine:
         return machine
     dense = Machine("bf16", 0, 1.0)
     seconds = 1 / dense.speed(config)  # type: ignore[operator]  # bytes over 1 byte per second
-    measured = decode(from_model(random_model(config)), list(range(1, _PROMPT + 1)), _NEW_TOKENS).tokens_per_second
+    model = random_model(config)
+    if why_not_model(model):
+        return machine
+    measured = decode(from_model(model), list(range(1, _PROMPT + 1)), _NEW_TOKENS).tokens_per_second
     return replace(machine, bytes_per_second=seconds * measured)
 
 
 def measured_speeds(
-    folders: Mapping[str, Path], configs: Mapping[str, NemotronConfig], bytes_per_value: float
+    folders: Mapping[str, Path], configs: Mapping[str, ModelConfig], bytes_per_value: float
 ) -> tuple[dict[str, Speed], str]:
     """Decoding of checkpoints, in turn where all fit the memory, and what else the machine ran meanwhile.
 
@@ -140,14 +146,14 @@ def measured_speeds(
     return speeds, next(filter(None, loads), "")
 
 
-def why_not_measured(config: NemotronConfig, bytes_per_value: float) -> str:
+def why_not_measured(config: ModelConfig, bytes_per_value: float) -> str:
     """Why the speed of a checkpoint cannot be measured; empty if it can."""
-    if (config.architectures or ["NemotronForCausalLM"])[0] != "NemotronForCausalLM":
+    if (config.architectures or [family_of(config).architecture])[0] != family_of(config).architecture:
         return "not a language model"
     return "" if runs_in_memory([config], bytes_per_value) else "does not fit the memory that is free"
 
 
-def _measured(folders: Mapping[str, Path], configs: Mapping[str, NemotronConfig]) -> tuple[dict[str, Speed], str]:
+def _measured(folders: Mapping[str, Path], configs: Mapping[str, ModelConfig]) -> tuple[dict[str, Speed], str]:
     vocabulary = min(configs[name].vocab_size for name in folders)
     context = min(configs[name].max_position_embeddings for name in folders)
     generator = torch.Generator().manual_seed(0)

@@ -1,9 +1,10 @@
 """What a forward pass yields for scoring: statistics of every prunable unit, layer by layer.
 
 Where a unit's activation is taken follows P1 (arXiv 2407.14679, section 2.2): a query head by the L2 norm of its
-output before `o_proj`; a neuron by its row of `up_proj`, before the activation as P1 prints it and after it as NVIDIA's
-Model-Optimizer does; a channel at the output of every layer norm, gain and offset included. A key/value head counts as
-the L2 norm over all the query heads it serves.
+output before `o_proj`; a neuron before the activation, as P1 prints it (of a gated MLP: at the output of the gate), or
+at the input of `down_proj`, as NVIDIA's Model-Optimizer does (of a gated MLP: the product with the gate); a channel at
+the output of every norm of the residual stream, gain and offset included. A key/value head counts as the L2 norm over
+all the query heads it serves.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..model import NemotronDecoderLayer
+from ..families import Role
 from .scores import Scores
 from .statistics import Aggregation, Moments, over_tokens
 from .streaming import Step, StreamError
 
 NEURON_SITES = ("before", "after")
-"""Where neurons are scored: before or after the activation function."""
+"""Where neurons are scored: before the activation function, or after it at the input of the down projection."""
 
 
 @dataclass
@@ -131,9 +132,11 @@ def watching(step: Step, counts: Sequence[int], into: LayerStatistics) -> Iterat
         counts: tokens of each calibration block; what follows is padding.
         into: where they are counted.
     """
-    layer: NemotronDecoderLayer = step.layer
-    attention = layer.self_attn
-    heads, groups, head_dim = attention.num_heads, attention.num_key_value_heads, attention.head_dim
+    model = step.walk.model
+    heads, groups, head_dim = model.shape.heads, model.shape.groups, model.shape.head_dim
+
+    def module(role: Role) -> Any:
+        return model.module(step.layer, role)
 
     def samples(values: Tensor) -> Iterator[Tensor]:
         # Other streams of the walk go through the same layer; they are not watched.
@@ -153,21 +156,23 @@ def watching(step: Step, counts: Sequence[int], into: LayerStatistics) -> Iterat
             grouped = torch.linalg.vector_norm(norms.view(-1, groups, heads // groups), dim=-1)
             into.add("groups", grouped, f"layer {step.index}, output of the attention heads")
 
-    def output_of(name: str, what: str) -> Any:
-        return lambda module, args, out: count(name, out, what)
+    def last(role: Role) -> str:
+        return model.shape.family.part(role).name.rpartition(".")[2]
 
-    def input_of(into_module: Callable[[Tensor], None]) -> Any:
-        return lambda module, args: into_module(args[0])
+    def watch_output(role: Role, name: str) -> Any:
+        what = f"output of {last(role)}"
+        return module(role).register_forward_hook(lambda _, args, out: count(name, out, what))
 
-    mlp = layer.mlp
+    def watch_input(role: Role, into_function: Callable[[Tensor], None]) -> Any:
+        return module(role).register_forward_pre_hook(lambda _, args: into_function(args[0]))
+
+    activated: Role = "gate" if model.shape.family.gated else "up"
     hooks = [
-        layer.input_layernorm.register_forward_hook(output_of("input_norm", "output of input_layernorm")),
-        attention.o_proj.register_forward_pre_hook(input_of(count_heads)),
-        layer.post_attention_layernorm.register_forward_hook(
-            output_of("post_norm", "output of post_attention_layernorm")
-        ),
-        mlp.up_proj.register_forward_hook(output_of("before", "output of up_proj")),
-        mlp.down_proj.register_forward_pre_hook(input_of(lambda x: count("after", x, "output of the activation"))),
+        watch_output("attention_norm", "input_norm"),
+        watch_input("output", count_heads),
+        watch_output("mlp_norm", "post_norm"),
+        watch_output(activated, "before"),
+        watch_input("down", lambda x: count("after", x, f"input of {last('down')}")),
     ]
     try:
         yield

@@ -19,11 +19,12 @@ import torch
 from ..bench.speeds import Speed
 from ..checkpoint.fingerprint import fingerprint
 from ..checkpoint.hf import open_hf
-from ..config import NemotronConfig
+from ..config import ModelConfig
 from ..data.packing import Batch
 from ..data.token_cache import TokenFolder
 from ..files import check_target, locked, new_folder, require_folder_name, writing
 from ..files.links import leads_inside
+from ..shapes import describe
 from . import costs
 from .architecture import Architecture, parse_axes
 from .card import AFTER, BEFORE, CANDIDATES, CARD, FOLDER, PLAN, SCORES, Facts, model_card, text_table, with_doubts
@@ -162,7 +163,7 @@ class PruneJob:
         self.source, self.out, self.options = source, out, options
         self.say, self.progress = say, progress
         self.checkpoint = open_hf(source)
-        self.config: NemotronConfig = self.checkpoint.config
+        self.config: ModelConfig = self.checkpoint.config
         place = Path(os.path.realpath(out))
         self.work = place.with_name(f".{place.name}.pruning")
         self.notes: list[str] = []
@@ -282,7 +283,7 @@ class PruneJob:
         chosen = found if self.options.candidates is None else thin_out(found, self.options.candidates)
         scores = self.scores(tuple(candidate.architecture.layers for candidate in chosen))
         blocks = self.texts.ranking
-        size = chosen[len(chosen) // 2].parameters / self.config.num_parameters()
+        size = chosen[len(chosen) // 2].parameters / describe(self.config).num_parameters()
         ahead = costs.forward_estimate(
             self.checkpoint, blocks.input_ids.numel(), blocks.input_ids.shape[1], len(chosen) * size
         )
@@ -326,7 +327,7 @@ class PruneJob:
         blocks = self._compensation_blocks()
         config = plan.target.config(self.config)
         values = sum(x.nbytes // x.dtype.itemsize for x in self.checkpoint.tensors.values())
-        total = round(self.checkpoint.nbytes * config.num_parameters() / max(1, values))
+        total = round(self.checkpoint.nbytes * describe(config).num_parameters() / max(1, values))
         done = 0
 
         def progress(count: int) -> None:
@@ -375,7 +376,7 @@ class PruneJob:
             elif path.is_symlink():
                 self.notes.append(f"`{path.name}` of the source links to another folder and was not copied.")
 
-    def _speeds(self, draft: Path, config: NemotronConfig) -> tuple[dict[str, Speed], str]:
+    def _speeds(self, draft: Path, config: ModelConfig) -> tuple[dict[str, Speed], str]:
         """Decoding speeds of source and result, and what else the machine ran meanwhile."""
         if not self.options.measure:
             return {}, ""
@@ -388,12 +389,12 @@ class PruneJob:
                 del folders[name]
         return costs.measured_speeds(folders, configs, per_value)
 
-    def _predictions(self, config: NemotronConfig) -> tuple[float | None, float | None]:
+    def _predictions(self, config: ModelConfig) -> tuple[float | None, float | None]:
         """Speeds of source and result in the dtype of the checkpoint, which is the one that is measured."""
         machine = replace(self.machine, dtype=costs.machine_for(None, config, self._held).dtype, context=0)
         return machine.speed(self.config), machine.speed(config)
 
-    def _facts(self, folder: Path, config: NemotronConfig, weight_bytes: int, speed: Speed | None) -> Facts:
+    def _facts(self, folder: Path, config: ModelConfig, weight_bytes: int, speed: Speed | None) -> Facts:
         loss = None
         if self.options.measure:
             model = StreamedModel(folder)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint.limits import MAX_LAYERS, CheckpointError, read_json
-from ..config import NemotronConfig
+from ..config import ModelConfig
 from ..files import write_text
 from .architecture import Architecture, ArchitectureError
 
@@ -100,7 +100,7 @@ class PrunePlan:
         """Whether nothing is cut, moved or merged."""
         return self == keep_all(self.shape, self.source, self.scores)
 
-    def check_config(self, config: NemotronConfig, where: object) -> None:
+    def check_config(self, config: ModelConfig, where: object) -> None:
         """Refuse a checkpoint of another shape than the plan was made for; its fingerprint is checked by surgery.
 
         Raises:

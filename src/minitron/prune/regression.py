@@ -68,9 +68,15 @@ class LinearFit:
 
 
 class NormFit:
-    """Sums for gain g and offset b of every channel that minimize |g z + b - y|^2, z being the normalized input."""
+    """Sums for gain g and offset b of every channel that minimize |g z + b - y|^2, z being the normalized input.
 
-    def __init__(self, channels: int) -> None:
+    Args:
+        channels: of the norm.
+        bias: whether the norm has an offset; b is 0 otherwise.
+    """
+
+    def __init__(self, channels: int, bias: bool = True) -> None:
+        self.bias = bias
         self.sums = torch.zeros(2, 5, channels, dtype=torch.float64)
         self.count = [0, 0]
 
@@ -88,6 +94,8 @@ class NormFit:
         """
         count = max(1, self.count[0])
         z, y, zz, zy, _ = self.sums[0] / count
+        if not self.bias:
+            z, y = torch.zeros_like(z), torch.zeros_like(y)
         spread = zz - z * z
         ridge = RIDGES[1] * spread.mean() + torch.finfo(torch.float64).tiny
         new_gain = (zy - z * y + ridge * gain.double()) / (spread + ridge)

@@ -20,7 +20,7 @@ from torch import Tensor
 from ..checkpoint.limits import parse_json
 from ..checkpoint.safetensors_io import read_safetensors
 from ..checkpoint.tensors import LazyTensor
-from ..config import NemotronConfig
+from ..config import ModelConfig
 from ..files import new_file
 
 FORMAT = "minitron-importance-1"
@@ -76,7 +76,7 @@ class Scores:
         """L."""
         return len(self.layers)
 
-    def check_fits(self, config: NemotronConfig) -> None:
+    def check_fits(self, config: ModelConfig) -> None:
         """Refuse a model of another shape.
 
         Raises:

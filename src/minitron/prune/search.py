@@ -14,8 +14,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from ..config import NemotronConfig
+from ..config import ModelConfig
 from ..dtypes import short_name
+from ..shapes import Shape, describe
 from .architecture import AXES, Architecture, ArchitectureError
 
 BUDGETS = ("params", "non_embedding_params", "memory", "speed")
@@ -49,19 +50,21 @@ class Machine:
         if self.context < 0:
             raise SearchError(f"context is {self.context}; it must be 0 tokens or more")
 
-    def cache_bytes(self, config: NemotronConfig) -> float:
+    def cache_bytes(self, config: ModelConfig | Shape) -> float:
         """Keys and values of `context` tokens."""
-        return config.kv_bytes_per_token(4 if self.dtype == "fp32" else 2) * self.context
+        return _shape(config).kv_bytes_per_token(4 if self.dtype == "fp32" else 2) * self.context
 
-    def memory(self, config: NemotronConfig) -> float:
+    def memory(self, config: ModelConfig | Shape) -> float:
         """Bytes of weights and cache."""
-        return config.num_parameters() * BYTES_PER_VALUE[self.dtype] + self.cache_bytes(config)
+        shape = _shape(config)
+        return shape.num_parameters() * BYTES_PER_VALUE[self.dtype] + self.cache_bytes(shape)
 
-    def speed(self, config: NemotronConfig) -> float | None:
+    def speed(self, config: ModelConfig | Shape) -> float | None:
         """Tokens per second if decoding did nothing but read dense weights and the cache; None without a bandwidth."""
         if self.bytes_per_second is None:
             return None
-        read = config.parameters_read_per_token() * BYTES_PER_VALUE[self.dtype] + self.cache_bytes(config)
+        shape = _shape(config)
+        read = shape.parameters_read_per_token() * BYTES_PER_VALUE[self.dtype] + self.cache_bytes(shape)
         return self.bytes_per_second / read
 
 
@@ -106,16 +109,16 @@ class Budget:
             return replace(self, low=value, high=value * (self.high / self.low))
         return replace(self, low=value * (self.low / self.high), high=value)
 
-    def measure(self, config: NemotronConfig, machine: Machine) -> float:
+    def measure(self, config: ModelConfig | Shape, machine: Machine) -> float:
         """The quantity of a configuration.
 
         Raises:
             SearchError: a speed without a bandwidth to predict it from.
         """
         if self.kind == "params":
-            return config.num_parameters()
+            return _shape(config).num_parameters()
         if self.kind == "non_embedding_params":
-            return config.num_non_embedding_parameters()
+            return _shape(config).num_non_embedding_parameters()
         if self.kind == "memory":
             return machine.memory(config)
         speed = machine.speed(config)
@@ -164,6 +167,10 @@ def parse_quantity(kind: str, text: str) -> float:
     return float(match[1]) * _SUFFIXES[match[2]]
 
 
+_ALIGNED = 8
+"""Channels are kept in multiples of this where a family asks for multiples of its heads."""
+
+
 # --- grids -----------------------------------------------------------------------------------------------------------
 
 
@@ -181,7 +188,7 @@ class Grid:
     """MLP neurons, whatever the width."""
 
     @classmethod
-    def around(cls, config: NemotronConfig) -> Grid:
+    def around(cls, config: ModelConfig) -> Grid:
         """Shapes below any model in the manner of the paper's Table 9: layers down to nine tenths, from half of the
         heads, widths down to a quarter, MLPs of 2.5 to 4 times the width (or the same shares of the source's ratio)."""
         shape = Architecture.of(config)
@@ -194,6 +201,8 @@ class Grid:
         else:  # every head has its own keys: both go together
             groups = ()
             heads = sorted({max(1, round(shape.heads * share)) for share in (0.5, 0.625, 0.75, 0.875, 1)})
+        if describe(config).family.hidden_multiple_of_heads:
+            hidden |= {width // lcm * lcm for width in hidden for lcm in (math.lcm(n, _ALIGNED) for n in heads)} - {0}
         ratio = shape.ffn / shape.hidden
         return cls(
             tuple(range(math.ceil(0.9 * shape.layers), shape.layers + 1)),
@@ -258,15 +267,15 @@ class Candidate:
     """Predicted from the machine's bandwidth; None where that was not measured."""
 
     @classmethod
-    def of(cls, architecture: Architecture, source: NemotronConfig, machine: Machine) -> Candidate:
+    def of(cls, architecture: Architecture, source: ModelConfig, machine: Machine) -> Candidate:
         """The costs of an architecture that is cut out of `source`."""
-        config = architecture.config(source)
+        shape = describe(architecture.config(source))
         return cls(
             architecture,
-            config.num_parameters(),
-            config.num_non_embedding_parameters(),
-            machine.memory(config),
-            machine.speed(config),
+            shape.num_parameters(),
+            shape.num_non_embedding_parameters(),
+            machine.memory(shape),
+            machine.speed(shape),
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -275,7 +284,7 @@ class Candidate:
 
 
 def enumerate_architectures(
-    source: NemotronConfig, budget: Budget, grid: Grid | None = None, machine: Machine | None = None
+    source: ModelConfig, budget: Budget, grid: Grid | None = None, machine: Machine | None = None
 ) -> list[Candidate]:
     """All shapes of the grid that can be cut out of `source` and lie within the budget, by number of parameters.
 
@@ -293,22 +302,22 @@ def enumerate_architectures(
             nearest. The source itself is within a limit, so that there is nothing to cut.
     """
     machine = machine or Machine()
-    whole = Architecture.of(source)
+    here = describe(source)
     found: list[tuple[float, Architecture]] = []
     why = ""
     for shape in (grid or Grid.around(source)).shapes():
         try:
-            shape.check_within(whole)
+            shape.check_for(source)
         except ArchitectureError as error:
             why = why or f": {error}"
             continue
-        found.append((budget.measure(_sized(shape, source), machine), shape))
+        found.append((budget.measure(_sized(shape, here), machine), shape))
     if not found:
-        raise SearchError(f"no shape of the grid can be cut out of a model of {whole}{why}")
-    here = budget.measure(source, machine)
-    if budget.limit and budget.allows(here):
+        raise SearchError(f"no shape of the grid can be cut out of a model of {Architecture.of(source)}{why}")
+    own = budget.measure(here, machine)
+    if budget.limit and budget.allows(own):
         raise SearchError(
-            f"the model has {budget.show(here)} itself, which is within the budget of {budget.show_limit()}; "
+            f"the model has {budget.show(own)} itself, which is within the budget of {budget.show_limit()}; "
             f"nothing needs to be cut"
         )
     inside = _inside(budget, found)
@@ -339,18 +348,20 @@ def _inside(budget: Budget, found: Sequence[tuple[float, Architecture]]) -> list
     return [shape for value, shape in found if budget.low <= value <= budget.high]
 
 
-def _sized(shape: Architecture, source: NemotronConfig) -> NemotronConfig:
-    """`shape.config` without its checks and copies, for arithmetic on thousands of shapes."""
-    config = NemotronConfig.__new__(NemotronConfig)
-    config.__dict__.update(source.__dict__)
-    config.__dict__.update(
-        num_hidden_layers=shape.layers,
-        hidden_size=shape.hidden,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.groups,
-        intermediate_size=shape.ffn,
+def _sized(architecture: Architecture, source: Shape) -> Shape:
+    """The shape of `architecture.config` without its checks and copies, for arithmetic on thousands of them."""
+    return replace(
+        source,
+        layers=architecture.layers,
+        hidden=architecture.hidden,
+        heads=architecture.heads,
+        groups=architecture.groups,
+        ffn=architecture.ffn,
     )
-    return config
+
+
+def _shape(config: ModelConfig | Shape) -> Shape:
+    return config if isinstance(config, Shape) else describe(config)
 
 
 def _nearest(budget: Budget, found: Sequence[tuple[float, Architecture]]) -> str:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 
 from ..bench.trust import LoadMeter
-from ..config import NemotronConfig
+from ..config import ModelConfig
 from ..data.packing import Batch
 from ..world import World, current_world
 from . import costs
@@ -73,7 +73,7 @@ class FoundCandidates:
 
 
 def find_candidates(
-    config: NemotronConfig, budget: Budget, machine: Machine, grid: Grid | None = None, *, try_engine: bool = True
+    config: ModelConfig, budget: Budget, machine: Machine, grid: Grid | None = None, *, try_engine: bool = True
 ) -> FoundCandidates:
     """Every shape of a grid within a budget.
 
@@ -101,7 +101,7 @@ def find_candidates(
 
 
 def _measured_by_engine(
-    config: NemotronConfig, budget: Budget, machine: Machine, grid: Grid | None
+    config: ModelConfig, budget: Budget, machine: Machine, grid: Grid | None
 ) -> tuple[Machine, str, str]:
     """The machine by a run of the engine on random weights, of a shape that the bandwidth alone would choose.
 

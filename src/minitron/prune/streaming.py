@@ -23,10 +23,12 @@ from torch import Tensor
 from ..checkpoint.hf import open_hf
 from ..checkpoint.tensors import Checkpoint, LazyTensor
 from ..data.packing import Batch
+from ..families import EMBEDDING, HEAD, Role
+from ..family_models import decoder_layer, final_norm, rotary_of
 from ..files import write_text, writing
 from ..framework import framework_mask
-from ..model import NemotronDecoderLayer, NemotronLayerNorm1P, NemotronRotaryEmbedding
 from ..ops.loss import IGNORE_INDEX
+from ..shapes import describe
 from ..world import World
 
 TOKENS_AT_ONCE = 2048
@@ -36,6 +38,10 @@ HEAD_BLOCK_BYTES = 1 << 25
 MEMORY_BYTES = 1 << 30
 """Residual streams that are larger than this together are kept in files."""
 _NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
+
+
+_EMBEDDING = f"{EMBEDDING.name.removeprefix('model.')}.weight"
+_HEAD = f"{HEAD.name}.weight"
 
 
 class StreamError(ValueError):
@@ -92,16 +98,17 @@ class StreamedModel:
         self.name = str(source) if isinstance(source, Path) else "the model"
         self.dtype, self.device = dtype, torch.device(device)
         self.config = checkpoint.config
+        self.shape = describe(self.config)
         self.config._attn_implementation = "sdpa"
         self._tensors = checkpoint.tensors
         prefixes = ("model.", "transformer.", "")
-        self._prefix = next(p for p in prefixes if f"{p}embed_tokens.weight" in self._tensors)
-        self._rotary = NemotronRotaryEmbedding(self.config).to(self.device)
+        self._prefix = next(p for p in prefixes if f"{p}{_EMBEDDING}" in self._tensors)
+        self._rotary = rotary_of(self.config).to(self.device)
 
     @property
     def has_head(self) -> bool:
         """Whether there is an LM head (classification models have none)."""
-        return self.config.tie_word_embeddings or "lm_head.weight" in self._tensors
+        return self.config.tie_word_embeddings or _HEAD in self._tensors
 
     def head(self) -> LazyTensor:
         """The LM head (V, D), not read yet.
@@ -111,8 +118,8 @@ class StreamedModel:
         """
         if not self.has_head:
             raise StreamError(f"{self.name}: has no LM head, so it has no loss; choose a score that needs none")
-        tied = "lm_head.weight" not in self._tensors
-        return self._tensors[f"{self._prefix}embed_tokens.weight" if tied else "lm_head.weight"]
+        tied = _HEAD not in self._tensors
+        return self._tensors[f"{self._prefix}{_EMBEDDING}" if tied else _HEAD]
 
     def embed(self, ids: Tensor) -> Tensor:
         """Embeddings of ids (B, T): (B, T, D). Only the rows of tokens that occur are read."""
@@ -123,20 +130,24 @@ class StreamedModel:
                 runs[-1] = (runs[-1][0], token + 1)
             else:
                 runs.append((token, token + 1))
-        rows = self._tensors[f"{self._prefix}embed_tokens.weight"].take_rows(runs).load()
+        rows = self._tensors[f"{self._prefix}{_EMBEDDING}"].take_rows(runs).load()
         return rows.to(self.dtype)[inverse]
 
-    def layer(self, index: int) -> NemotronDecoderLayer:
+    def layer(self, index: int) -> Any:
         """Decoder layer `index` with its weights, on the device, in evaluation mode."""
         with torch.device("meta"):
-            layer = NemotronDecoderLayer(self.config, index)
+            layer = decoder_layer(self.config, index)
         self._load(layer, f"layers.{index}.")
         return layer
 
-    def norm(self) -> NemotronLayerNorm1P:
+    def module(self, layer: torch.nn.Module, role: Role) -> Any:
+        """The module of a layer that has a role; see `families`."""
+        return layer.get_submodule(self.shape.family.part(role).name)
+
+    def norm(self) -> Any:
         """The final norm."""
         with torch.device("meta"):
-            norm = NemotronLayerNorm1P(self.config.hidden_size, eps=self.config.norm_eps)
+            norm = final_norm(self.config)
         self._load(norm, "norm.")
         return norm
 
@@ -227,7 +238,7 @@ class Step:
     """One layer, and the streams that are about to go through it."""
 
     index: int
-    layer: NemotronDecoderLayer
+    layer: torch.nn.Module
     walk: Walk
     watched: range | None = None
     """Blocks of the whole model's stream that are in the layer; None while another stream is."""

@@ -1,8 +1,8 @@
 """The cut: a checkpoint and a plan to a smaller checkpoint, tensor by tensor. No model is built.
 
 Every tensor of the result is a lazy selection of rows and columns of one tensor of the source, so memory is a few
-blocks whatever the size of the model. Norm weights of LayerNorm1P are zero-centred in the file and are selected like
-any other; their statistics are then taken over the channels that stay.
+blocks whatever the size of the model. Norm weights, zero-centred or not, are selected like any other; the statistics of
+a norm are then taken over the channels that stay.
 """
 
 from __future__ import annotations
@@ -20,30 +20,17 @@ from ..checkpoint.fingerprint import fingerprint
 from ..checkpoint.hf import DEFAULT_SHARD_BYTES, open_hf, write_hf
 from ..checkpoint.limits import require
 from ..checkpoint.tensors import ByteRange, Checkpoint, LazyTensor
+from ..families import Family
 from ..files import check_target
+from ..shapes import describe
 from .plan import LayerPlan, PlanError, PrunePlan
 
 Axis = str | None
 
-# Which axis of the plan the rows and the columns of a parameter belong to; None: all of them stay. Biases have the rows
-# of their matrix. `score` and `qa_outputs` are the heads of the classification models.
-_IN_LAYER: dict[str, tuple[Axis, Axis]] = {
-    "input_layernorm": ("channels", None),
-    "post_attention_layernorm": ("channels", None),
-    "self_attn.q_proj": ("queries", "channels"),
-    "self_attn.k_proj": ("keys", "channels"),
-    "self_attn.v_proj": ("keys", "channels"),
-    "self_attn.o_proj": ("channels", "queries"),
-    "mlp.up_proj": ("neurons", "channels"),
-    "mlp.down_proj": ("channels", "neurons"),
-}
-_OUTSIDE: dict[str, tuple[Axis, Axis]] = {
-    "embed_tokens": (None, "channels"),
-    "norm": ("channels", None),
-    "lm_head": (None, "channels"),
-    "score": (None, "channels"),
-    "qa_outputs": (None, "channels"),
-}
+# Heads of the classification models; the other parameters are in `families`.
+_OTHER_HEADS = ("score", "qa_outputs")
+_CUT: dict[str | None, Axis] = {"channels": "channels", "queries": "queries", "keys": "keys", "neurons": "neurons"}
+"""Axes that a plan cuts; vocabulary and the channels of a head stay."""
 _PARAMETER = re.compile(r"(?:model\.|transformer\.)?(?:layers\.(\d{1,5})\.)?(.+)\.(weight|bias)")
 _BUFFER = re.compile(r".*rotary_emb\.(?:original_)?inv_freq")
 _LAYER_NUMBER = re.compile(r"(?<=layers\.)\d+")
@@ -82,7 +69,8 @@ def prune_checkpoint(
     plan moves rows around).
 
     Args:
-        source: any checkpoint of the family, of a causal, classification or question answering model, sharded or not.
+        source: any checkpoint of a family in `families`, of a causal, classification or question answering model,
+            sharded or not.
         out: must not exist, or be empty, unless `overwrite`.
         plan: made for `source`.
         files: further files to put into `out`: name to where it is.
@@ -148,13 +136,14 @@ def pruned(checkpoint: Checkpoint, plan: PrunePlan) -> Checkpoint:
     """
     plan.check_config(checkpoint.config, "the checkpoint")
     config = plan.target.config(checkpoint.config)
-    head_dim: int = config.head_dim  # type: ignore[assignment]
+    shape = describe(config)
+    family, head_dim = shape.family, shape.head_dim
     channels = {"channels": np.array(plan.channels)}
     kept = {entry.layer: {**channels, **_indices(entry, head_dim)} for entry in plan.layers}
     numbers = {entry.layer: number for number, entry in enumerate(plan.layers)}
     tensors: dict[str, LazyTensor] = {}
     for name, source in checkpoint.tensors.items():  # in the order of the source's files, which are read from the start
-        layer, axes = _read_name(name)
+        layer, axes = _read_name(name, family)
         if layer is None:
             tensors[name] = _cut(source, axes, channels)
         elif layer in numbers:
@@ -165,17 +154,33 @@ def pruned(checkpoint: Checkpoint, plan: PrunePlan) -> Checkpoint:
     return replace(checkpoint, config=config, tensors=tensors, files=dict(checkpoint.files), texts={**checkpoint.texts})
 
 
-def _read_name(name: str) -> tuple[int | None, tuple[Axis, Axis]]:
-    """The layer that a parameter belongs to, and what its rows and columns are."""
+def _read_name(name: str, family: Family) -> tuple[int | None, tuple[Axis, Axis]]:
+    """The layer that a parameter belongs to, and what its rows and columns are: axes of the plan; None stays whole.
+
+    A bias has the rows of its matrix.
+    """
     if _BUFFER.fullmatch(name):  # rotary frequencies in files of old versions: heads keep their width, so these stay
         found = _LAYER_NUMBER.search(name)
         return int(found[0]) if found else None, (None, None)
     match = _PARAMETER.fullmatch(name)
-    axes = match and (_OUTSIDE if match[1] is None else _IN_LAYER).get(match[2])
-    require(axes, f"{name}: not a parameter of a Nemotron model; it is not known which of its values a plan removes")
+    axes = match and _axes(match[2], match[1] is not None, family)
+    require(
+        axes,
+        f"{name}: not a parameter of a {family.title} model; it is not known which of its values a plan removes",
+    )
     assert match is not None
     assert axes is not None
     return None if match[1] is None else int(match[1]), axes
+
+
+def _axes(module: str, in_layer: bool, family: Family) -> tuple[Axis, Axis] | None:
+    """The axes of a module's rows and columns, by its name below the layer or below the backbone."""
+    if not in_layer and module in _OTHER_HEADS:
+        return None, "channels"
+    for part in family.parts:
+        if module == part.name.removeprefix("model.") and (part in family.layer) == in_layer:
+            return _CUT.get(part.rows), _CUT.get(part.columns)
+    return None
 
 
 def _indices(layer: LayerPlan, head_dim: int) -> dict[str, np.ndarray]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..families import family_of
 from .run_folder import TrainError
 
 _COPY = "modules_to_save.default"
@@ -44,7 +45,7 @@ def choose_trained(model: nn.Module, tune: str, rank: int = 16, whole: Sequence[
         from peft import LoraConfig, get_peft_model  # heavy, and an extra
     except ImportError:
         raise TrainError("tune 'lora' needs peft: pip install 'minitron[train]'") from None
-    matrices = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    matrices = [part.name.rpartition(".")[2] for part in family_of(model.config).layer if part.columns is not None]
     kind = "CAUSAL_LM" if not whole else None
     adapter = LoraConfig(
         r=rank, lora_alpha=2 * rank, target_modules=matrices, task_type=kind, modules_to_save=list(whole) or None

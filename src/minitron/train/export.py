@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..checkpoint.hf import save_config
 from ..files import new_folder
 from ..quiet import progress_bars
 from ..world import World
@@ -57,6 +58,6 @@ def _write(
         written.dtype = next(iter(weights.values())).dtype
         with progress_bars(sum(value.nbytes for value in weights.values())):
             plain.save_pretrained(work, state_dict=weights)
-        written.save_pretrained(work)
+        save_config(written, work)
         if tokenizer is not None:
             tokenizer.save_pretrained(work)

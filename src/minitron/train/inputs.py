@@ -11,12 +11,14 @@ from typing import Any
 import torch
 
 from ..checkpoint.hf import check_checkpoint, config_from, read_config
-from ..config import NemotronConfig
+from ..config import ModelConfig, NemotronConfig
 from ..data.documents import BadTextError, Source
 from ..data.packing import BlockStream, PackedBlocks, split_documents
 from ..data.token_cache import Encoder, TokenFolder, tokenize_all
-from ..heads import NemotronForCausalLM
+from ..families import family_of
+from ..family_models import causal_lm_class
 from ..quiet import progress_bars
+from ..shapes import describe
 from ..world import World
 from .meta_loading import unloaded_model
 from .schedule import TrainConfig
@@ -95,7 +97,7 @@ def _new_name(name: str, taken: Mapping[str, Any]) -> str:
 
 def fresh_config(
     tokenizer: Any, sequence: int, *, file: Path | None = None, preset: str | None = None, shape: Mapping[str, int]
-) -> NemotronConfig:
+) -> ModelConfig:
     """The configuration of a new model, from a config.json, a preset, or the numbers in `shape`.
 
     The vocabulary and the special ids are the tokenizer's, unless the file says otherwise.
@@ -106,7 +108,7 @@ def fresh_config(
             values = json.loads(file.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"{file}: not JSON ({error})") from None
-        return config_from({"vocab_size": len(tokenizer), **ids, **values}, file)
+        return config_from({"model_type": "nemotron", "vocab_size": len(tokenizer), **ids, **values}, file)
     if preset is not None:
         return NemotronConfig.preset(preset, **ids)
     missing = [name for name in _NEEDED if name not in shape]
@@ -116,10 +118,10 @@ def fresh_config(
     return NemotronConfig(**{**basis, **ids, **shape})  # type: ignore[arg-type]
 
 
-def new_model(config: NemotronConfig, seed: int) -> NemotronForCausalLM:
+def new_model(config: ModelConfig, seed: int) -> Any:
     """A model with random weights in fp32 that depend on `seed` alone."""
     torch.manual_seed(seed)
-    return NemotronForCausalLM(config).float()
+    return causal_lm_class(family_of(config))(config).float()
 
 
 def saved_model(
@@ -127,7 +129,7 @@ def saved_model(
     device: torch.device | str = "cpu",
     world: World | None = None,
     dtype: torch.dtype = torch.float32,
-) -> NemotronForCausalLM:
+) -> Any:
     """The model of a checkpoint folder on a device; a damaged or incomplete one is refused.
 
     In a world of several processes its weights are read when it is sharded, by `parallel.prepare`, where possible.
@@ -136,6 +138,7 @@ def saved_model(
     model = unloaded_model(folder, dtype) if world is not None and world.mesh is not None else None
     if model is not None:
         return model
-    with progress_bars(read_config(folder).num_parameters() * dtype.itemsize):
-        loaded: Any = NemotronForCausalLM.from_pretrained(folder, dtype=dtype)
+    config = read_config(folder)
+    with progress_bars(describe(config).num_parameters() * dtype.itemsize):
+        loaded: Any = causal_lm_class(family_of(config)).from_pretrained(folder, dtype=dtype)
     return loaded.to(device)

@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ..config import NemotronConfig
+from ..config import ModelConfig
 from ..memory import available_memory
 from ..ops.loss import CHUNK_VALUES
 from ..ops.packed_attention import kept_bytes
+from ..shapes import describe
 from ..world import World
 from .machine import uses_bfloat16
 from .run_folder import TrainError
@@ -39,7 +40,7 @@ class MemoryEstimate:
         return self.weights + self.teacher + self.activations + self.loss
 
 
-def activation_bytes(shape: NemotronConfig, tokens: int, width: int, recompute: str) -> int:
+def activation_bytes(shape: ModelConfig, tokens: int, width: int, recompute: str) -> int:
     """Bytes that the layers keep for the backward pass.
 
     Args:
@@ -48,28 +49,31 @@ def activation_bytes(shape: NemotronConfig, tokens: int, width: int, recompute: 
         width: bytes of a value in matrix products, 2 or 4; the residual stream is in fp32.
         recompute: as of `TrainConfig`.
     """
-    hidden, neurons = shape.hidden_size, shape.intermediate_size
-    queries = shape.num_attention_heads * shape.head_dim  # type: ignore[operator]
-    keys = shape.num_key_value_heads * shape.head_dim  # type: ignore[operator]
+    sizes = describe(shape)
+    hidden, neurons, queries, keys = (sizes.size(axis) for axis in ("channels", "neurons", "queries", "keys"))
     stream = 4 * hidden  # the residual stream, as the norm's input
     norm = 4 * hidden if width == 4 else (4 + width) * hidden  # its normalized copy, and that one's cast
     attention = norm + stream + width * (3 * queries + 2 * keys)  # q, the output twice in the worst case, k, v
-    mlp = norm + stream + width * neurons * (1 if recompute == "mlp" else 2)
+    if sizes.family.has("query_norm"):
+        attention += (4 + width) * (queries + keys)
+    # The input of the activation and its output; of a gated MLP also the other factor and the product.
+    gated = 2 if sizes.family.gated else 1
+    mlp = norm + stream + gated * width * neurons * (1 if recompute == "mlp" else 2)
     if recompute == "layers":
         return tokens * (shape.num_hidden_layers * stream + attention + mlp)
     return tokens * shape.num_hidden_layers * (attention + mlp)
 
 
-def attention_bytes(shape: NemotronConfig, sequences: int, length: int, recompute: str) -> int:
+def attention_bytes(shape: ModelConfig, sequences: int, length: int, recompute: str) -> int:
     """Bytes of attention weights that the layers keep for the backward pass on a CPU, see `ops.packed_attention`."""
     layers = 1 if recompute == "layers" else shape.num_hidden_layers
     return layers * kept_bytes(sequences, shape.num_attention_heads, length)
 
 
 def estimate_memory(
-    shape: NemotronConfig,
+    shape: ModelConfig,
     config: TrainConfig,
-    teacher: NemotronConfig | None = None,
+    teacher: ModelConfig | None = None,
     *,
     bfloat16: bool = False,
     correct_teacher: bool = False,
@@ -90,7 +94,7 @@ def estimate_memory(
         on_cpu: whether it runs on a CPU, where attention keeps its weights for the backward pass.
     """
     width = 2 if bfloat16 else 4
-    count = shape.num_parameters()
+    count = describe(shape).num_parameters()
     free = count if trained is None else trained
     averages = {"adamw": 8, "adamw8bit": 2, "offload": 0}[config.optimizer]
     weights = (4 * count + (4 + averages) * free) // processes + (2 * count if bfloat16 else 0)
@@ -104,7 +108,7 @@ def estimate_memory(
     loss = 4 * 4 * chunk + 4 * shape.vocab_size * shape.hidden_size + 8 * tokens * shape.hidden_size
     beside = 0
     if teacher is not None:
-        theirs = teacher.num_parameters()
+        theirs = describe(teacher).num_parameters()
         beside = (16 * theirs // processes if correct_teacher else width * theirs) + 4 * tokens * teacher.hidden_size
     return MemoryEstimate(weights, beside, activations, loss)
 
@@ -117,9 +121,9 @@ def available_bytes(device: torch.device) -> int | None:
 
 
 def require_fit(
-    shape: NemotronConfig,
+    shape: ModelConfig,
     config: TrainConfig,
-    teacher: NemotronConfig | None,
+    teacher: ModelConfig | None,
     free: int | None,
     *,
     bfloat16: bool = False,
@@ -166,11 +170,11 @@ def require_fit(
 
 
 def require_memory(
-    shape: NemotronConfig,
+    shape: ModelConfig,
     config: TrainConfig,
     device: torch.device,
     world: World,
-    teacher: NemotronConfig | None = None,
+    teacher: ModelConfig | None = None,
     *,
     correct_teacher: bool = False,
     trained: int | None = None,

@@ -12,14 +12,14 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 from ..checkpoint.hf import read_config, read_tensors
 from ..checkpoint.tensors import LazyTensor
-from ..heads import NemotronForCausalLM
-from ..model import NemotronRotaryEmbedding
+from ..families import family_of
+from ..family_models import causal_lm_class, rotary_of
 from .optimizers import placed_like
 
 _SOURCE = "_minitron_weights"
 
 
-def unloaded_model(folder: Path, dtype: torch.dtype) -> NemotronForCausalLM | None:
+def unloaded_model(folder: Path, dtype: torch.dtype) -> Any:
     """The model of a checked checkpoint folder with parameters on the meta device; `load_weights` fills them.
 
     None if the tensors of the folder do not match its parameters one to one (tied or renamed ones).
@@ -30,7 +30,7 @@ def unloaded_model(folder: Path, dtype: torch.dtype) -> NemotronForCausalLM | No
         return None
     config.dtype = dtype
     with torch.device("meta"):
-        model = NemotronForCausalLM._from_config(config, dtype=dtype)
+        model = causal_lm_class(family_of(config))._from_config(config, dtype=dtype)
     if any(name not in tensors for name, _ in model.named_parameters()):
         return None
     setattr(model, _SOURCE, tensors)
@@ -45,9 +45,9 @@ def load_weights(model: nn.Module | None, device: torch.device) -> None:
         return
     trained = {name: p.requires_grad for name, p in model.named_parameters()}
     model.to_empty(device=device)
+    fresh = rotary_of(model.config).to(device)  # type: ignore[arg-type]
     for module in model.modules():
-        if isinstance(module, NemotronRotaryEmbedding):
-            fresh = NemotronRotaryEmbedding(module.config, device)
+        if isinstance(module, type(fresh)):
             module.inv_freq, module.original_inv_freq = fresh.inv_freq, fresh.original_inv_freq
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(trained[name])

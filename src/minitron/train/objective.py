@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ..data.packing import Batch
+from ..family_models import engine_decodes
+from ..heads import NemotronForCausalLM
+from ..ops.loss import linear_cross_entropy, shift_labels
 
 T = TypeVar("T")
 
@@ -43,6 +46,12 @@ class Numbers:
 
 def next_token_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor | float]]:
     """Cross-entropy of the next token in nats: summed over the batch, divided by `batch.num_items`."""
+    if engine_decodes(model) and not isinstance(model, NemotronForCausalLM):
+        # transformers' own loss keeps all logits in fp32; Nemotron's class computes them in chunks itself.
+        causal: Any = model
+        hidden = causal.model(batch.input_ids, position_ids=batch.position_ids, use_cache=False).last_hidden_state
+        targets = shift_labels(batch.labels)
+        return linear_cross_entropy(hidden, causal.lm_head.weight, targets, batch.num_items), {}
     out = model(
         input_ids=batch.input_ids,
         position_ids=batch.position_ids,

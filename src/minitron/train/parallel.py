@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.utils.checkpoint import checkpoint
 
-from ..model import NemotronMLP, NemotronPreTrainedModel
+from ..families import FAMILIES, SUPPORTED, family_of
 from ..world import World, current_world
 from .meta_loading import load_weights
 from .objective import Objective
@@ -103,11 +103,16 @@ def _split_matrices(model: nn.Module, world: World) -> None:
         value: Any = getattr(config, name)
         if value % ways:
             raise TrainError(f"tensor_parallel is {ways}; it must divide the model's {name}, which is {value}")
-    plan: dict[str, str] = config.base_model_tp_plan  # type: ignore[union-attr, assignment]
+    family = family_of(config)
+    if family.has("query_norm"):
+        raise TrainError(
+            f"tensor_parallel is {ways}; the matrices of {family.title} models are not split, because the norms of "
+            f"heads are shared by all processes. Use tensor_parallel 1: the processes then share weights and optimizer"
+        )
     backbone = _backbone(model)
     styles: dict[str, Any] = {}
     for name, module in backbone.named_modules():
-        for pattern, style in plan.items():
+        for pattern, style in family.tensor_parallel_plan.items():
             if fnmatch.fnmatchcase(name, pattern) and not isinstance(next(module.parameters()), DTensor):
                 styles[name] = _STYLES[style]()
     if styles:
@@ -118,8 +123,8 @@ def _split_matrices(model: nn.Module, world: World) -> None:
 
 
 def _recompute(model: nn.Module, what: str) -> None:
-    if not isinstance(_backbone(model), NemotronPreTrainedModel) and what == "mlp":
-        raise TrainError("recompute 'mlp' works for Nemotron models only; use 'layers'")
+    if what == "mlp" and getattr(model.config, "model_type", None) not in FAMILIES:
+        raise TrainError(f"recompute 'mlp' works for {SUPPORTED} only; use 'layers'")
     for layer in _layers(model):
         # What `gradient_checkpointing_enable` of transformers does, whose name changes between versions.
         layer.gradient_checkpointing = what == "layers"  # type: ignore[assignment]
@@ -127,15 +132,25 @@ def _recompute(model: nn.Module, what: str) -> None:
         mlp = layer.mlp
         mlp.__dict__.pop("forward", None)  # type: ignore[union-attr]
         if what == "mlp":
-            mlp.forward = partial(_frugal_mlp, mlp)  # type: ignore[union-attr, assignment]
+            frugal = _frugal_gated_mlp if family_of(model.config).gated else _frugal_mlp
+            mlp.forward = partial(frugal, mlp)  # type: ignore[union-attr, assignment]
 
 
-def _frugal_mlp(mlp: NemotronMLP, x: Tensor) -> Tensor:
+def _frugal_mlp(mlp: Any, x: Tensor) -> Tensor:
     """`NemotronMLP.forward` that keeps the output of `up_proj` only, and squares it again in the backward pass.
 
     The recomputation ends as soon as it has what `down_proj` saved, which is before `down_proj` runs.
     """
     return checkpoint(lambda up: mlp.down_proj(mlp.act_fn(up)), mlp.up_proj(x), use_reentrant=False)  # type: ignore[return-value]
+
+
+def _frugal_gated_mlp(mlp: Any, x: Tensor) -> Tensor:
+    """The forward pass of a gated MLP that keeps the outputs of `gate_proj` and `up_proj` only."""
+
+    def inner(gate: Tensor, up: Tensor) -> Tensor:
+        return mlp.down_proj(mlp.act_fn(gate) * up)
+
+    return checkpoint(inner, mlp.gate_proj(x), mlp.up_proj(x), use_reentrant=False)  # type: ignore[return-value]
 
 
 # --- sharding ----------------------------------------------------------------------------------------------------

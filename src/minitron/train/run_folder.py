@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from ..config import NemotronConfig
+from ..config import ModelConfig
 from ..files import is_empty, write_json
 from .extending import LENGTHS, Extension, TrainError, plan_extension
 from .resume import list_steps
@@ -47,7 +47,7 @@ def describe(
     return json.loads(json.dumps(description, default=str))
 
 
-def require_positions(model: NemotronConfig, config: TrainConfig) -> None:
+def require_positions(model: ModelConfig, config: TrainConfig) -> None:
     """Refuse sequences longer than a model's positions.
 
     Raises:
