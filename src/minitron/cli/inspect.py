@@ -134,7 +134,10 @@ def _print(facts: dict[str, Any]) -> None:
         f"type {rope['rope_type']}; {shape['hidden_act']}; vocabulary {shape['vocab_size']}, "
         f"context {shape['max_position_embeddings']}, {shape['dtype'] or 'dtype not stated'}"
     )
-    parts = [f"{shape['norm']} norms", "gated MLP" if shape["gated_mlp"] else "plain MLP"]
+    parts = [
+        {"rmsnorm": "RMS norms", "layernorm1p": "LayerNorm1P"}[shape["norm"]],
+        "gated MLP" if shape["gated_mlp"] else "plain MLP",
+    ]
     parts += ["norms of queries and keys"] if shape["head_norms"] else []
     parts += [f"biases on {', '.join(shape['biases'])}"] if shape["biases"] else []
     typer.echo(f"  {', '.join(parts)}")

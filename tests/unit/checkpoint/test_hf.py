@@ -149,7 +149,10 @@ def _outside_shard(folder: Path) -> None:
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "no config": (lambda f: (f / "config.json").unlink(), "no config.json"),
     "gpt2": (lambda f: _edit_config(f, model_type="gpt2"), "model_type is 'gpt2'; the architectures that minitron"),
-    "not the llama it says": (lambda f: _edit_config(f, model_type="llama", hidden_size=36), "embed_tokens.weight has"),
+    "not the llama it says": (
+        lambda f: _edit_config(f, model_type="llama", hidden_size=36),
+        "Llama rotates all channels",
+    ),
     "bad json": (lambda f: (f / "config.json").write_text("{"), "not valid JSON"),
     "a list": (lambda f: (f / "config.json").write_text("[]"), "expected an object"),
     "deep json": (lambda f: (f / "config.json").write_text("[" * 200_000), "not valid JSON"),
