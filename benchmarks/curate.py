@@ -38,7 +38,7 @@ def rules(texts: Texts) -> None:
     counts = quality.measure(texts)
     quality.gopher_repetition(counts, GopherRepetition())
     quality.gopher_quality(counts, GopherQuality())
-    changed, _ = quality.c4(texts, C4(end_marks=False))
+    changed, _, _ = quality.c4(texts, C4(end_marks=False))
     quality.fineweb(changed, FineWeb())
 
 

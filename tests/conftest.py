@@ -21,6 +21,7 @@ ALLOWED_SKIPS = {
     "data sets too large for the repository": r"MINITRON_DATA|no data sets in",
     "megatron-core, which wants an environment of its own": r"MINITRON_MEGATRON",
     "NeMo Guardrails, which wants an environment of its own": r"MINITRON_GUARDRAILS",
+    "datatrove and NeMo Curator, which want an environment of their own": r"MINITRON_CURATORS",
     "root's right to mount a small disk": r"root|mount|/dev/full",
     "a kernel with large pages": r"large pages",
     "POSIX signals and /proc": r"^signals$|reads /proc",
@@ -29,6 +30,7 @@ ALLOWED_SKIPS = {
     "an optional cache of transformers": r"hqq is not installed",
     "the curate extra, which the dev extra includes": r"minitron\[curate\]",
     "the serve extra, which the dev extra includes": r"minitron\[serve\]",
+    "Ray, an extra of its own": r"minitron\[ray\]",
     "a library of the system": r"no libseccomp",
 }
 

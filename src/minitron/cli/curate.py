@@ -19,14 +19,22 @@ def curate(
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder of the result; an interrupted run in it is continued.")
     ],
-    recipe: Annotated[Optional[str], typer.Option(help="YAML file, or a preset: plain, gopher, c4, fineweb.")] = None,
+    recipe: Annotated[
+        Optional[str], typer.Option(help="YAML file, or a preset: plain, gopher, c4, fineweb, books or code-light.")
+    ] = None,
     field: Annotated[Optional[str], typer.Option(help="Field or column that holds the text.")] = None,
     encoding: Annotated[Optional[str], typer.Option(help="Encoding of text without a byte-order mark.")] = None,
     max_bad: Annotated[Optional[float], typer.Option(help="Share of documents that may be unreadable.")] = None,
     output_format: Annotated[
         Optional[str], typer.Option("--format", help="Of the shards: jsonl.zst, jsonl or parquet.")
     ] = None,
+    tokenizer: Annotated[Optional[str], typer.Option(help="Count tokens by the tokenizer of this folder.")] = None,
+    shuffle: Annotated[Optional[int], typer.Option(help="Shuffle the documents with this seed.")] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Only print what it would take: time, memory, disk.")] = False,
     workers: Annotated[int, typer.Option(help="Processes; 0 for one per core.")] = 0,
+    ray: Annotated[
+        Optional[str], typer.Option(help="Run on a Ray cluster: its address, or local. All nodes see the same files.")
+    ] = None,
     as_json: bool = JsonOption,
 ) -> None:
     """Curate text: normalize it, apply quality rules, remove duplicates, write shards and a report.
@@ -50,18 +58,36 @@ def curate(
     from ..curate.recipe import load_recipe
     from ..curate.report import table
     from ..curate.run import curate as run
+    from ..curate.run import plan as estimate_run
 
     given: dict[str, Any] = {"field": field, "encoding": encoding, "max_bad": max_bad}
     values = {name: value for name, value in given.items() if value is not None}
     if output_format is not None:
         values["output"] = {"format": output_format}
+    if tokenizer is not None:
+        values["tokens"] = {"tokenizer": tokenizer}
+    if shuffle is not None:
+        values["shuffle"] = {"seed": shuffle}
     if workers < 0:
         raise ValueError(f"workers is {workers}; it must be at least 0")
-    made = run(inputs, out, load_recipe(recipe, values), workers=workers or os.cpu_count() or 1, say=say)
+    chosen, processes = load_recipe(recipe, values), workers or os.cpu_count() or 1
+    if plan:
+        expected = estimate_run(inputs, chosen, processes)
+        if as_json:
+            print_json(expected.as_dict())
+        else:
+            typer.echo(expected.sentence())
+        return
+    each = None
+    if ray is not None:
+        from ..curate.ray_calls import on_ray
+
+        each = on_ray(ray, processes)
+    made = run(inputs, out, chosen, workers=processes, say=say, each=each)
     if as_json:
         print_json(made.as_dict())
         return
     typer.echo(table(made.as_dict()))
     if made.bad:
         typer.echo(f"{made.bad:,} documents could not be read and were skipped: {made.bad_named[0]}", err=True)
-    typer.echo(f"shards: {out / 'shards'}; report: {out / 'report.json'}")
+    typer.echo(f"shards: {out / 'shards'}; report: {out / 'report.html'}")

@@ -18,7 +18,7 @@ import numpy as np
 from ..data.documents import DataError, read_documents
 from .recipe import Decontaminate
 from .texts import Texts
-from .word_kernels import flat_grams, word_counts
+from .word_kernels import flat_grams, gram_filter, suspects, word_counts
 
 Index = dict[int, tuple[np.ndarray[Any, np.dtype[np.uint64]], np.ndarray[Any, np.dtype[np.int64]]]]
 """By n: sorted hashes of n-grams, and which source each is of."""
@@ -103,6 +103,7 @@ def build_index(settings: Decontaminate) -> tuple[tuple[str, ...], Index]:
 def evaluations_digest(settings: Decontaminate) -> str:
     """SHA-256 of the items as they are on disk now, and the index of this process made anew from them."""
     build_index.cache_clear()
+    _beginnings.cache_clear()
     names, index = build_index(settings)
     digest = hashlib.sha256("\0".join(names).encode())
     for n, (hashes, numbers) in sorted(index.items()):
@@ -110,8 +111,27 @@ def evaluations_digest(settings: Decontaminate) -> str:
     return digest.hexdigest()
 
 
+@functools.lru_cache(maxsize=1)
+def _beginnings(settings: Decontaminate) -> Any:
+    """The first `short` words of all n-grams of items: without them a text has none of those."""
+    build_index(settings)  # refuses sources without items
+    items = [item for task in settings.tasks for item in _task_items(task, settings.data)]
+    items += [item for name in settings.files for item in _file_items(name)]
+    texts = Texts.of(items)
+    return gram_filter(flat_grams(texts.take(word_counts(texts) >= settings.short), settings.short)[0])
+
+
 def contaminated(texts: Texts, settings: Decontaminate) -> np.ndarray[Any, np.dtype[np.object_]]:
     """(texts,) str or None: the source of an item that a text holds."""
+    reasons = np.full(len(texts), None, dtype=object)
+    suspicious = suspects(texts, settings.short, _beginnings(settings))
+    if suspicious.any():
+        reasons[suspicious] = _sources(texts.take(suspicious), settings)
+    return reasons
+
+
+def _sources(texts: Texts, settings: Decontaminate) -> np.ndarray[Any, np.dtype[np.object_]]:
+    """As `contaminated`, without a filter first."""
     names, index = build_index(settings)
     reasons = np.full(len(texts), None, dtype=object)
     for n, (hashes, numbers) in sorted(index.items()):

@@ -6,6 +6,10 @@ import functools
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from .texts import Texts
+
 
 @functools.cache
 def _model() -> Any:
@@ -41,3 +45,10 @@ def language_of(text: str, characters: int) -> tuple[str, float]:
     if not labels:
         return "und", 0.0
     return labels[0].removeprefix("__label__"), min(1.0, float(scores[0]))
+
+
+def languages_of(texts: Texts, characters: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """(texts,) codes and (texts,) float32 probabilities; see `language_of`."""
+    found = [language_of(text, characters) for text in texts.to_list()]
+    codes = np.asarray([code for code, _ in found], dtype=object)
+    return codes, np.asarray([score for _, score in found], dtype=np.float32)

@@ -19,8 +19,8 @@ from ..characters import first_surrogate
 from ..data.documents import DataError, Source
 from ..data.documents.formats import MARK_BYTES, binary_kind, encoding_of, first_line, kind_of, open_bytes
 from ..data.documents.problems import Bad, BadFileError
-from ..data.documents.rows import json_file, json_lines, not_text, text_of, whole_file
-from ..data.documents.tables import column_values
+from ..data.documents.reading import READERS
+from ..data.documents.rows import not_text, text_of
 from .recipe import Recipe
 
 PART_BYTES = 32_000_000
@@ -146,8 +146,7 @@ def _read(span: Span, recipe: Recipe) -> Iterator[tuple[str, str | Bad]]:
             if len(raw.read(recipe.max_document_bytes + MARK_BYTES)) > recipe.max_document_bytes:
                 yield "", _too_long(recipe)
                 return
-    readers = {"lines": json_lines, "json": json_file, "parquet": column_values, "arrow": column_values}
-    yield from readers.get(kind or "whole", whole_file)(path, recipe.field, recipe.encoding)
+    yield from READERS[kind or "whole"](path, recipe.field, recipe.encoding)
 
 
 def _json_rows(span: Span, mark: int, recipe: Recipe) -> Iterator[tuple[str, str | Bad]]:

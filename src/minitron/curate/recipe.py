@@ -30,6 +30,18 @@ class Normalize:
 
 
 @dataclass(frozen=True)
+class Boilerplate:
+    """Removal of what publishers and web sites put around a text."""
+
+    gutenberg: bool = True
+    """Project Gutenberg's header and licence: what stands outside its START and END marks."""
+    lines: bool = True
+    """Short lines of web pages: cookie notices, copyright lines, "Share on Facebook", "Read more" and the like."""
+    max_characters: int = 120
+    """A longer line is never boilerplate."""
+
+
+@dataclass(frozen=True)
 class PersonalData:
     """Kinds of personal data and secrets that are replaced, as by `<EMAIL>`, and counted."""
 
@@ -128,6 +140,73 @@ class FineWeb:
 
 
 @dataclass(frozen=True)
+class Code:
+    """Rules for source code (Chen et al. 2021, arXiv:2107.03374; CodeParrot)."""
+
+    max_line_length: int = 1000
+    """Characters of the longest line."""
+    max_mean_line_length: float = 100.0
+    min_alphanumeric: float = 0.25
+    """Share of characters that are letters or digits."""
+    generated_lines: int = 5
+    """Leading lines that are searched for "auto-generated" and the like; 0 for none."""
+
+
+@dataclass(frozen=True)
+class QualityScore:
+    """A score by a model: bits per byte of a language model, or a probability of a sequence classifier."""
+
+    model: str = ""
+    """A checkpoint; "bundled" for the bundled language model."""
+    label: str | None = None
+    """Of a classifier: the label whose probability is the score."""
+    min_score: float | None = None
+    """Lowest score that stays; by default 0.5 for a classifier."""
+    max_score: float | None = None
+    """Highest score that stays; bits per byte are high for texts that the model finds unlikely."""
+    tokens: int = 512
+    """From the beginning of a text, that are scored."""
+
+    def __post_init__(self) -> None:
+        _require_model("quality_score", self.model, self.tokens)
+
+
+@dataclass(frozen=True)
+class Semantic:
+    """Removal of texts whose embeddings (means of a model's last hidden states) are close."""
+
+    model: str = ""
+    similarity: float = 0.95
+    """Least cosine of duplicates; of them the longest stays."""
+    tokens: int = 256
+    """From the beginning of a text, that are embedded."""
+
+    def __post_init__(self) -> None:
+        _require_model("semantic", self.model, self.tokens)
+        if not 0 < self.similarity <= 1:
+            raise RecipeError(f"semantic.similarity is {self.similarity}; expected more than 0 and at most 1")
+
+
+def _require_model(part: str, model: str, tokens: int) -> None:
+    if not model:
+        raise RecipeError(f"{part}.model is missing; give a checkpoint, or bundled")
+    if tokens < 2:
+        raise RecipeError(f"{part}.tokens is {tokens}; it must be at least 2")
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Counts of tokens before and after each stage and of each document."""
+
+    tokenizer: str = ""
+    """A folder or repository with a tokenizer; "bundled" for the bundled one."""
+
+    def __post_init__(self) -> None:
+        if not self.tokenizer:
+            raise RecipeError("tokens.tokenizer is missing; give a folder with a tokenizer, or bundled")
+
+
+@dataclass(frozen=True)
 class Decontaminate:
     """Removal of documents that share word n-grams with items of evaluations, whatever the case and punctuation."""
 
@@ -152,9 +231,18 @@ class Decontaminate:
 
 @dataclass(frozen=True)
 class Exact:
-    """Removal of texts that are equal, byte by byte, after everything that was done to them."""
+    """Removal of what is equal, byte by byte, after everything that was done to the texts; the first one stays."""
 
     documents: bool = True
+    paragraphs: bool = False
+    """Runs of lines between empty lines, wherever they came before: in the same text or in another one."""
+    lines: bool = False
+    min_characters: int = 40
+    """Shorter paragraphs and lines stay, however often they come."""
+
+    def __post_init__(self) -> None:
+        if self.min_characters < 1:
+            raise RecipeError(f"exact.min_characters is {self.min_characters}; it must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -179,6 +267,47 @@ class Near:
 
 
 @dataclass(frozen=True)
+class Weight:
+    """How many copies of a source's documents are written."""
+
+    files: str = ""
+    """A folder, a file or a pattern, as in "crawl/*.jsonl.gz"."""
+    weight: float = 1.0
+    """2 writes each document twice; 0.5 writes half of them; 0 none."""
+
+    def __post_init__(self) -> None:
+        if not self.files:
+            raise RecipeError("mix.weights: files is missing; give a folder, a file or a pattern")
+        if not 0 <= self.weight <= 1000:
+            raise RecipeError(f"mix.weights: weight of {self.files} is {self.weight}; expected 0 to 1000")
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Up- and down-sampling of sources, after all duplicates are removed.
+
+    Whether a document is among the chosen ones depends on its text and the seed alone.
+    """
+
+    weights: tuple[Weight, ...] = ()
+    """The first that matches a document's file counts; a file that none matches has weight 1."""
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Shuffle:
+    """The documents in a random order, which depends on their texts and the seed alone."""
+
+    seed: int = 0
+    shard_bytes: int = 64_000_000
+    """Text of a shard."""
+
+    def __post_init__(self) -> None:
+        if self.shard_bytes < 1:
+            raise RecipeError(f"shuffle.shard_bytes is {self.shard_bytes}; it must be at least 1")
+
+
+@dataclass(frozen=True)
 class Output:
     """The shards."""
 
@@ -198,15 +327,22 @@ class Recipe:
     max_bad: float = 0.01
     """Share of the documents that may be bad (damaged, no text, too long); they are skipped and counted."""
     normalize: Normalize | None = Normalize()
+    boilerplate: Boilerplate | None = None
     personal_data: PersonalData | None = None
     language: Language | None = None
     gopher_repetition: GopherRepetition | None = None
     gopher_quality: GopherQuality | None = None
     c4: C4 | None = None
     fineweb: FineWeb | None = None
+    code: Code | None = None
     decontaminate: Decontaminate | None = None
+    quality_score: QualityScore | None = None
     exact: Exact | None = Exact()
     near: Near | None = None
+    semantic: Semantic | None = None
+    tokens: Tokens | None = None
+    mix: Mix | None = None
+    shuffle: Shuffle | None = None
     output: Output = Output()
 
     def __post_init__(self) -> None:
@@ -225,6 +361,20 @@ PRESETS: dict[str, dict[str, Any]] = {
     "gopher": {"gopher_repetition": {}, "gopher_quality": {}},
     "c4": {"c4": {}},
     "fineweb": {"gopher_repetition": {}, "gopher_quality": {}, "c4": {"end_marks": False}, "fineweb": {}, "near": {}},
+    "books": {
+        "max_document_bytes": 64_000_000,
+        "normalize": {"repair": True},
+        "boilerplate": {"lines": False},
+        "gopher_repetition": {},
+        "gopher_quality": {"max_words": 10_000_000},
+        "near": {},
+    },
+    "code-light": {
+        "normalize": {"unicode": "none"},
+        "personal_data": {"ips": False, "phones": False, "cards": False},
+        "code": {},
+        "near": {"similarity": 0.85},
+    },
 }
 """Values of a recipe by name; `{}` takes a part's published thresholds."""
 
@@ -240,7 +390,7 @@ def load_recipe(name: str | Path | None, values: dict[str, Any] | None = None) -
         RecipeError: no such preset or file, an unknown field, a value of another kind.
     """
     if name is None or str(name) in PRESETS:
-        return recipe_from({**PRESETS[str(name or "plain")], **(values or {})})
+        return recipe_from(_merged(PRESETS[str(name or "plain")], values or {}))
     path = Path(name).expanduser()
     if not path.is_file():
         raise RecipeError(f"{name}: no such file, and no preset; presets: {', '.join(PRESETS)}")
@@ -249,11 +399,21 @@ def load_recipe(name: str | Path | None, values: dict[str, Any] | None = None) -
         preset = found.pop("preset", "plain")
         if preset not in PRESETS:
             raise RecipeError(f"preset is {shown(preset)}; expected one of {', '.join(PRESETS)}")
-        return recipe_from({**PRESETS[preset], **found, **(values or {})})
+        return recipe_from(_merged(_merged(PRESETS[preset], found), values or {}))
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read ({error})") from None
     except RecipeError as error:
         raise RecipeError(f"{path}: {error}") from None
+
+
+def _merged(preset: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """A preset with some of its values replaced, also inside its parts."""
+    made = {**preset, **values}
+    for name, part in preset.items():
+        given = values.get(name)
+        if isinstance(part, dict) and (isinstance(given, dict) or given is True):
+            made[name] = part if given is True else {**part, **given}
+    return made
 
 
 def recipe_from(values: dict[str, Any]) -> Recipe:

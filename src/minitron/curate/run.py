@@ -19,24 +19,31 @@ from typing import Any
 
 import numpy as np
 
-from ..files import TargetError, is_empty, locked, require_apart, require_folder_name, write_text
+from ..files import TargetError, is_empty, locked, new_file, require_apart, require_folder_name, write_text
 from ..version import __version__
 from .across import AllParts
+from .compare import compare
 from .decontaminate import evaluations_digest
-from .exact import first_of_equal
-from .near import near_duplicates
-from .part import process_part, read_record
+from .estimate import Estimate, estimate
+from .mixing import copies_of, repeated, shards_of, shuffled
+from .page import PAGE, write_page
+from .part import array_path, compares_pieces, drop_pieces, process_part, read_record
+from .pieces import repeated_pieces
 from .quality import Mask
 from .reading import input_files, plan_parts
 from .recipe import Recipe
 from .report import REPORT, Report, read_report, write_report
-from .shards import write_shard
+from .shards import write_shard, write_shuffled
 from .stages import stages_of
-from .tally import MOST_EXAMPLES, StageTally
+from .tally import StageTally
 
 STATE = "curate.json"
 WORK = "work"
 SHARDS = "shards"
+
+
+Each = Callable[[Callable[..., None], list[tuple[Any, ...]], int], Iterator[int]]
+"""Makes all calls of a function with a number of workers; yields how many are done, after each."""
 
 
 class CurationError(ValueError):
@@ -44,15 +51,22 @@ class CurationError(ValueError):
 
 
 def curate(
-    inputs: Iterable[str], out: Path, recipe: Recipe, *, workers: int = 1, say: Callable[[str], None] = lambda _: None
+    inputs: Iterable[str],
+    out: Path,
+    recipe: Recipe,
+    *,
+    workers: int = 1,
+    say: Callable[[str], None] = lambda _: None,
+    each: Each | None = None,
 ) -> Report:
-    """Curate texts into `out/shards`, with `out/report.json`.
+    """Curate texts into `out/shards`, with `out/report.json` and `out/report.html`.
 
     Args:
         inputs: files, folders or patterns.
         out: a new folder, or that of an interrupted run with the same recipe and inputs, which is continued.
         workers: processes; the shards do not depend on it.
         say: gets sentences about the progress.
+        each: makes the calls of a step; by default in processes of this machine, see `ray_calls` for a cluster.
 
     Raises:
         CurationError: the folder is of another run, too many documents are bad, or none is left.
@@ -72,28 +86,126 @@ def curate(
             say(f"{out}: is complete already")
             return read_report(out)
         stages_of(recipe)  # a library or an evaluation that is missing is refused before any work is done
-        parts = plan_parts(files, recipe.encoding)
-        work = out / WORK
-        work.mkdir(exist_ok=True)
-        total = sum(path.stat().st_size for path in files)
-        say(f"{len(files):,} files, {total / 1e6:,.1f} MB, in {len(parts):,} parts")
-        numbers = range(len(parts))
-        for done in _each(process_part, [(parts[i], i, recipe, work) for i in numbers], workers):
-            say(f"part {done} of {len(parts)}")
-        report = _merged(work, len(parts))
-        _require_good(report, recipe)
-        kept = _across(work, len(parts), recipe, report)
-        shards = [(work, i, kept[i], out / SHARDS, recipe.output.format) for i in numbers if kept[i].any()]
-        for _ in _each(write_shard, shards, workers):
-            pass
-        report.finish(recipe, [str(path) for path in files], time.perf_counter() - start, workers)
+        expected = estimate(files, recipe, workers)
+        say(expected.sentence())
+        if shutil.disk_usage(out).free < expected.disk_bytes:
+            say(f"{out}: {shutil.disk_usage(out).free / 1e9:.1f} GB are free on this disk, which may not be enough")
+        report = _stages_and_shards(files, out, recipe, workers, say, each or in_processes)
+        report.startup_seconds += expected.startup_seconds
+        report.finish(recipe, [str(path) for path in files], time.perf_counter() - start, workers, expected.as_dict())
+        write_page(report, out / PAGE)
         write_report(report, out)
-        shutil.rmtree(work)
+        shutil.rmtree(out / WORK)
     if not report.documents_out:
         raise CurationError(
             f"{out}: no document is left; removed were: {report.reasons() or 'none, the input is empty'}"
         )
     return report
+
+
+def plan(inputs: Iterable[str], recipe: Recipe, workers: int = 1) -> Estimate:
+    """What a curation would take: documents, time, memory and disk. Nothing is written.
+
+    Raises:
+        FileNotFoundError, DataError: see `reading.input_files`.
+        ValueError: a library or an evaluation is missing.
+    """
+    stages_of(recipe)
+    return estimate(input_files(list(inputs), recipe), recipe, workers)
+
+
+def _stages_and_shards(
+    files: list[Path], out: Path, recipe: Recipe, workers: int, say: Callable[[str], None], each: Each
+) -> Report:
+    """All work: parts, what compares all documents, shards."""
+    parts = plan_parts(files, recipe.encoding)
+    work = out / WORK
+    work.mkdir(exist_ok=True)
+    total = sum(path.stat().st_size for path in files)
+    say(f"{len(files):,} files, {total / 1e6:,.1f} MB, in {len(parts):,} parts")
+    for done in each(process_part, [(part, i, recipe, work) for i, part in enumerate(parts)], workers):
+        say(f"part {done} of {len(parts)}")
+    report = _merged(work, len(parts))
+    _require_good(report, recipe)
+    if compares_pieces(recipe):
+        report.stages["exact_pieces"] = _without_pieces(work, len(parts), recipe, workers, each)
+    every = AllParts(work, len(parts))
+    kept = compare(every, work, len(parts), recipe, report)
+    copies = _copies(every, kept, recipe, report)
+    report.add_after(every, copies, recipe)
+    _write_shards(work, every, copies, recipe, out / SHARDS, workers, each)
+    return report
+
+
+def _without_pieces(work: Path, parts: int, recipe: Recipe, workers: int, each: Each) -> StageTally:
+    """Drop the paragraphs and lines that came before from all parts."""
+    cpu, wall = time.process_time(), time.perf_counter()
+    paths = [path for i in range(parts) if (path := array_path(work, i, "pieces")).exists()]
+    starts, calls = 0, []
+    for number in range(parts):
+        path = array_path(work, number, "pieces")
+        if path in paths:
+            calls.append((number, starts, recipe, work))
+            starts += len(np.load(path, mmap_mode="r"))
+    repeated_hashes, firsts = repeated_pieces(paths)
+    for name, values in (("repeated", repeated_hashes), ("firsts", firsts)):
+        with new_file(work / f"{name}.npy", overwrite=True) as draft, draft.open("wb") as file:
+            np.save(file, values)
+    tally = StageTally(cpu_seconds=time.process_time() - cpu, wall_seconds=time.perf_counter() - wall)
+    for _ in each(drop_pieces, calls, workers):
+        pass
+    for number, *_ in calls:
+        tally.merge(StageTally.from_dict(read_record(work, number, "pieces")["stage"]))
+        seconds = read_record(work, number)["pieces_seconds"]
+        tally.cpu_seconds, tally.wall_seconds = tally.cpu_seconds + seconds, tally.wall_seconds + seconds
+    return tally
+
+
+def _copies(every: AllParts, kept: Mask, recipe: Recipe, report: Report) -> Any:
+    """(documents,) int64: how often each document is written."""
+    if recipe.mix is None:
+        return kept.astype(np.int64)
+    cpu, wall = time.process_time(), time.perf_counter()
+    copies = np.where(kept, copies_of(every.digests, every.column("source"), recipe.mix), 0)
+    tally = every.tally(kept, kept & (copies > 0), "not chosen by its weight")
+    tally.documents_out = int(copies.sum())
+    tally.bytes_out, tally.tokens_out = int((copies * every.sizes).sum()), int((copies * every.tokens).sum())
+    tally.cpu_seconds, tally.wall_seconds = time.process_time() - cpu, time.perf_counter() - wall
+    report.stages["mix"] = tally
+    return copies
+
+
+def _write_shards(
+    work: Path, every: AllParts, copies: Any, recipe: Recipe, folder: Path, workers: int, each: Each
+) -> None:
+    columns = [
+        name
+        for part, names in (
+            (recipe.language, ["language", "language_score"]),
+            (recipe.quality_score, ["quality_score"]),
+            (recipe.tokens, ["tokens"]),
+        )
+        for name in names
+        if part is not None
+    ]
+    kind = recipe.output.format
+    if recipe.shuffle is None:
+        calls: list[tuple[Any, ...]] = []
+        for number, (first, last) in enumerate(itertools.pairwise(every.starts)):
+            rows, numbers = repeated(copies[first:last])
+            if len(rows):
+                calls.append((work, number, rows, numbers, columns, folder, kind))
+        for _ in each(write_shard, calls, workers):
+            pass
+        return
+    documents, numbers = shuffled(every.digests, copies, recipe.shuffle.seed)
+    ranges = shards_of(every.sizes[documents], recipe.shuffle.shard_bytes)
+    calls = [
+        (work, every.starts[:-1], number, documents[a:b], numbers[a:b], columns, folder, kind)
+        for number, (a, b) in enumerate(ranges)
+    ]
+    for _ in each(write_shuffled, calls, workers):
+        pass
 
 
 def _claim(out: Path, recipe: Recipe, files: list[Path]) -> None:
@@ -127,7 +239,7 @@ def _claim(out: Path, recipe: Recipe, files: list[Path]) -> None:
             raise CurationError(f"{out}: was begun with {what}; choose a new folder")
 
 
-def _each(work: Callable[..., None], calls: list[tuple[Any, ...]], workers: int) -> Iterator[int]:
+def in_processes(work: Callable[..., None], calls: list[tuple[Any, ...]], workers: int) -> Iterator[int]:
     """Make all calls, in processes if there are several workers; how many are done, after each."""
     if workers == 1 or len(calls) < 2:
         for done, call in enumerate(calls, 1):
@@ -149,10 +261,7 @@ def _merged(work: Path, parts: int) -> Report:
     """The records of all parts as one."""
     report = Report()
     for number in range(parts):
-        record = read_record(work, number)
-        report.add_bad(record["bad"])
-        for name, values in record["stages"].items():
-            report.stages.setdefault(name, StageTally()).merge(StageTally.from_dict(values))
+        report.add_part(read_record(work, number))
     return report
 
 
@@ -163,35 +272,3 @@ def _require_good(report: Report, recipe: Recipe) -> None:
             f"{report.bad:,} of {report.bad + good:,} documents cannot be used, more than max_bad, {recipe.max_bad:g}: "
             + "; ".join(report.bad_named[:5])
         )
-
-
-def _across(work: Path, parts: int, recipe: Recipe, report: Report) -> list[Mask]:
-    """Which documents of each part stay, by the stages that compare all documents."""
-    every = AllParts(work, parts)
-    kept = np.ones(len(every), dtype=bool)
-    if recipe.exact is not None and recipe.exact.documents:
-        start = time.process_time()
-        kept = first_of_equal(every.digests)
-        tally = every.tally(np.ones(len(every), dtype=bool), kept, "equal to another document")
-        tally.cpu_seconds = time.process_time() - start
-        report.stages["exact"] = tally
-    if recipe.near is not None:
-        start = time.process_time()
-        removed = near_duplicates(
-            every.keys(), every.digests, every.sizes, kept, every.gram_reader(recipe.near.ngram), recipe.near.similarity
-        )
-        after = kept.copy()
-        after[list(removed)] = False
-        tally = every.tally(kept, after, "similar to a longer document")
-        for text, (other, similarity) in sorted(removed.items())[:MOST_EXAMPLES]:
-            source, place, beginning = every.document(text)
-            like, where, _ = every.document(other)
-            tally.example(
-                "similar to a longer document", source, place,
-                f"[Jaccard {similarity:.3f} with {like}{', ' if where else ''}{where}] {beginning}",
-            )  # fmt: skip
-        seconds = sum(read_record(work, number)["near_seconds"] for number in range(parts))
-        tally.cpu_seconds = seconds + time.process_time() - start
-        report.stages["near"] = tally
-        kept = after
-    return [kept[a:b] for a, b in itertools.pairwise(every.starts)]

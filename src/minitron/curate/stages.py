@@ -2,110 +2,81 @@
 
 from __future__ import annotations
 
-import time
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from . import quality
+from .batch import Batch, Notes, Stage
+from .boilerplate import cleaner
+from .code import code_reasons
 from .decontaminate import build_index, contaminated
-from .language import language_of, require_model
-from .normalize import normalizer
-from .personal import replacer
-from .quality import Mask, Reasons
+from .gopher_kernels import C
+from .language import languages_of, require_model
+from .line_kernels import C4_LINES
+from .normalize import normalize_all, normalizer
+from .personal import replace_all
+from .quality import Reasons
 from .recipe import Recipe
-from .tally import StageTally
+from .scoring import scorer
 from .texts import Texts
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Documents with where they come from."""
-
-    texts: Texts
-    sources: Sequence[str]
-    """File of each."""
-    places: Sequence[str]
-    """Where in the file."""
-    counts: dict[str, np.ndarray[Any, Any]] = field(default_factory=dict)
-    """What was measured on these texts, a row for each."""
-    languages: tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]] | None = None
-    """(documents,) codes and (documents,) scores, if they were identified."""
-    replaced: dict[str, int] = field(default_factory=dict)
-    """What the last stage replaced in them, by kind."""
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-    def take(self, kept: Mask) -> Batch:
-        """The documents where `kept` is true."""
-        if kept.all():
-            return self
-        chosen = np.flatnonzero(kept).tolist()
-        return Batch(
-            self.texts.take(kept),
-            [self.sources[i] for i in chosen],
-            [self.places[i] for i in chosen],
-            {name: rows[kept] for name, rows in self.counts.items()},
-            None if self.languages is None else (self.languages[0][kept], self.languages[1][kept]),
-        )
-
-
-Stage = Callable[[Batch], tuple[Batch, Reasons | None]]
-"""The batch with changed texts, and why documents of it are to be removed."""
 
 
 def stages_of(recipe: Recipe) -> dict[str, Stage]:
     """The stages of a recipe, in their order."""
     makers: dict[str, Callable[[Any], Stage]] = {
         "normalize": _normalize,
+        "boilerplate": _boilerplate,
         "personal_data": _personal_data,
         "language": _language,
         "gopher_repetition": _gopher(quality.gopher_repetition),
         "gopher_quality": _gopher(quality.gopher_quality),
         "c4": _c4,
         "fineweb": _fineweb,
+        "code": _code,
         "decontaminate": _decontaminate,
+        "quality_score": _quality_score,
     }
     settings = {name: getattr(recipe, name) for name in makers}
     return {name: makers[name](part) for name, part in settings.items() if part is not None}
 
 
-def run_stages(batch: Batch, stages: dict[str, Stage], tallies: dict[str, StageTally]) -> Batch:
-    """Put a batch through all stages; what they remove is counted in `tallies`."""
-    for name, stage in stages.items():
-        start = time.process_time()
-        changed, reasons = stage(batch)
-        kept = None if reasons is None else np.asarray([reason is None for reason in reasons], dtype=bool)
-        after = changed if kept is None else changed.take(kept)
-        tallies[name].replaced += Counter(changed.replaced)
-        tallies[name].add(batch, after, reasons, time.process_time() - start)
-        batch = replace(after, replaced={}) if after.replaced else after
-    return batch
+def _with_texts(batch: Batch, texts: Texts) -> Batch:
+    """The batch with changed texts, on which nothing was measured yet."""
+    return replace(batch, texts=texts, counts={})
+
+
+def _empty_reasons(texts: Texts) -> Reasons | None:
+    empty = texts.sizes() == 0
+    return np.asarray(["empty" if gone else None for gone in empty], dtype=object) if empty.any() else None
 
 
 def _normalize(settings: Any) -> Stage:
     run = normalizer(settings)
 
-    def stage(batch: Batch) -> tuple[Batch, Reasons | None]:
-        texts = Texts.of([run(text) for text in batch.texts.to_list()])
-        empty = texts.sizes() == 0
-        reasons = np.asarray(["empty" if gone else None for gone in empty], dtype=object) if empty.any() else None
-        return replace(batch, texts=texts, counts={}), reasons
+    def stage(batch: Batch, notes: Notes) -> tuple[Batch, Reasons | None]:
+        texts = normalize_all(batch.texts, settings, run)
+        return _with_texts(batch, texts), _empty_reasons(texts)
+
+    return stage
+
+
+def _boilerplate(settings: Any) -> Stage:
+    run = cleaner(settings)
+
+    def stage(batch: Batch, notes: Notes) -> tuple[Batch, Reasons | None]:
+        texts = run(batch.texts, notes.dropped)
+        return _with_texts(batch, texts), _empty_reasons(texts)
 
     return stage
 
 
 def _personal_data(settings: Any) -> Stage:
-    run = replacer(settings)
-
-    def stage(batch: Batch) -> tuple[Batch, Reasons | None]:
-        counts: Counter[str] = Counter()
-        texts = Texts.of([run(text, counts) for text in batch.texts.to_list()])
-        return replace(batch, texts=texts, counts={}, replaced=dict(counts)), None
+    def stage(batch: Batch, notes: Notes) -> tuple[Batch, Reasons | None]:
+        texts = replace_all(batch.texts, settings, notes.replaced)
+        return (batch if texts is batch.texts else _with_texts(batch, texts)), None
 
     return stage
 
@@ -113,10 +84,10 @@ def _personal_data(settings: Any) -> Stage:
 def _language(settings: Any) -> Stage:
     require_model()
 
-    def stage(batch: Batch) -> tuple[Batch, Reasons | None]:
-        found = [language_of(text, settings.characters) for text in batch.texts.to_list()]
-        codes = np.asarray([code for code, _ in found], dtype=object)
-        scores = np.asarray([score for _, score in found], dtype=np.float32)
+    def stage(batch: Batch, notes: Notes) -> tuple[Batch, Reasons | None]:
+        codes, scores = languages_of(batch.texts, settings.characters)
+        notes.languages.update(codes.tolist())
+        notes.measured["language score"] = scores
         other = [bool(settings.keep) and code not in settings.keep for code in codes]
         reasons = [
             f"language {code}" if gone else "low score" if score < settings.min_score else None
@@ -131,9 +102,11 @@ def _gopher(decide: Callable[..., Reasons]) -> Callable[[Any], Stage]:
     """Both parts of Gopher's rules read the same counts, which are taken once."""
 
     def make(settings: Any) -> Stage:
-        def stage(batch: Batch) -> tuple[Batch, Reasons | None]:
+        def stage(batch: Batch, notes: Notes) -> tuple[Batch, Reasons | None]:
             if "gopher" not in batch.counts:
-                batch = replace(batch, counts={**batch.counts, "gopher": quality.measure(batch.texts)})
+                counts = quality.measure(batch.texts)
+                batch = replace(batch, counts={**batch.counts, "gopher": counts})
+                _note_gopher(counts.T, notes)
             return batch, decide(batch.counts["gopher"], settings)
 
         return stage
@@ -141,18 +114,52 @@ def _gopher(decide: Callable[..., Reasons]) -> Callable[[Any], Stage]:
     return make
 
 
+def _note_gopher(n: Any, notes: Notes) -> None:
+    notes.measured["words"] = n[C.words]
+    notes.measured["mean word length"] = quality.ratio(n[C.real_word_characters], n[C.real_words])
+    notes.measured["words with a letter"] = quality.ratio(n[C.alpha_words], n[C.words])
+    notes.measured["characters in repeated 5-grams"] = quality.ratio(n[C.duplicate_5], n[C.characters])
+    notes.measured["characters in repeated lines"] = quality.ratio(n[C.duplicate_row_characters], n[C.characters])
+
+
 def _c4(settings: Any) -> Stage:
-    def stage(batch: Batch) -> tuple[Batch, Reasons | None]:
-        texts, reasons = quality.c4(batch.texts, settings)
-        return replace(batch, texts=texts, counts={}), reasons
+    def stage(batch: Batch, notes: Notes) -> tuple[Batch, Reasons | None]:
+        texts, reasons, lines = quality.c4(batch.texts, settings)
+        notes.dropped.update({name: count for name, count in zip(C4_LINES, lines.tolist(), strict=True) if count})
+        return _with_texts(batch, texts), reasons
 
     return stage
 
 
 def _fineweb(settings: Any) -> Stage:
-    return lambda batch: (batch, quality.fineweb(batch.texts, settings))
+    def stage(batch: Batch, notes: Notes) -> tuple[Batch, Reasons | None]:
+        reasons, end_marks = quality.fineweb(batch.texts, settings)
+        notes.measured["lines with an end mark"] = end_marks
+        return batch, reasons
+
+    return stage
+
+
+def _code(settings: Any) -> Stage:
+    return lambda batch, notes: (batch, code_reasons(batch.texts, settings))
 
 
 def _decontaminate(settings: Any) -> Stage:
     build_index(settings)  # what cannot be read is refused before any work is done
-    return lambda batch: (batch, contaminated(batch.texts, settings))
+    return lambda batch, notes: (batch, contaminated(batch.texts, settings))
+
+
+def _quality_score(settings: Any) -> Stage:
+    score = scorer(settings)
+
+    def stage(batch: Batch, notes: Notes) -> tuple[Batch, Reasons | None]:
+        scores = score(batch.texts)
+        notes.measured[score.name] = scores
+        reasons = np.full(len(batch), None, dtype=object)
+        if score.highest is not None:
+            reasons[scores > score.highest] = f"high {score.name}"
+        if score.lowest is not None:
+            reasons[scores < score.lowest] = f"low {score.name}"
+        return replace(batch, scores=scores), reasons
+
+    return stage

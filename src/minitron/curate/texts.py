@@ -52,6 +52,12 @@ class Texts:
         np.cumsum(sizes[kept], out=offsets[1:])
         return Texts(self.data[np.repeat(kept, sizes)], offsets)
 
+    def replaced(self, changed: dict[int, bytes]) -> Texts:
+        """The texts with some of them replaced; the same object if `changed` is empty."""
+        if not changed:
+            return self
+        return Texts.of(changed[i] if i in changed else self.raw(i) for i in range(len(self)))
+
     def to_list(self) -> list[str]:
         """All texts as Python's."""
         whole = self.data.tobytes()

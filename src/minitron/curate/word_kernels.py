@@ -113,6 +113,46 @@ def _build_grams(digest: int) -> Any:
     return gram_hashes
 
 
+@njit(nogil=True)
+def _holds(ordered, value):  # type: ignore[no-untyped-def]
+    """Whether a value is among sorted ones."""
+    first, last = 0, len(ordered)
+    while first < last:
+        middle = (first + last) >> 1
+        if ordered[middle] < value:
+            first = middle + 1
+        else:
+            last = middle
+    return first < len(ordered) and ordered[first] == value
+
+
+@njit(nogil=True)
+def _suspects(data, offsets, folded, n, bits, hashes, out):  # type: ignore[no-untyped-def]
+    words = grams = np.empty(0, dtype=np.uint64)
+    mask = np.uint64(8 * len(bits) - 1)
+    for t in range(len(offsets) - 1):
+        start, stop = offsets[t], offsets[t + 1]
+        if stop - start + 2 > len(words):
+            words, grams = np.empty(stop - start + 2, dtype=np.uint64), np.empty(stop - start + 2, dtype=np.uint64)
+        count = _words(data, start, stop, folded, words)
+        if count < n:
+            continue
+        for i in range(_grams(words, count, n, grams)):
+            bit = grams[i] & mask
+            if bits[bit >> np.uint64(3)] >> (bit & np.uint64(7)) & 1 and _holds(hashes, grams[i]):
+                out[t] = True
+                break
+
+
+def _build_suspects(digest: int) -> Any:
+    def suspect_texts(data, offsets, folded, n, bits, hashes, out):  # type: ignore[no-untyped-def]
+        version = digest  # noqa: F841  part of the name of the cached code
+        _suspects(data, offsets, folded, n, bits, hashes, out)
+
+    return suspect_texts
+
+
+_suspect_kernel = cached(_build_suspects, __file__, codepoints, hashing)
 _signature_kernel = cached(_build_signatures, __file__, codepoints, hashing)
 _gram_kernel = cached(_build_grams, __file__, codepoints, hashing)
 
@@ -139,6 +179,23 @@ def flat_grams(
     ends = np.zeros(len(texts) + 1, dtype=np.int64)
     _gram_kernel(texts.data, texts.offsets, codepoints.folded(), n, out, ends)
     return out[: ends[-1]], ends
+
+
+def gram_filter(
+    hashes: np.ndarray[Any, np.dtype[np.uint64]],
+) -> tuple[np.ndarray[Any, np.dtype[np.uint8]], np.ndarray[Any, np.dtype[np.uint64]]]:
+    """Hashes as `suspects` looks for them: a table of bits, at most one in 16 of them set, and the sorted hashes."""
+    size = 1 << max(10, (16 * len(hashes)).bit_length())
+    bits = np.zeros(size, dtype=bool)
+    bits[hashes & np.uint64(size - 1)] = True
+    return np.packbits(bits, bitorder="little"), np.unique(hashes)
+
+
+def suspects(texts: Texts, n: int, filter: Any) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """(texts,) bool: texts with one of the n-grams of a `gram_filter`."""
+    out = np.zeros(len(texts), dtype=bool)
+    _suspect_kernel(texts.data, texts.offsets, codepoints.folded(), n, *filter, out)
+    return out
 
 
 def word_counts(texts: Texts) -> np.ndarray[Any, np.dtype[np.int64]]:

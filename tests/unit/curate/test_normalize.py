@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import unicodedata
 
 import pytest
 from curation_texts import many
 
-from minitron.curate.normalize import normalizer
+from minitron.curate.normalize import normalize_all, normalizer
 from minitron.curate.recipe import Normalize
+from minitron.curate.texts import Texts
 
 
 def test_line_ends_control_characters_and_composition() -> None:
@@ -33,3 +35,30 @@ def test_mojibake_is_repaired_and_good_text_stays() -> None:
         assert run(text) == text
     for text in ("caf\u00e9 na\u00efve", "\u00fcber gro\u00df"):
         assert run(text.encode().decode("cp1252")) == text
+
+
+@pytest.mark.parametrize("repair", [False, True])
+def test_texts_that_need_no_look_are_those_that_do_not_change(repair: bool) -> None:
+    pytest.importorskip("ftfy", reason="pip install 'minitron[curate]'")
+    made = [
+        *many(300, seed=2),
+        "",
+        "\x7f",
+        "a\x85b",
+        "\u0100",
+        "\u201cwell\u201d \u2014 it\u2019s \u2026",
+        "e\u0301",
+        "\ufb01",
+    ]
+    made += [text.encode().decode("cp1252", errors="ignore") for text in many(60, seed=4)]
+    made += [
+        "".join(pair) for pair in itertools.product("\u2013\u2014\u2018\u2019\u201c\u201d\u2026 aA1.\t\n\x0c", repeat=3)
+    ]
+    for form in ("none", "NFC", "NFKC"):
+        settings = Normalize(unicode=form, repair=repair)
+        run = normalizer(settings)
+        packed = Texts.of(made)
+        assert normalize_all(packed, settings, run).to_list() == [run(text) for text in made]
+    plain = Texts.of(["plain", "\u201cquoted\u201d"])
+    assert normalize_all(plain, settings, run).to_list() == ["plain", "\u201cquoted\u201d"]
+    assert normalize_all(plain, Normalize(), normalizer(Normalize())) is plain

@@ -15,7 +15,7 @@ from typing import IO, Any, Literal, TypeVar, get_args
 from .problems import BadFileError, DataError
 
 T = TypeVar("T")
-Kind = Literal["whole", "lines", "json", "parquet", "arrow"]
+Kind = Literal["whole", "lines", "json", "archive", "parquet", "arrow"]
 RowKind = Literal["lines", "json", "csv", "conll", "parquet", "arrow"]
 
 _KINDS: dict[str, Kind] = {
@@ -24,6 +24,8 @@ _KINDS: dict[str, Kind] = {
     ".jsonl": "lines",
     ".ndjson": "lines",
     ".json": "json",
+    ".warc": "archive",
+    ".wet": "archive",
     ".parquet": "parquet",
     ".arrow": "arrow",
 }
@@ -44,7 +46,7 @@ ROWS_KNOWN = f"{', '.join(s for s in _ROW_KINDS if s not in ('.parquet', '.arrow
     f"{', '.join(_PACKED[:-1])} or {_PACKED[-1]}; .parquet, .arrow"
 )
 """The suffixes of files of labelled rows, for messages."""
-KNOWN = f"{', '.join(s for s, kind in _KINDS.items() if kind not in get_args(Kind)[3:])}, also with " + (
+KNOWN = f"{', '.join(s for s, kind in _KINDS.items() if kind not in get_args(Kind)[4:])}, also with " + (
     f"{', '.join(_PACKED[:-1])} or {_PACKED[-1]}; .parquet, .arrow"
 )
 """The suffixes, for messages."""

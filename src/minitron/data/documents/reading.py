@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...characters import first_surrogate
+from .archives import archive_records
 from .conll import tagged_sentences
 from .formats import ROWS_KNOWN, first_line, kind_of, row_kind_of
 from .problems import Bad, BadFileError, DataError, Problem, Problems
@@ -16,13 +17,15 @@ from .rows import Found, csv_rows, json_file, json_lines, whole_file
 from .sources import Source
 from .tables import column_values
 
-_READERS = {
+READERS = {
     "whole": whole_file,
     "lines": json_lines,
     "json": json_file,
+    "archive": archive_records,
     "parquet": column_values,
     "arrow": column_values,
 }
+"""What reads each kind of file: a function of the path, the field and the encoding, to (place, text or why not)."""
 _ROW_READERS = {
     "lines": json_lines,
     "json": json_file,
@@ -82,7 +85,7 @@ def read_texts(sources: Sequence[Source]) -> tuple[list[str], list[str]]:
 
 def _scan(path: Path, field: str, encoding: str) -> Iterator[str | Problem]:
     """Every document of a file, or what is wrong with it; damage ends the file with a problem."""
-    for found in _explained(path, _READERS[kind_of(path) or "whole"](path, field, encoding)):
+    for found in _explained(path, READERS[kind_of(path) or "whole"](path, field, encoding)):
         if isinstance(found, Problem):
             yield found
             continue
