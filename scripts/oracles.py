@@ -2,8 +2,9 @@
 
     python scripts/oracles.py          what `make oracles` runs; three minutes on two busy cores
 
-Today that is megatron-core: it names dependencies that need a GPU, so it is installed without them into
-`.venv-oracles`, where only its own tests look for it. Ends with 1 and one sentence if the package index has none of it.
+These are megatron-core, which names dependencies that need a GPU and is installed without them, and datatrove and NeMo
+Curator, which get an environment of their own with all they want. Both lie in `.venv-oracles`, where only their tests
+look for them. Ends with 1 and one sentence if the package index lacks one of them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 HOME = ROOT / ".venv-oracles"
 MEGATRON = "megatron-core==0.16.1"
-TESTS = ["tests/parity/test_megatron_core.py"]
+CURATORS = ["datatrove==0.10.1", "nemo-curator==1.4.0"]
+TESTS = {
+    "MINITRON_MEGATRON": "tests/parity/test_megatron_core.py",
+    "MINITRON_CURATORS": "tests/parity/test_curators.py",
+}
+"""The variable that says where an oracle is, and its tests."""
 
 
 def install(requirement: str, folder: Path) -> str | None:
@@ -39,6 +45,20 @@ def install(requirement: str, folder: Path) -> str | None:
     return None
 
 
+def install_environment(requirements: list[str], folder: Path) -> str | None:
+    """As `install`, of packages with their dependencies into an environment with a Python of its own."""
+    if folder.is_dir():
+        return None
+    shutil.rmtree(folder, ignore_errors=True)
+    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    command = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    done = subprocess.run([*command, *requirements], capture_output=True, text=True, check=False)
+    if done.returncode:
+        shutil.rmtree(folder)
+        return (done.stderr.strip().splitlines() or ["pip said nothing"])[-1]
+    return None
+
+
 def main(home: Path = HOME) -> int:
     """Install what is missing and run the tests; 0 if all of them passed."""
     folder = home / MEGATRON.replace("==", "-")
@@ -47,8 +67,17 @@ def main(home: Path = HOME) -> int:
     if problem:
         print(f"{MEGATRON} cannot be installed here, so its tests did not run: {problem}")
         return 1
-    environment = {**os.environ, "MINITRON_MEGATRON": str(folder)}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS]
+    curators = home / "curators"
+    problem = install_environment(CURATORS, curators)
+    if problem:
+        print(f"{', '.join(CURATORS)} cannot be installed here, so their tests did not run: {problem}")
+        return 1
+    environment = {
+        **os.environ,
+        "MINITRON_MEGATRON": str(folder),
+        "MINITRON_CURATORS": str(curators / "bin" / "python"),
+    }
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS.values()]
     return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
 
 
