@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pyarrow as pa
 from nemo_curator.stages.base import ProcessingStage
 from nemo_curator.tasks import DocumentBatch
 
@@ -43,8 +42,7 @@ class MinitronStage(ProcessingStage[DocumentBatch, DocumentBatch]):
         if self._stages is None:
             self.setup()
         assert self._stages is not None
-        kept = self._stages(pa.Table.from_pandas(task.to_pandas(), preserve_index=False))
+        kept = self._stages(task.to_pyarrow())
         return DocumentBatch(
-            task_id=f"{task.task_id}-minitron", dataset_name=task.dataset_name, data=kept.to_pandas(),
-            _metadata=task._metadata, _stage_perf=task._stage_perf,
-        )  # fmt: skip
+            dataset_name=task.dataset_name, data=kept, _metadata=task._metadata, _stage_perf=task._stage_perf
+        )
