@@ -24,7 +24,7 @@ from machine import describe
 
 import minitron
 from minitron.bench import measure
-from minitron.engine.cpu import choice
+from minitron.engine.cpu.picking import pick
 from minitron.engine.draws import Draws
 from minitron.engine.mt19937 import seeded
 from minitron.sampling_parameters import SamplingParameters
@@ -122,7 +122,7 @@ def draws(vocabularies: list[int], rounds: int) -> list[dict]:
             times = []
             for _ in range(rounds + 1):
                 start = time.perf_counter()
-                choice.pick(state, logits)
+                pick(state, logits)
                 times.append(time.perf_counter() - start)
             rows.append({"vocabulary": V, "way": name, "ms": 1000 * statistics.median(times[1:])})
             print(json.dumps(rows[-1]), flush=True)

@@ -303,24 +303,6 @@ def fill(table: Array, draws: Draws, threads: int, rows: Sequence[int]) -> None:
     table[FIRST_ROW : FIRST_ROW + len(rows)] = rows
 
 
-def pick(draws: Draws, logits: Array) -> Array:
-    """The next tokens (B,) of all texts of the draws' batch for logits (B, V) float32, which the penalty changes.
-
-    A token is UNDECIDED where rounding might decide; else the step has used its random numbers.
-    """
-    table, tokens = np.zeros(COLUMNS, np.int64), np.zeros(len(logits), np.int64)
-    rows = range(len(logits))
-    for first in range(0, len(logits), MAX_TOKENS):
-        some = slice(first, first + MAX_TOKENS)
-        fill(table, draws, 1, rows[some])
-        prepare(table)
-        draw_rows(0, 1, table, logits[some], len(logits[some]), np.empty(LANES, np.float32), tokens[some])
-        draws.ready, draws.used = int(table[READY]), int(table[USED])
-    if (tokens != UNDECIDED).all():
-        draws.used += draws.per_step
-    return tokens
-
-
 def finish(table: Array, draws: Draws, rows: Sequence[int], tokens: Array, logits: Array) -> int:
     """Take over what a call has used, and choose the `tokens` of a step left open; the number of such steps, 0 or 1."""
     draws.ready, draws.used = int(table[READY]), int(table[USED])

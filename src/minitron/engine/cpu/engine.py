@@ -27,6 +27,7 @@ from . import choice
 from . import step as compiled
 from .compiled import compiling
 from .formats import KINDS, STAGED_BLOCK
+from .picking import pick
 from .team import Team, interruptions
 from .threads import SYNC_SIZE
 
@@ -226,7 +227,7 @@ class CpuEngine(DecodeEngine):
 
     def pick(self, draws: Draws, logits: np.ndarray) -> np.ndarray:
         """The next tokens (B,) for logits (B, V) float32; see `DecodeEngine.pick`."""
-        return choice.pick(draws, logits)
+        return pick(draws, logits)
 
     def _choose(
         self, tokens: list[int], count: int, stops: Collection[int], slots: Sequence[int], draws: Draws | None
