@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import importlib.util
+import secrets
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..bench.trust import LoadMeter
 from ..characters import require_characters
+from ..engine.base import MOST_STOPS
+from ..engine.draws import Draws
+from ..engine.mt19937 import seeded
 from ..engine.parts import EngineWeights
 from ..files.links import LinkedFileError, require_own_files
 from ..finite import NotFiniteError, explain
@@ -21,6 +28,12 @@ from .summary import SHORT_SECONDS, Summary
 from .tokenizer import LightTokenizer, Pieces
 from .weights import read_weights
 
+_DEFAULTS = SamplingParameters()
+_IN_ENGINE = (
+    *("max_new_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed"),
+    "checkpoint",
+)
+"""Parameters that the engine takes, or that ask for nothing of a checkpoint that is served."""
 BURST_SECONDS = 0.02
 """Time of a burst, whose tokens are shown together; nobody reads faster."""
 _FILES = {
@@ -82,10 +95,12 @@ class LightStream:
         Raises:
             NotServedError: parameters, or a prompt, that the ordinary path must serve.
         """
-        refuse_unless(parameters.greedy and not parameters.stop, "parameters other than those of greedy decoding")
+        plain = replace(parameters, **{name: getattr(_DEFAULTS, name) for name in _IN_ENGINE})
+        refuse_unless(plain == _DEFAULTS, "parameters that the engine does not know")
         self._model = model
         self._ids = model.tokenizer.encode(require_characters(prompt, "the prompt"))
         room = model.config.max_position_embeddings - len(self._ids)
+        refuse_unless(len(model.recommended.ends) <= MOST_STOPS, "more ends of a text than the engine looks for")
         refuse_unless(len(self._ids) > 0 and room > 0, "a prompt that is empty or fills the context")
         refuse_unless(all(0 <= token < model.config.vocab_size for token in self._ids), "tokens outside the vocabulary")
         self._count = min(parameters.max_new_tokens, room)
@@ -95,6 +110,11 @@ class LightStream:
             self._engine = CpuEngine(model.weights, len(self._ids) + self._count)
             refuse_unless(len(self._ids) - 1 <= self._engine.short_prompt, "a prompt that torch reads faster")
             self._engine.prepare(len(self._ids) - 1)
+        self._draws = None
+        if not parameters.greedy:
+            seed = secrets.randbits(64) if parameters.seed is None else parameters.seed
+            seen = [np.array(self._ids, np.int64)]
+            self._draws = Draws(parameters.effective, model.config.vocab_size, seen, seeded(seed))
         self.text = ""
         self.settings = parameters.effective
         self.from_checkpoint: dict[str, Any] = {}
@@ -138,7 +158,11 @@ class LightStream:
         last, left, count = self._ids[-1], self._count, 1
         while left:
             start = time.perf_counter()
-            rows = engine.greedy([last], min(count, left), ends)
+            some = min(count, left)
+            if self._draws is None:
+                rows = engine.greedy([last], some, ends)
+            else:
+                rows = engine.draw([last], some, self._draws, ends)
             count = min(2 * count, max(1, int(BURST_SECONDS * len(rows) / (time.perf_counter() - start))))
             tokens = [row[0] for row in rows]
             yield tokens

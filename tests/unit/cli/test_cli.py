@@ -220,25 +220,31 @@ def test_ids_and_labels_out_of_range_are_sentences(checkpoint: Path) -> None:
 
 INTERRUPTED = """
 import os, signal, sys
-from minitron import text_stream
 from minitron.cli import main
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell starts with it ignored
-left, ask = 20, text_stream._Stopped.__call__
+if "--dtype" in sys.argv:
+    from minitron import text_stream
+    owner, name = text_stream._Stopped, "__call__"
+else:
+    from minitron.light import tokenizer
+    owner, name = tokenizer.Pieces, "_next"
+left, ask = 20, getattr(owner, name)
 def interrupt(*args, **kwargs):
     global left
     left -= 1
     if left == 0:
         os.kill(os.getpid(), signal.SIGINT)
     return ask(*args, **kwargs)
-text_stream._Stopped.__call__ = interrupt
+setattr(owner, name, interrupt)
 main()
 """
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 @pytest.mark.parametrize("as_json", [False, True])
-def test_an_interrupted_text_is_kept(as_json: bool) -> None:
-    command = ["generate", "-p", "Once upon a time", "-n", "400", "--temperature", "1.2", "--seed", "1"]
+@pytest.mark.parametrize("path", [[], ["--dtype", "bf16"]], ids=["light", "ordinary"])
+def test_an_interrupted_text_is_kept(path: list[str], as_json: bool) -> None:
+    command = ["generate", "-p", "Once upon a time", "-n", "400", "--temperature", "1.2", "--seed", "1", *path]
     command += ["--json"] * as_json
     done = subprocess.run(
         [sys.executable, "-c", INTERRUPTED, *command], capture_output=True, text=True, timeout=240, check=False

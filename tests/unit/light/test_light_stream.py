@@ -95,6 +95,42 @@ def test_texts_are_those_of_the_ordinary_path(name: str, tmp_path: Path) -> None
         assert (mine.engine, mine.zero_fraction) == (other.engine, other.zero_fraction) == ("cpu", mine.zero_fraction)
 
 
+SAMPLED: list[dict[str, Any]] = [
+    {},
+    {"temperature": 1.3, "top_k": 40},
+    {"top_p": 0.5, "min_p": 0.02},
+    {"temperature": 0.0, "repetition_penalty": 1.3},
+    {"repetition_penalty": 1.2, "checkpoint": False},
+    {"top_p": 1.0, "temperature": 1.0},
+]
+
+
+@pytest.mark.parametrize("name", ["bundled", "fp32"])
+def test_a_seed_gives_the_text_of_the_ordinary_path(name: str, tmp_path: Path) -> None:
+    folder = CHECKPOINTS[name](tmp_path)
+    light, (model, tokenizer) = LightModel(folder), minitron.load(folder)
+    for index, wanted in enumerate(SAMPLED):
+        for seed in (0, 7, -1, 2**63 + index):
+            given = {**wanted, "seed": seed, "max_new_tokens": 30}
+            parameters = SamplingParameters.for_model(light.recommended, given, UNSTATED)
+            assert parameters == SamplingParameters.for_model(model.generation_config, given, UNSTATED)  # type: ignore[arg-type]
+            with LightStream(light, PROMPTS[index], parameters) as ours:
+                list(ours)
+            with TextStream(model, tokenizer, encode_prompt(tokenizer, PROMPTS[index]), parameters) as theirs:
+                list(theirs)
+            assert ours.text == theirs.text, (wanted, seed)
+            assert (ours.settings, ours.from_checkpoint) == (theirs.settings, theirs.from_checkpoint)
+
+
+def test_without_a_seed_texts_differ(plain: Path) -> None:
+    light, parameters = LightModel(plain), SamplingParameters(temperature=1.0, max_new_tokens=20)
+    texts = set()
+    for _ in range(4):
+        with LightStream(light, "the cat", parameters) as stream:
+            texts.add("".join(stream))
+    assert len(texts) > 1
+
+
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_weights_are_those_of_the_ordinary_reader(name: str, tmp_path: Path) -> None:
     folder = CHECKPOINTS[name](tmp_path)
@@ -133,8 +169,9 @@ finally:
 """
 
 
-def test_the_command_imports_neither_torch_nor_transformers() -> None:
-    command = [sys.executable, "-c", LIGHT, "generate", "-p", "Once upon a time", "-n", "5", "--temperature", "0"]
+@pytest.mark.parametrize("options", [["--temperature", "0"], ["--seed", "1"]])
+def test_the_command_imports_neither_torch_nor_transformers(options: list[str]) -> None:
+    command = [sys.executable, "-c", LIGHT, "generate", "-p", "Once upon a time", "-n", "5", *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("Once upon a time")
@@ -314,14 +351,16 @@ def test_another_vocabulary(vocab_size: int, plain: Path, tmp_path: Path) -> Non
     ("prompt", "parameters"),
     [
         ("the cat " * 40, {}),  # fills the context
-        ("the", {"repetition_penalty": 1.2}),
+        ("the", {"temperature": 0.5, "typical_p": 0.5}),
+        ("the", {"temperature": 0.5, "epsilon_cutoff": 0.1}),
+        ("the", {"temperature": 0.5, "eta_cutoff": 0.1}),
         ("the", {"no_repeat_ngram_size": 2}),
         ("the", {"stop": ("cat",)}),
     ],
 )
 def test_requests_that_are_not_served(plain: Path, prompt: str, parameters: dict[str, Any]) -> None:
     with pytest.raises(NotServedError):
-        LightStream(LightModel(plain), prompt, SamplingParameters(temperature=0, **parameters))
+        LightStream(LightModel(plain), prompt, SamplingParameters(**{"temperature": 0, **parameters}))
 
 
 @pytest.mark.parametrize("name", ["model.norm.weight", "model.layers.1.self_attn.q_proj.weight"])
