@@ -6,7 +6,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -139,8 +140,9 @@ class Routes:
             raise unavailable("the server is shutting down")
         generation = Generation(self._context.served, model, sequences, self._context.metrics)
         if stream:
-            generation.__enter__()  # a full queue is refused with a status, before the stream begins
-            return EventStream(_closing(generation, answer.events(generation)), self._context.settings.body_seconds)
+            resources = ExitStack()
+            resources.enter_context(generation)  # a full queue is refused with a status, before the stream begins
+            return EventStream(answer.events(generation), self._context.settings.body_seconds, resources)
         with generation:
             return JSONResponse(await unless_client_leaves(http.receive, answer.whole(generation)))
 
@@ -198,14 +200,6 @@ class Routes:
         """Counters for Prometheus."""
         text = self._context.metrics.text(self._context.served.writing)
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
-
-
-async def _closing(generation: Generation, events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    try:
-        async for body in events:
-            yield body
-    finally:
-        generation.__exit__(None, None, None)
 
 
 def _tokenized(model: ServedModel, request: TokenizeRequest) -> list[int]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..checkpoint.hf import read_config
+from ..checkpoint.limits import MAX_CONFIG_BYTES, read_json
 from ..heads import NemotronForQuestionAnswering, NemotronForSequenceClassification, NemotronForTokenClassification
 from ..loading import checkpoint_folder, pick_device
 from ..tokenizer import load_tokenizer
@@ -112,7 +112,7 @@ def _require_finite(values: list[float]) -> None:
 
 def head_of(folder: Path) -> str | None:
     """The head of a checkpoint that is a classifier; None for a language model."""
-    architectures = getattr(read_config(folder), "architectures", None) or ()
+    architectures = read_json(folder / "config.json", MAX_CONFIG_BYTES).get("architectures") or ()
     return next((name for name in architectures if name in HEADS), None)
 
 

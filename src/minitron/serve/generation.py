@@ -26,7 +26,8 @@ class Delivery(NamedTuple):
 
     loop: asyncio.AbstractEventLoop
     queue: asyncio.Queue[tuple[int, Update]]
-    index: int
+    choice: int
+    """The sequence's index in its request."""
 
 
 def deliver(updates: list[tuple[TextSequence, Update]]) -> None:
@@ -41,7 +42,7 @@ def deliver(updates: list[tuple[TextSequence, Update]]) -> None:
 
 def _put(parts: list[tuple[Delivery, Update]]) -> None:
     for delivery, update in parts:
-        delivery.queue.put_nowait((delivery.index, update))
+        delivery.queue.put_nowait((delivery.choice, update))
 
 
 class Generation:

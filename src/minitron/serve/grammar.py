@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import llguidance
 import llguidance.hf
@@ -18,25 +19,25 @@ from .token_choice import Array
 
 COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """JSON with fixed white space: otherwise a small model may write spaces until its tokens are used up."""
-LIMITS: dict[str, int] = {"initial_lexer_fuel": 1_000_000, "max_lexer_states": 50_000, "max_grammar_size": 500_000}
+LIMITS: dict[str, Any] = {"initial_lexer_fuel": 1_000_000, "max_lexer_states": 50_000, "max_grammar_size": 500_000}
 """Work of llguidance: to compile a grammar (some 20 ms), states of the lexer (some 100 MB), and symbols."""
 
-_tokenizers: dict[int, Any] = {}
+_tokenizers: WeakKeyDictionary[ServedModel, Any] = WeakKeyDictionary()
 
 
 def _tokenizer(model: ServedModel) -> Any:
     """The tokenizer in llguidance's form, made when a grammar is first needed."""
-    if id(model) not in _tokenizers:
+    if model not in _tokenizers:
         ends = sorted(model.chat_ends | model.ends)
         try:
-            _tokenizers[id(model)] = llguidance.hf.from_tokenizer(
+            _tokenizers[model] = llguidance.hf.from_tokenizer(
                 model.tokenizer, n_vocab=model.vocabulary, eos_token=ends or None
             )
         except Exception as error:
             raise ApiError(
                 f"the model {model.name!r} cannot give structured answers: {error}", param="response_format"
             ) from None
-    return _tokenizers[id(model)]
+    return _tokenizers[model]
 
 
 class GrammarMask:

@@ -270,7 +270,14 @@ class Scheduler:
             stops: Collection[int] = frozenset().union(*(one.ends for one in group))
             last = [one.tokens[-1] if one.tokens else one.prompt[-1] for one in group]
             slots = [one.slot for one in group]
-            rows = self.engine.greedy(last, count, stops if len(stops) <= MOST_STOPS else (), slots)
+            lengths = [self.engine.kv.lengths[slot] for slot in slots]
+            try:
+                rows = self.engine.greedy(last, count, stops if len(stops) <= MOST_STOPS else (), slots)
+            except NotFiniteError:  # of which sequence it does not say: the next step looks at each
+                for sequence, length in zip(group, lengths, strict=True):
+                    self.engine.truncate(length, sequence.slot)
+                    sequence.chooser.plain = False
+                continue
             taken = max(time.perf_counter() - start, 1e-6)
             if alone:
                 self._burst = min(2 * count, max(1, int(self._burst_seconds * len(rows) / taken)))

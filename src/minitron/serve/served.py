@@ -9,16 +9,22 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import nn
+from transformers import AutoModelForCausalLM
 
 from ..chat import TURN_MARK
+from ..checkpoint.limits import MAX_CONFIG_BYTES, read_json
+from ..config import NemotronConfig
+from ..dtypes import parse_dtype
 from ..engine.base import DecodeEngine
 from ..engine.generation import open_engine
 from ..engine.model_weights import weights_of
 from ..engine.models import why_not_model
-from ..heads import NemotronForCausalLM
-from ..loading import load
+from ..families import FAMILIES
+from ..family_models import causal_lm_class
+from ..loading import checkpoint_folder, load, pick_device
 from ..memory import available_memory
 from ..templates import render_conversation
+from ..tokenizer import load_tokenizer
 from .classifiers import ServedClassifier, load_classifier
 from .engine_loop import EngineLoop
 from .errors import ApiError, shown
@@ -30,7 +36,7 @@ TURN_ENDS = (TURN_MARK, "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text
 """Tokens that end an assistant's turn in the chat templates that are known."""
 
 
-@dataclass
+@dataclass(eq=False)
 class ServedModel:
     """A language model that answers requests."""
 
@@ -180,8 +186,7 @@ def name_and_path(given: str) -> tuple[str, str]:
 
 def load_model(name: str, path: str, settings: ServeSettings, say: Callable[[str], object]) -> ServedModel:
     """Load one model and open its engine, with room for the longest request in each slot."""
-    loaded = load(path, dtype=settings.dtype, device=settings.device, format=settings.format, say=say)
-    model: Any = loaded.model
+    model, tokenizer = _load(path, settings, say)
     longest = model.config.max_position_embeddings
     context = min(longest, settings.max_context or min(longest, LARGEST_DEFAULT_CONTEXT))
     engine, reason = _open(model, context, settings)
@@ -191,10 +196,10 @@ def load_model(name: str, path: str, settings: ServeSettings, say: Callable[[str
     if reason:
         say(f"{name}: the CPU engine does not run this model ({reason}); transformers does, slower")
     ends = _end_ids(model)
-    turn_ends = _known_ids(loaded.tokenizer, TURN_ENDS)
+    turn_ends = _known_ids(tokenizer, TURN_ENDS)
     return ServedModel(
         name,
-        loaded.tokenizer,
+        tokenizer,
         model,
         context,
         model.config.vocab_size,
@@ -205,8 +210,25 @@ def load_model(name: str, path: str, settings: ServeSettings, say: Callable[[str
     )
 
 
+def _load(path: str, settings: ServeSettings, say: Callable[[str], object]) -> tuple[Any, Any]:
+    """A causal language model of any architecture, and its tokenizer."""
+    folder = checkpoint_folder(path, say)
+    kind = read_json(folder / "config.json", MAX_CONFIG_BYTES).get("model_type")
+    if kind == NemotronConfig.model_type or settings.format is not None:
+        loaded = load(folder, dtype=settings.dtype, device=settings.device, format=settings.format, say=say)
+        return loaded.model, loaded.tokenizer
+    family = FAMILIES.get(str(kind))
+    classes: Any = AutoModelForCausalLM if family is None else causal_lm_class(family)
+    chosen = parse_dtype(settings.dtype) or "auto"
+    model, info = classes.from_pretrained(folder, dtype=chosen, output_loading_info=True)
+    if info["missing_keys"]:
+        raise ValueError(f"{folder}: tensor {sorted(info['missing_keys'])[0]!r} is missing from the checkpoint")
+    tokenizer = load_tokenizer(folder, vocab_size=model.config.vocab_size)
+    return model.to(pick_device(settings.device)).eval(), tokenizer
+
+
 def _open(model: Any, context: int, settings: ServeSettings) -> tuple[DecodeEngine, str]:
-    reason = why_not_model(model) if isinstance(model, NemotronForCausalLM) else "another architecture"
+    reason = why_not_model(model)
     if reason:
         from .transformers_engine import TransformersEngine
 

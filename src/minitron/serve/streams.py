@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import aclosing, suppress
+from contextlib import ExitStack, aclosing, suppress
 from typing import Any
 
 from .errors import ApiError, failed
@@ -28,20 +28,19 @@ def event(value: dict[str, Any], name: str | None = None) -> bytes:
 class EventStream:
     """An ASGI response of events. When the client leaves, or does not read, the source of events is closed."""
 
-    def __init__(self, events: AsyncIterator[bytes], send_seconds: float, status: int = 200) -> None:
+    def __init__(self, events: AsyncIterator[bytes], send_seconds: float, resources: ExitStack) -> None:
         """Prepare a response.
 
         Args:
             events: an async generator. What it raises becomes a last event with an error object.
             send_seconds: how long the client may take to read a piece.
-            status: of HTTP.
+            resources: closed when the response has ended, however it ends.
         """
-        self.status_code = status
-        self._events, self._seconds = events, send_seconds
+        self._events, self._seconds, self._resources = events, send_seconds, resources
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Send the events until they end or the client leaves."""
-        with suppress(ClientLeft, TimeoutError, OSError):
+        with self._resources, suppress(ClientLeft, TimeoutError, OSError):
             await unless_client_leaves(receive, self._send_all(send))
 
     async def _send_all(self, send: Any) -> None:
@@ -49,7 +48,7 @@ class EventStream:
             message = {"type": "http.response.body", "body": body, "more_body": more}
             await asyncio.wait_for(send(message), self._seconds)
 
-        await send({"type": "http.response.start", "status": self.status_code, "headers": HEADERS})
+        await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
         async with aclosing(self._events) as events:  # type: ignore[type-var]
             try:
                 async for body in events:

@@ -6,6 +6,7 @@ import json
 import re
 from functools import lru_cache
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from .served import ServedModel
 from .token_choice import TokenLogprobs
@@ -88,11 +89,11 @@ def finite(logprob: float) -> float:
     return max(logprob, -9999.0)
 
 
-_texts: dict[int, TokenTexts] = {}
+_texts: WeakKeyDictionary[ServedModel, TokenTexts] = WeakKeyDictionary()
 
 
 def token_texts(model: ServedModel) -> TokenTexts:
     """The token texts of a served model, made when they are first needed."""
-    if id(model) not in _texts:
-        _texts[id(model)] = TokenTexts(model.tokenizer)
-    return _texts[id(model)]
+    if model not in _texts:
+        _texts[model] = TokenTexts(model.tokenizer)
+    return _texts[model]

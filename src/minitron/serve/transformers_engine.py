@@ -40,9 +40,14 @@ class TransformersEngine(DecodeEngine):
     def __init__(self, model: Any, capacity: int, slots: int = 1) -> None:
         """Serve a causal language model with `slots` sequences of at most `capacity` tokens."""
         self._model = model.eval()
-        self.device = model.device
+        self.weights: Any = None  # they are the model's
         self.kv: Any = _Slots(capacity, slots)
         self._caches: list[DynamicCache | None] = [None] * slots
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self._model.device
 
     @property
     def active_neurons(self) -> int:
@@ -71,7 +76,7 @@ class TransformersEngine(DecodeEngine):
         """Let each slot hold at least `capacity` tokens: caches grow by themselves."""
         self.kv.capacity = max(self.kv.capacity, capacity)
 
-    def prepare(self) -> None:
+    def prepare(self, prompt: int | None = None) -> None:
         """Nothing to compile."""
 
     def prefill(self, tokens: list[int], slot: int = 0) -> None:
