@@ -12,6 +12,7 @@ from minitron.assets import bundled_model
 from minitron.engine.generation import open_engine
 from minitron.engine.reference import ReferenceEngine
 from minitron.engine.weights import from_checkpoint
+from minitron.finite import NotFiniteError
 from minitron.sampling_parameters import SamplingParameters
 from minitron.serve import scheduler as module
 from minitron.serve.errors import ApiError
@@ -221,3 +222,32 @@ def test_a_model_that_computes_nan_fails_one_answer_alone(engine, monkeypatch) -
     assert [update.error.status for one, update in scheduler.outbox if update.error] == [500]
     assert len(right.tokens) == 4
     assert not engine.kv.taken
+
+
+def test_nan_in_a_burst_fails_one_answer_alone(engine, monkeypatch) -> None:
+    """The engine does not say whose logits are NaN; the others' answers are what they are alone."""
+    scheduler = Scheduler(engine, chunk=CHUNK)
+    wrong, right = (sequence(engine, tokens(5, seed), limit=6) for seed in (1, 2))
+    expected = sequence(engine, tokens(5, 2), limit=6)
+    finished(Scheduler(engine, chunk=CHUNK), expected)
+    decode, greedy = engine.decode, engine.greedy
+
+    def broken_decode(last, slots):
+        logits = decode(last, slots)
+        if wrong.slot in slots:
+            logits[slots.index(wrong.slot)] = torch.nan
+        return logits
+
+    def broken_greedy(last, count, stops, slots):
+        rows = greedy(last, count, stops, slots)
+        if wrong.slot in slots and wrong.slot >= 0:
+            raise NotFiniteError("the largest logit is nan")
+        return rows
+
+    monkeypatch.setattr(engine, "decode", broken_decode)
+    monkeypatch.setattr(engine, "greedy", broken_greedy)
+    scheduler.submit(wrong, right)
+    while not (wrong.ended and right.ended):
+        scheduler.step()
+    assert [(one is wrong, update.error.status) for one, update in scheduler.outbox if update.error] == [(True, 500)]
+    assert right.tokens == expected.tokens
