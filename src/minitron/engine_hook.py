@@ -87,7 +87,7 @@ def report_on(model: EngineDecoding | PreTrainedModel, found: GenerationReport) 
     """Put what ran into the report of the `generate` call in progress, which becomes the model's last one."""
     report = REPORT.get() or GenerationReport()
     report.become(found)
-    model.last_generation = report
+    model.last_generation = report  # type: ignore[assignment] (transformers' own classes take it as a plain attribute)
 
 
 class FiniteLogits(LogitsProcessor):

@@ -53,8 +53,8 @@ def on_ray(address: str, workers: int) -> Callable[..., Iterator[int]]:
 
 def _library() -> Any:
     try:
-        import ray
-        import ray.data
+        import ray  # type: ignore[reportMissingImports] (an extra)
+        import ray.data  # type: ignore[reportMissingImports] (an extra)
     except ImportError:
         raise ValueError("Ray is missing; install it with: pip install 'minitron[ray]'") from None
     return ray

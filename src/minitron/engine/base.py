@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
+
 from .kv import KeyValues
 from .parts import EngineWeights
 
@@ -105,7 +107,11 @@ class DecodeEngine(Protocol):
         self, tokens: list[int], count: int, draws: Draws, stops: Collection[int] = (), slots: Sequence[int] = (0,)
     ) -> list[list[int]]:
         """As `greedy`, with tokens chosen by `draws`; its batch has the text of slot s in row s."""
-        ...
+        found: list[list[int]] = []
+        while len(found) < count and not (found and set(found[-1]) & set(stops)):
+            tokens = draws.choose(self.decode(tokens, list(slots)).float().numpy(), slots)
+            found.append(tokens)
+        return found
 
     def pick(self, draws: Draws, logits: Array) -> Array:
         """The next tokens (B,) of all texts of the draws' batch for logits (B, V) float32, without a step of the model.
@@ -113,7 +119,7 @@ class DecodeEngine(Protocol):
         They are negative where rounding might decide, or where the engine cannot draw; the numbers of the step are then
         not used.
         """
-        ...
+        return np.full(len(logits), -1)
 
     def close(self) -> None:
         """End the engine's threads. The cache stays, and the next call starts the threads again."""

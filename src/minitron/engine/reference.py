@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..finite import check_logits
 from .base import DecodeEngine
-from .draws import Draws
 from .kv import KeyValues
 from .matrix import PLAIN_BYTES, Matrix
 from .parts import EngineWeights, LayerWeights, Norm
@@ -85,20 +83,6 @@ class ReferenceEngine(DecodeEngine):
             tokens = logits.argmax(-1).tolist()
             found.append(tokens)
         return found
-
-    def draw(
-        self, tokens: list[int], count: int, draws: Draws, stops: Collection[int] = (), slots: Sequence[int] = (0,)
-    ) -> list[list[int]]:
-        """As `greedy`, with tokens chosen by `draws`; see `CpuEngine`."""
-        found: list[list[int]] = []
-        while len(found) < count and not (found and set(found[-1]) & set(stops)):
-            tokens = draws.choose(self.decode(tokens, list(slots)).float().numpy(), slots)
-            found.append(tokens)
-        return found
-
-    def pick(self, draws: Draws, logits: np.ndarray) -> np.ndarray:
-        """No token: the caller draws by itself."""
-        return np.full(len(logits), -1)
 
     def prepare(self, prompt: int | None = None) -> None:
         """Nothing to compile."""

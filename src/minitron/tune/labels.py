@@ -150,6 +150,7 @@ class LabelLoss(nn.Module):
     def __init__(self, problem: Problem, weights: Tensor | None = None) -> None:
         super().__init__()
         self.problem = problem
+        self.weights: Tensor | None
         self.register_buffer("weights", weights, persistent=False)
 
     def forward(self, model: nn.Module, batch: PaddedBatch) -> tuple[Tensor, dict[str, Tensor | float]]:
