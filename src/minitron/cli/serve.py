@@ -33,7 +33,7 @@ def serve(
     threads: Optional[int] = typer.Option(None, help="Threads that compute. [default: all cores]"),  # noqa: UP045
     slots: Optional[int] = typer.Option(None, help="Requests answered at the same time. [default: 8]"),  # noqa: UP045
     max_context: Optional[int] = typer.Option(None, help="Longest prompt with its answer, in tokens."),  # noqa: UP045
-    prefill_chunk: Optional[int] = typer.Option(None, help="Prompt tokens between decode steps. [default: 64]"),  # noqa: UP045
+    prefill_chunk: Optional[int] = typer.Option(None, help="Prompt tokens between decode steps. [default: 32]"),  # noqa: UP045
     prefix_cache: Optional[int] = typer.Option(None, help="Bytes of the prefix cache; 0 turns it off."),  # noqa: UP045
     max_waiting: Optional[int] = typer.Option(None, help="Requests that may wait for a slot. [default: 128]"),  # noqa: UP045
     request_seconds: Optional[float] = typer.Option(None, help="Longest time of a request. [default: 600]"),  # noqa: UP045

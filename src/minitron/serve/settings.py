@@ -40,7 +40,7 @@ class ServeSettings:
     """Requests that a model answers at the same time."""
     max_context: int | None = None
     """Longest prompt with its answer, in tokens; the model's own context, at most 8192, by default."""
-    prefill_chunk: int = 64
+    prefill_chunk: int = 32
     """Prompt tokens between two decode steps."""
     prefix_cache: int = 256 << 20
     """Memory of each model's prefix cache; 0 turns it off."""
