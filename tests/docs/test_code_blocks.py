@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pytest
 from documents import ROOT, Block, blocks, inline_code
+from typer.core import TyperGroup
 from typer.main import get_command
 
 import minitron
@@ -149,7 +150,11 @@ def parse_verb(words: list[str]) -> None:
     """Refuse what the command line would refuse before it looks at files."""
     verb, *rest = words
     assert verb in VERBS, f"minitron has no verb {verb!r}"
-    context = VERBS[verb].make_context(verb, list(rest))
+    command = VERBS[verb]
+    while isinstance(command, TyperGroup):  # `minitron guard init`
+        assert rest[0] in command.commands, f"minitron {verb} has no verb {rest[0]!r}"
+        command, rest = command.commands[rest[0]], rest[1:]
+    context = command.make_context(verb, list(rest))
     assert not context.args
 
 
