@@ -44,7 +44,7 @@ VERBS = get_command(app).commands  # type: ignore[attr-defined]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 TARGETS = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
 OWN_FOLDERS = ("benchmarks", "docs", "examples", "recipes", "scripts", "src", "studies", "tests")
-WITHOUT_CHECK = ("cd", "cp", "git", "mkdir", "tensorboard")
+WITHOUT_CHECK = ("cd", "cp", "curl", "git", "mkdir", "tensorboard")
 """Programs of others whose options are not looked at."""
 
 
