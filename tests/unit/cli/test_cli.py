@@ -170,7 +170,8 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("field", "value", "word"),
         [
-            ("model_type", "llama", "nemotron"),
+            ("model_type", "gpt2", "NemotronForCausalLM"),
+            ("model_type", "llama", "partial_rotary_factor"),
             ("num_key_value_heads", 3, "num_key_value_heads"),
             ("hidden_size", 0, "hidden_size"),
             ("hidden_size", 48, "shape"),
