@@ -95,13 +95,23 @@ class DecodeEngine(Protocol):
 
     def decode(self, tokens: list[int], slots: list[int]) -> Tensor:
         """Append one token to the sequence of each slot; logits (len(tokens), V) after each."""
-        ...
+        import torch  # not needed to generate with compiled code
+
+        return torch.cat([self.step([token], slot) for token, slot in zip(tokens, slots, strict=True)])
 
     def greedy(
         self, tokens: list[int], count: int, stops: Collection[int] = (), slots: Sequence[int] = (0,)
     ) -> list[list[int]]:
         """Append one token to the sequence of each slot and then more, each the most probable; see `CpuEngine`."""
-        ...
+        from ..finite import check_logits
+
+        found: list[list[int]] = []
+        while len(found) < count and not (found and set(found[-1]) & set(stops)):
+            logits = self.decode(tokens, list(slots))
+            check_logits(logits)
+            tokens = logits.argmax(-1).tolist()
+            found.append(tokens)
+        return found
 
     def draw(
         self, tokens: list[int], count: int, draws: Draws, stops: Collection[int] = (), slots: Sequence[int] = (0,)

@@ -6,13 +6,10 @@ products are in the weights' dtype, which for bf16 is the fast path of torch on 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..finite import check_logits
 from .base import DecodeEngine
 from .kv import KeyValues
 from .matrix import PLAIN_BYTES, Matrix
@@ -67,22 +64,6 @@ class ReferenceEngine(DecodeEngine):
         head = self.weights.head
         normed = _norm(self._forward(tokens, slot, count=True), self.weights.norm, self.weights.constants.norm_eps)
         return _product(normed, head, self.weights.dtype).to(normed.dtype)
-
-    def decode(self, tokens: list[int], slots: list[int]) -> Tensor:
-        """Append one token to the sequence of each slot; logits (len(tokens), V)."""
-        return torch.cat([self.step([token], slot) for token, slot in zip(tokens, slots, strict=True)])
-
-    def greedy(
-        self, tokens: list[int], count: int, stops: Collection[int] = (), slots: Sequence[int] = (0,)
-    ) -> list[list[int]]:
-        """Append one token to the sequence of each slot and then more, each the most probable; see `CpuEngine`."""
-        found: list[list[int]] = []
-        while len(found) < count and not (found and set(found[-1]) & set(stops)):
-            logits = self.decode(tokens, list(slots))
-            check_logits(logits)
-            tokens = logits.argmax(-1).tolist()
-            found.append(tokens)
-        return found
 
     def prepare(self, prompt: int | None = None) -> None:
         """Nothing to compile."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +9,6 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from ..engine.base import DecodeEngine
-from ..finite import check_logits
 
 
 class _Slots:
@@ -86,22 +84,6 @@ class TransformersEngine(DecodeEngine):
     def step(self, tokens: list[int], slot: int = 0) -> Tensor:
         """Append tokens to a slot's sequence; logits (len(tokens), V) fp32 after each."""
         return self._forward(tokens, slot, len(tokens))
-
-    def decode(self, tokens: list[int], slots: list[int]) -> Tensor:
-        """Append one token to the sequence of each slot; logits (len(tokens), V) fp32 after each."""
-        return torch.cat([self.step([token], slot) for token, slot in zip(tokens, slots, strict=True)])
-
-    def greedy(
-        self, tokens: list[int], count: int, stops: Collection[int] = (), slots: Sequence[int] = (0,)
-    ) -> list[list[int]]:
-        """Append one token to the sequence of each slot and then more, each the most probable; see `CpuEngine`."""
-        found: list[list[int]] = []
-        while len(found) < count and not (found and set(found[-1]) & set(stops)):
-            logits = self.decode(tokens, list(slots))
-            check_logits(logits)
-            tokens = logits.argmax(-1).tolist()
-            found.append(tokens)
-        return found
 
     def close(self) -> None:
         """No threads to end."""

@@ -195,13 +195,8 @@ def _classify(
         tested = label_rows(tokenizer, test, labels, sequence)
         return {**found, **_label_report(trained, pad, labels, train, test, tested, held)}
 
-    return Job(model, stream_of(rows, pad, seed, sequence), LabelLoss(labels.problem, weights), identity, measures,
+    return Job(model, RowStream(rows, pad, seed, sequence), LabelLoss(labels.problem, weights), identity, measures,
                preview, tuple(notes), report)  # fmt: skip
-
-
-def stream_of(rows: Sequence[Row], pad: int, seed: int, sequence: int) -> RowStream:
-    """The stream of rows."""
-    return RowStream(rows, pad, seed, sequence)
 
 
 def labels_text(label: Any) -> str:

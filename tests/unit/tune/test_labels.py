@@ -17,6 +17,7 @@ from minitron.cli.predict import predict
 from minitron.data.examples import Examples, Labelled
 from minitron.heads import NemotronForSequenceClassification
 from minitron.tokenizer import load_tokenizer
+from minitron.train.adapters import choose_trained, merged_weights
 from minitron.tune.labels import LabelError, LabelLoss, LabelSet, class_weights, predict_logits
 from minitron.tune.rows import Row, RowStream, pad_rows
 
@@ -81,6 +82,23 @@ def test_neither_neighbours_nor_padding_change_a_prediction() -> None:
     for at_once in (2, 7, 20):
         together = torch.tensor(predict_logits(model, examples, 0, at_once))
         torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-6)
+
+
+def test_adapters_and_a_head_trained_in_full_merge_into_the_plain_model() -> None:
+    model = tiny()
+    names = set(model.state_dict())
+    adapted = choose_trained(model, "lora", 4, whole=("score",))
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data.normal_(0, 0.1)
+    ids = torch.randint(1, 64, (2, 7))
+    merged = merged_weights(adapted)
+    assert set(merged) == names
+    plain = tiny()
+    before = plain(input_ids=ids).logits
+    plain.load_state_dict(merged)
+    torch.testing.assert_close(plain(input_ids=ids).logits, adapted(input_ids=ids).logits, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(plain(input_ids=ids).logits, before, atol=1e-3)
 
 
 def examples_of(*labels: object) -> Examples[Labelled]:
