@@ -66,6 +66,13 @@ def test_many_processes_train_as_one(folder: Path, results: dict[str, Any], name
     assert heldout == pytest.approx(results["one"]["heldout"]["t"], rel=LOSS)
 
 
+@pytest.mark.parametrize("kind", ["llama-biased", "qwen2", "qwen3"])
+def test_relatives_share_matrices_as_nemotron_does(folder: Path, results: dict[str, Any], kind: str) -> None:
+    """Biases after a sum over processes, and norms of heads, are whole in each process and count once in the norm."""
+    assert "error" not in results[f"{kind}-many"], results[f"{kind}-many"]
+    assert_same_run(folder / f"{kind}-one", folder / f"{kind}-many", ("loss", "grad_norm"))
+
+
 @pytest.mark.parametrize("name", ["2-4", "4-1", "1-2"])
 def test_another_number_of_processes_continues_a_run(folder: Path, results: dict[str, Any], name: str) -> None:
     assert results[name]["before"]["stopped_by"] == "until=3", results[name]

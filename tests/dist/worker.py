@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "samples"))
+from family_samples import kind_config, small_model
 from small_run import small_config, small_stream
 
 from minitron import NemotronConfig, NemotronForCausalLM
@@ -26,6 +27,8 @@ from minitron.distill.losses import DistillOptions
 from minitron.train.parallel import make_world
 from minitron.distill.recipe import distill
 from minitron.distill.targets import OnlineTeacher
+from minitron.families import family_of
+from minitron.family_models import causal_lm_class
 from minitron.train.loop import train
 from minitron.world import join, leave
 
@@ -46,17 +49,26 @@ def model(seed: int, **changes: Any) -> NemotronForCausalLM:
     return NemotronForCausalLM(config)
 
 
+def relative(kind: str) -> Any:
+    """A model of another family whose heads and neurons two processes can share."""
+    special = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    config = kind_config(kind, vocab_size=50, num_attention_heads=4, num_key_value_heads=2, **special)
+    found = causal_lm_class(family_of(config))(config)
+    found.load_state_dict(small_model(config).state_dict())
+    return found
+
+
 def settings(**changes: object) -> Any:
     """Eight sequences a step, two at once, so that two processes add up gradients too."""
     return small_config(STEPS, **{"batch": 8, "micro_batch": 2, "save_every": 3, "dtype": "float32", **changes})
 
 
-def pretrain(run: Path, tensor: int, until: int | None, **changes: object) -> Any:
+def pretrain(run: Path, tensor: int, until: int | None, kind: str | None = None, **changes: object) -> Any:
     """Next-token training, with a held-out text."""
     stream = small_stream()
     world = make_world(tensor)
     return train(
-        model(0),
+        model(0) if kind is None else relative(kind),
         stream,
         settings(**changes),
         run,
@@ -142,6 +154,9 @@ def main(folder: Path) -> None:
     for name, sizes in {"2-4": (2, 4), "4-1": (4, 1), "1-2": (1, 2)}.items():
         before = run(sizes[0], pretrain, folder / name, 1, 3)
         results[name] = {"before": before, **run(sizes[1], pretrain, folder / name, 1, None)}
+    for kind, size in (("llama-biased", 2), ("qwen2", 2), ("qwen3", 4)):
+        results[f"{kind}-one"] = run(1, pretrain, folder / f"{kind}-one", 1, None, kind=kind)
+        results[f"{kind}-many"] = run(size, pretrain, folder / f"{kind}-many", 2, None, kind=kind)
     before = run(2, from_teacher, folder / "distill-2-1", 1, 3)
     results["distill-2-1"] = {"before": before, **run(1, from_teacher, folder / "distill-2-1", 1, None)}
     (folder / "results.json").write_text(json.dumps(results, indent=1, default=str), encoding="utf-8")

@@ -7,6 +7,7 @@ comes last and gathers what a layer needs just before it runs. Then weights are 
 from __future__ import annotations
 
 import fnmatch
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -17,7 +18,12 @@ from torch import distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
-from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    RowwiseParallel,
+    SequenceParallel,
+    parallelize_module,
+)
 from torch.utils.checkpoint import checkpoint
 
 from ..families import FAMILIES, SUPPORTED, family_of
@@ -27,7 +33,13 @@ from .objective import Objective
 from .run_folder import TrainError
 from .schedule import TrainConfig
 
-_STYLES = {"colwise": ColwiseParallel, "rowwise": RowwiseParallel}
+_STYLES: dict[str, Callable[[], Any]] = {
+    "colwise": ColwiseParallel,
+    "rowwise": RowwiseParallel,
+    # Norms of heads: each process has the whole weight and its own heads, axis 2 of (B, T, N, H). DTensor adds up the
+    # gradients of the weight.
+    "replicated_with_grad_allreduce": partial(SequenceParallel, sequence_dim=2, use_local_output=True),
+}
 
 
 def make_world(tensor_parallel: int = 1, device: torch.device | str = "cpu") -> World:
@@ -104,11 +116,6 @@ def _split_matrices(model: nn.Module, world: World) -> None:
         if value % ways:
             raise TrainError(f"tensor_parallel is {ways}; it must divide the model's {name}, which is {value}")
     family = family_of(config)
-    if family.has("query_norm"):
-        raise TrainError(
-            f"tensor_parallel is {ways}; the matrices of {family.title} models are not split, because the norms of "
-            f"heads are shared by all processes. Use tensor_parallel 1: the processes then share weights and optimizer"
-        )
     backbone = _backbone(model)
     styles: dict[str, Any] = {}
     for name, module in backbone.named_modules():

@@ -30,11 +30,12 @@ def gradient_norm(parameters: Iterable[nn.Parameter], world: World) -> float:
     if world.mesh is None:
         return nn.utils.get_total_norm(gradients).item()
     # Sums of squares of this process's parts: those split over the data axis only, and those split over both axes.
+    # Norms of heads and biases of row-wise split matrices are whole along the tensor axis, so they count once.
     device = gradients[0].device if gradients else "cpu"
     squares = torch.zeros(2, dtype=torch.float64, device=device)
     for gradient in gradients:
         local = gradient.to_local() if isinstance(gradient, DTensor) else gradient
-        both = isinstance(gradient, DTensor) and gradient.device_mesh.ndim == 2
+        both = isinstance(gradient, DTensor) and len(gradient.placements) == 2 and gradient.placements[1].is_shard()
         squares[int(both)] += local.float().norm().double().square()
     squares = squares.cpu()  # one transfer for all of them
     dist.all_reduce(squares, group=world.mesh.get_group("data"))
