@@ -141,7 +141,7 @@ def widened(model: NemotronForCausalLM, times: int) -> NemotronForCausalLM:
     return wide
 
 
-def shortened(config: NemotronConfig, layers: int) -> NemotronConfig:
+def shortened(config: ModelConfig, layers: int) -> ModelConfig:
     """The shape with so many layers and a vocabulary reduced by the same factor, so that each part keeps its share.
 
     Raises:
@@ -150,8 +150,12 @@ def shortened(config: NemotronConfig, layers: int) -> NemotronConfig:
     if not 1 <= layers <= config.num_hidden_layers:
         raise ValueError(f"layers is {layers}; it must be from 1 to the shape's {config.num_hidden_layers}")
     vocabulary = -(-config.vocab_size * layers // config.num_hidden_layers // 64) * 64
-    changed = {"num_hidden_layers": layers, "vocab_size": vocabulary}
-    return NemotronConfig.from_dict({**config.to_dict(), **changed})  # type: ignore[return-value]
+    values = {**config.to_dict(), "num_hidden_layers": layers, "vocab_size": vocabulary}
+    if (values.get("pad_token_id") or 0) >= vocabulary:  # torch refuses an embedding without the token of padding
+        values["pad_token_id"] = None
+    if values.get("layer_types") is not None:  # all layers are of one kind
+        values["layer_types"] = values["layer_types"][:layers]
+    return type(config).from_dict(values)  # type: ignore[return-value]
 
 
 def decode(weights: EngineWeights, prompt: list[int], new_tokens: int) -> Decoding:

@@ -18,7 +18,7 @@ import torch
 
 from ..checkpoint.gguf.write import write_gguf
 from ..checkpoint.tensors import Checkpoint, from_tensor
-from ..heads import NemotronForCausalLM
+from ..family_models import engine_decodes
 
 _log = logging.getLogger("minitron")
 
@@ -51,7 +51,7 @@ class TransformersPeer:
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        self._off = {"engine": "off"} if isinstance(model, NemotronForCausalLM) else {}
+        self._off = {"engine": "off"} if engine_decodes(model) else {}
 
     def run(self, prompt: list[int], new_tokens: int) -> Run:
         """See `Peer`."""
@@ -136,9 +136,7 @@ class LlamaPeer:
 
 
 @contextmanager
-def llama_peer(
-    model: NemotronForCausalLM, format: str, capacity: int, wanted: bool = True
-) -> Iterator[dict[str, Peer]]:
+def llama_peer(model: Any, format: str, capacity: int, wanted: bool = True) -> Iterator[dict[str, Peer]]:
     """llama.cpp, by name, on a model's weights in the type that goes with `format`; the file is temporary.
 
     Empty if it is not wanted, if llama-cpp-python or gguf is missing, or if llama.cpp does not load the shape.

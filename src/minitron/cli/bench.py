@@ -152,7 +152,7 @@ def _print_table(result: dict[str, Any]) -> None:
         ("read bandwidth", f"{result['read_bandwidth_gb_per_s']:.1f} GB/s, measured in this run"),
         ("prompt", f"{result['prefill_tokens_per_s']:.0f} tokens/s at {result['prompt_tokens']} tokens"),
         ("decoding", f"{result['tokens_per_s']:.1f} tokens/s, median of {result['rounds']} rounds"),
-        ("zeros seen", f"{result['zero_fraction']:.1%} of the MLP neurons"),
+        *([("zeros seen", f"{result['zero_fraction']:.1%} of the MLP neurons")] if result["zero_fraction"] else []),
         (
             "weights read",
             f"{human_bytes(result['bytes_per_token'])} per token, {human_bytes(result['dense_bytes_per_token'])} dense",

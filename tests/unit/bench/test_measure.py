@@ -9,10 +9,12 @@ import pytest
 import torch
 from checkpoint_samples import tiny_config
 from engine_models import some_tokens, tiny_model
+from family_samples import KINDS, kind_config
 from typer.testing import CliRunner
 
 from minitron import NemotronConfig
 from minitron.bench import measure
+from minitron.bench.peers import TransformersPeer
 from minitron.cli import app
 from minitron.engine.model_weights import weights_of
 
@@ -61,6 +63,18 @@ def test_shortened_shapes_keep_the_share_of_each_part() -> None:
     assert short.num_parameters() == pytest.approx(config.num_parameters() / 4, rel=1e-3)
     with pytest.raises(ValueError, match="layers is 33"):
         measure.shortened(config, 33)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_families_can_be_shortened(kind: str) -> None:
+    config = kind_config(kind, num_hidden_layers=4, vocab_size=256, pad_token_id=255)
+    short = measure.shortened(config, 2)
+    assert (short.model_type, short.num_hidden_layers, short.vocab_size) == (config.model_type, 2, 128)
+    assert short.pad_token_id is None
+    model = measure.random_model(short, dtype=torch.float32)
+    assert len(model.model.layers) == 2
+    assert TransformersPeer(model).run([5, 6, 7], 3).tokens
+    assert model.last_generation.engine == "transformers"
 
 
 def test_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
