@@ -3,7 +3,8 @@
 A release may rename or rearrange what passes between `generate` and a model: the cache, the mask, the positions. Then
 the text would be wrong without an error. So a tiny model in fp32, which shares all code with the caller's, generates a
 few tokens with a cache from a batch that is padded on the left, and every step is compared with a full forward pass
-without a cache, row by row. It takes some hundredths of a second, once for each attention implementation and process.
+without a cache, row by row. It takes some hundredths of a second, once for each architecture, attention implementation
+and process.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-from .config import NemotronConfig
+from .config import NemotronConfig, config_class
+from .families import FAMILIES
+from .family_models import causal_lm_class
 from .framework import TESTED, installed
-from .heads import NemotronForCausalLM
 
 SHAPE = {
     "vocab_size": 64,
@@ -47,8 +49,8 @@ class UntestedReleaseError(RuntimeError):
     """The installed release of transformers does not generate what the model computes."""
 
 
-def require(model: NemotronForCausalLM) -> None:
-    """Check the installed release of transformers, once for each attention implementation.
+def require(model: Any) -> None:
+    """Check the installed release of transformers, once for each architecture and attention implementation.
 
     Raises:
         UntestedReleaseError: its cached steps differ from full forward passes, or cannot be computed.
@@ -56,14 +58,14 @@ def require(model: NemotronForCausalLM) -> None:
     if _checking.get():
         return
     implementation = model.config._attn_implementation
-    _require(implementation if implementation in IMPLEMENTATIONS else "sdpa", installed())
+    _require(implementation if implementation in IMPLEMENTATIONS else "sdpa", model.config.model_type, installed())
 
 
 @cache
-def _require(implementation: str, version: str) -> None:
+def _require(implementation: str, model_type: str, version: str) -> None:
     before = _checking.set(True)
     try:
-        difference, reached = cached_step_difference(implementation)
+        difference, reached = cached_step_difference(implementation, model_type)
         reason = f"the logits of a cached step differ from those of a full forward pass by {difference:.1%}"
     except Exception as error:
         difference, reached, reason = float("nan"), True, f"a tiny model cannot generate: {error}"
@@ -84,13 +86,13 @@ def _require(implementation: str, version: str) -> None:
 
 
 @torch.no_grad()
-def cached_step_difference(implementation: str) -> tuple[float, bool]:
+def cached_step_difference(implementation: str, model_type: str = NemotronConfig.model_type) -> tuple[float, bool]:
     """The difference between logits of generated tokens and of full forward passes, relative to the largest logit.
 
     Returns:
         The largest difference over steps and rows, and whether `generate` offered the request to the engine.
     """
-    model = tiny_model(implementation)
+    model = tiny_model(implementation, model_type)
     longest = max(map(len, PROMPTS))
     ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in PROMPTS])
     settings = GenerationConfig(
@@ -106,10 +108,12 @@ def cached_step_difference(implementation: str) -> tuple[float, bool]:
     return largest, model.last_generation is not None
 
 
-def tiny_model(implementation: str) -> NemotronForCausalLM:
+def tiny_model(implementation: str, model_type: str = NemotronConfig.model_type) -> Any:
     """Two layers in fp32 on the CPU, of fixed weights large enough that every earlier token counts."""
+    family = FAMILIES[model_type]
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):  # the caller's random numbers stay as they are
-        model = NemotronForCausalLM(NemotronConfig(**SHAPE, attn_implementation=implementation)).float().eval()  # type: ignore[arg-type]
+        config = config_class(family)(**SHAPE, attn_implementation=implementation)
+        model = causal_lm_class(family)(config).float().eval()
         noise = torch.Generator().manual_seed(0)
         for parameter in model.parameters():
             parameter.normal_(std=0.4, generator=noise)

@@ -7,12 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from family_samples import RELATIVES, small_config
 from model_samples import scramble, tiny, token_ids
 from transformers import GenerationMixin
 
 import minitron
 from minitron import engine_hook as decoding
 from minitron import framework, release_check
+from minitron.families import family_of
+from minitron.family_models import causal_lm_class
 from minitron.framework import CACHE_NAME, TESTED
 from minitron.release_check import UntestedReleaseError, cached_step_difference
 
@@ -37,17 +40,40 @@ def test_the_installed_release_is_right(implementation: str) -> None:
     assert reached
 
 
+@pytest.mark.parametrize("family", RELATIVES)
+def test_the_installed_release_is_right_for_other_families(family: str) -> None:
+    difference, reached = cached_step_difference("sdpa", family)
+    assert difference < 1e-5
+    assert reached
+
+
+def test_each_family_is_checked_with_a_model_of_its_own(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A release that breaks the cache of Qwen3 alone is refused for Qwen3 and serves Nemotron."""
+    config = small_config("qwen3")
+    other = causal_lm_class(family_of(config))(config).eval()
+    attention = type(other.model.layers[0].self_attn)
+    forward = attention.forward
+
+    def without_cache(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return forward(self, *args, **{**kwargs, "past_key_values": None})
+
+    monkeypatch.setattr(attention, "forward", without_cache)
+    greedy(model)
+    with pytest.raises(UntestedReleaseError, match=r"transformers 5\.99\.1 is installed"):
+        greedy(other)
+
+
 def test_a_release_that_is_right_serves_and_is_checked_once(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     inner = cached_step_difference
-    monkeypatch.setattr(release_check, "cached_step_difference", lambda name: calls.append(name) or inner(name))
+    monkeypatch.setattr(release_check, "cached_step_difference", lambda *x: calls.append(x) or inner(*x))
     torch.manual_seed(7)
     before = torch.get_rng_state()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         greedy(model)
         greedy(model, "off")
-    assert calls == ["sdpa"]
+    assert calls == [("sdpa", "nemotron")]
     assert torch.equal(torch.get_rng_state(), before)
 
 
