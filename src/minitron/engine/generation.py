@@ -223,7 +223,8 @@ def _draft_of(folder: Path, changed: int) -> EngineWeights:
 
 
 def _report(model: PreTrainedModel, engine: DecodeEngine, speculation: Speculation | None = None) -> None:
-    counts = engine.active_neurons, engine.seen_neurons
+    # The activation of a gated MLP has no zeros that the engine could skip.
+    counts = (0, 0) if engine.weights.constants.gated else (engine.active_neurons, engine.seen_neurons)
     report_on(model, GenerationReport(engine.name, "", *counts, speculation))
 
 

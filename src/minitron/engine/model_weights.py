@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import weakref
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,8 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from ..checkpoint.hf import read_config
 from ..engine_hook import REPORT
-from ..families import family_of
-from ..heads import NemotronForCausalLM
-from ..model import NemotronRotaryEmbedding
+from ..families import Family, family_of
+from ..family_models import causal_lm_class, class_prefix, rotary_of
 from .checksums import Checksum, checksums
 from .matrix import Format, Matrix
 from .weights import EngineWeights, constants_of, copied, format_of, from_checkpoint, from_model, tensors_of
@@ -49,7 +49,7 @@ def weights_of(model: PreTrainedModel, format: str | None = None) -> EngineWeigh
     Raises:
         ValueError: the model has its weights in another format only.
     """
-    if isinstance(model, GenerationOnlyNemotron):
+    if isinstance(model, GenerationOnly):
         return model.engine_weights(format)
     tensors = tensors_of(model)
     name = format or format_of(model.model.embed_tokens.weight.dtype)
@@ -92,17 +92,22 @@ _WHERE = frozenset(("is_meta", "is_sparse", "is_quantized", "is_cpu", "is_cuda")
 _FACTS = _SHAPE | _KIND | _STATE | _WHERE
 
 
-class GenerationOnlyNemotron(NemotronForCausalLM):
-    """A model that has its weights only as `EngineWeights`: it takes the memory of these, and can only generate."""
+class GenerationOnly:
+    """A model that has its weights only as `EngineWeights`: it takes the memory of these, and can only generate.
+
+    Goes before the class of a family, as `generation_only_class` combines them.
+    """
 
     def __init__(self, weights: EngineWeights, config: Any) -> None:
         with torch.device("meta"):
-            super().__init__(config)
+            super().__init__(config)  # type: ignore[call-arg] (the class of the family)
         self._engine_weights = weights
-        self.model.rotary_emb = NemotronRotaryEmbedding(config)
-        for module in self.modules():
+        model: Any = self
+        model.model.rotary_emb = rotary_of(config)
+        absent: dict[nn.Parameter, AbsentParameter] = {}  # a tied head stays the embedding
+        for module in model.modules():
             for name, parameter in module.named_parameters(recurse=False):
-                module._parameters[name] = AbsentParameter(parameter.data)
+                module._parameters[name] = absent.setdefault(parameter, AbsentParameter(parameter.data))
 
     @property
     def device(self) -> torch.device:
@@ -117,7 +122,7 @@ class GenerationOnlyNemotron(NemotronForCausalLM):
         """
         if format not in (None, self._engine_weights.format):
             raise ValueError(f"the model has its weights in {self._engine_weights.format} only, not in {format}")
-        return replace(self._engine_weights, constants=constants_of(self))
+        return replace(self._engine_weights, constants=constants_of(self))  # type: ignore[arg-type]
 
     def forward(self, *_: Any, **__: Any) -> Any:
         """Refused: only the engine reads these weights.
@@ -132,9 +137,19 @@ class GenerationOnlyNemotron(NemotronForCausalLM):
         )
 
 
-def generation_only_model(folder: Path, format: Format | None = None) -> GenerationOnlyNemotron:
+@cache
+def generation_only_class(family: Family) -> type[Any]:
+    """The class of a family's models that have only engine weights; a subclass of `causal_lm_class`."""
+    name = f"GenerationOnly{class_prefix(family)}"
+    return type(
+        name, (GenerationOnly, causal_lm_class(family)), {"__module__": __name__, "__doc__": GenerationOnly.__doc__}
+    )
+
+
+def generation_only_model(folder: Path, format: Format | None = None) -> Any:
     """A folder's model, with only its weights in a format in memory; see `weights.from_checkpoint`."""
-    model = GenerationOnlyNemotron(from_checkpoint(folder, format), read_config(folder)).eval()
+    config = read_config(folder)
+    model = generation_only_class(family_of(config))(from_checkpoint(folder, format), config).eval()
     model.name_or_path = str(folder)
     if (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder)

@@ -19,7 +19,7 @@ from ..families import FAMILIES, Family, family_of
 from ..family_models import causal_lm_class, class_prefix
 from ..ops.autocast import autocast_dtype
 from ..written_code import CLASSES, replaced_code
-from .model_weights import GenerationOnlyNemotron
+from .model_weights import GenerationOnly
 from .weights import EMBEDDING, HEAD, NORM, WEIGHT_DTYPES, norm_eps, parts_of, tensors_of
 
 # The frequencies of the other types ("dynamic", "longrope") change with the length of the text.
@@ -33,7 +33,7 @@ PREPARATION = ("prepare_inputs_for_generation", "_update_model_kwargs_for_genera
 
 def why_not_model(model: PreTrainedModel) -> str:
     """Why the engine cannot run this model as it is now; empty if it can."""
-    generation_only = isinstance(model, GenerationOnlyNemotron)
+    generation_only = isinstance(model, GenerationOnly)
     reason = (
         _why_not_code(model, generation_only) or _why_not_modules(model, generation_only) or _why_not_constants(model)
     )

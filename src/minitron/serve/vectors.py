@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..engine.model_weights import GenerationOnlyNemotron
+from ..engine.model_weights import GenerationOnly
 from .errors import ApiError, failed
 from .served import ServedModel
 
@@ -20,7 +20,7 @@ def embed(model: ServedModel, ids: list[int]) -> list[float]:
         ApiError: the text has no tokens or too many, or the model was loaded for generation only.
     """
     network: Any = model.model
-    if isinstance(network, GenerationOnlyNemotron):
+    if isinstance(network, GenerationOnly):
         raise ApiError(
             f"the model {model.name!r} was loaded in a format for generation only; start the server without --format",
             param="model",

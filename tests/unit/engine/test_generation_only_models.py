@@ -8,13 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 from engine_models import some_tokens, tiny_model
+from family_samples import KINDS, kind_config, small_model
 from text_checkpoint import make_text_checkpoint
 
 import minitron
 from minitron import NemotronConfig
 from minitron.engine import memory
+from minitron.engine.generation import open_engine
 from minitron.engine.memory import require_memory
-from minitron.engine.model_weights import generation_only_model, weights_of
+from minitron.engine.model_weights import GenerationOnly, generation_only_model, weights_of
+from minitron.engine.weights import EngineWeights, from_model, weight_bytes
+from minitron.families import family_of
+from minitron.family_models import causal_lm_class
 
 
 @pytest.mark.parametrize("format", [None, "bf12", "int8"])
@@ -33,6 +38,50 @@ def test_a_packed_model_writes_what_the_model_writes(tmp_path: Path, format: str
         loaded.generate(ids, max_new_tokens=3, return_dict_in_generate=True, output_attentions=True)
     with pytest.raises(ValueError, match="not in int4"):
         weights_of(loaded, "int4")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_relative_in_a_format_writes_what_its_weights_write(tmp_path: Path, kind: str) -> None:
+    """The weights of a folder in a format give the tokens of the same weights taken from a model in memory."""
+    config = kind_config(kind, max_position_embeddings=128, eos_token_id=None)
+    small_model(config, dtype=torch.bfloat16).save_pretrained(tmp_path)
+    ids = torch.tensor([some_tokens(7)])
+    whole = causal_lm_class(family_of(config)).from_pretrained(tmp_path, dtype=torch.bfloat16).eval()
+    for format in (None, "bf12", "int8", "int4"):
+        loaded = generation_only_model(tmp_path, format)  # type: ignore[arg-type]
+        assert isinstance(loaded, GenerationOnly)
+        assert {parameter.device.type for parameter in loaded.parameters()} == {"meta"}
+        weights = weights_of(loaded)
+        expected = decode(from_model(whole, format), ids[0].tolist(), 12)  # type: ignore[arg-type]
+        found = loaded.generate(ids, max_new_tokens=12, do_sample=False)
+        assert loaded.last_generation.engine == "cpu", loaded.last_generation.reason
+        assert found[0, 7:].tolist() == expected
+        assert weights.nbytes == from_model(whole, format).nbytes  # type: ignore[arg-type]
+        if format != "bf12":  # whose escapes depend on the weights
+            assert weights.nbytes == weight_bytes(config, format or "bf16")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="engine only, which cannot serve this: output_attentions"):
+        loaded.generate(ids, max_new_tokens=3, return_dict_in_generate=True, output_attentions=True)
+    with pytest.raises(ValueError, match="runs in the engine only"):
+        loaded(ids)
+    with pytest.raises(ValueError, match="has its weights in int4 only, not in bf16"):
+        weights_of(loaded, "bf16")
+    with pytest.raises(ValueError, match="its weights can be neither read nor changed"):
+        loaded.model.layers[0].self_attn.q_proj.weight.sum()
+
+
+def decode(weights: EngineWeights, prompt: list[int], count: int) -> list[int]:
+    engine = open_engine(weights, len(prompt) + count)
+    engine.prefill(prompt[:-1])
+    found = [row[0] for row in engine.greedy(prompt[-1:], count)]
+    engine.close()
+    return found
+
+
+def test_a_gated_mlp_has_no_zeros_to_report(tmp_path: Path) -> None:
+    small_model(kind_config("smollm")).save_pretrained(tmp_path)
+    model = generation_only_model(tmp_path, "int8")
+    model.generate(torch.tensor([some_tokens(7)]), max_new_tokens=3, do_sample=False)
+    assert model.last_generation.zero_fraction is None
 
 
 def test_loading_in_a_format(tmp_path: Path) -> None:
