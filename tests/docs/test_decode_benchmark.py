@@ -38,5 +38,9 @@ def test_greedy_equality(tmp_path: Path) -> None:
     text = tmp_path / "text.jsonl"
     text.write_text(json.dumps({"text": "Once upon a time there was a dog. It ran into the wood. " * 30}) + "\n")
     command = [sys.executable, str(BENCHMARKS / "greedy_equality.py"), "--text", str(text), "--prompts", "2"]
-    done = subprocess.run([*command, "--tokens", "3"], check=True, capture_output=True, text=True)
-    assert json.loads(done.stdout)["tokens"] == 6
+    for against in ("reference", "transformers"):
+        options = ["--tokens", "3", "--against", against]
+        done = subprocess.run([*command, *options], check=True, capture_output=True, text=True)
+        found = json.loads(done.stdout)
+        assert found["tokens"] == 6
+        assert found["differ"] == found.get("near_ties", 0) == 0

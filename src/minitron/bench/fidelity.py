@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -117,6 +119,66 @@ def greedy_differences(
         finally:
             engine.close()
     return found
+
+
+@dataclass(frozen=True)
+class LoopDifference:
+    """The first position at which the engine's text and that of transformers' loop differ, judged in float64."""
+
+    prompt: int
+    position: int
+    """Of the new tokens, from 0."""
+    gap: float
+    """Exact logit of the engine's token less that of transformers' token; above 0 the engine is right."""
+    noise: float
+    """Root mean square error of transformers' logits at this position, in the model's dtype."""
+
+    @property
+    def near_tie(self) -> bool:
+        """Whether rounding in the model's dtype can decide between the two tokens."""
+        return abs(self.gap) <= 4 * self.noise
+
+
+def loop_differences(
+    model: Any, prompts: Sequence[Sequence[int]], new_tokens: int, rows: int = 8
+) -> list[LoopDifference]:
+    """Continue prompts greedily by the engine and by transformers' own loop, on the same model.
+
+    After their first difference two texts are no longer comparable, so it alone counts.
+
+    Args:
+        model: of `minitron.load`, on the CPU.
+        prompts: token ids.
+        new_tokens: of each text; the end-of-text token is not chosen before.
+        rows: prompts in a batch, padded on the left.
+    """
+    exact = copy.deepcopy(model).double()
+    found = []
+    for start in range(0, len(prompts), rows):
+        batch = prompts[start : start + rows]
+        longest = max(map(len, batch))
+        ids = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in batch])
+        mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in batch])
+        options = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "do_sample": False, "pad_token_id": 0}
+        ours, theirs = (
+            model.generate(ids, attention_mask=mask, **options, engine=engine)[:, longest:].tolist()
+            for engine in ("auto", "off")
+        )
+        for row, prompt in enumerate(batch):
+            if ours[row] != theirs[row]:
+                at = next(n for n in range(new_tokens) if ours[row][n] != theirs[row][n])
+                pair = ours[row][at], theirs[row][at]
+                found.append(_judged(model, exact, [*prompt, *ours[row][:at]], pair, start + row, at))
+    return found
+
+
+def _judged(
+    model: Any, exact: Any, prefix: list[int], tokens: tuple[int, int], prompt: int, position: int
+) -> LoopDifference:
+    with torch.inference_mode():
+        right, own = (each(torch.tensor([prefix])).logits[0, -1].double() for each in (exact, model))
+    noise = float((own - right).square().mean().sqrt())
+    return LoopDifference(prompt, position, float(right[tokens[0]] - right[tokens[1]]), noise)
 
 
 def _engine(weights: EngineWeights) -> Predict:
