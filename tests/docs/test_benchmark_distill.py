@@ -28,3 +28,15 @@ def test_a_training_step_runs(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(out.read_text())["packed_s"] > 0
+
+
+def test_a_step_of_a_relative_runs(tmp_path: Path) -> None:
+    """Both loops compute the same loss."""
+    out = tmp_path / "out.json"
+    command = [sys.executable, str(BENCHMARK.with_name("distill_families.py")), "--smoke", "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(out.read_text())
+    assert found["losses"]["minitron"] == pytest.approx(found["losses"]["full logits"], rel=1e-3)
+    assert found["parameters"][1] < found["parameters"][0]
+    assert len(found["memory"]) == 2

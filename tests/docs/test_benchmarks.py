@@ -38,9 +38,10 @@ def test_eval(part: str, tmp_path: Path) -> None:
         assert all(row.get("largest_difference_nats", 0) < 1e-4 for row in found["rows"])
 
 
-def test_prune_surgery(tmp_path: Path) -> None:
+@pytest.mark.parametrize("shape", ["nemotron-4-15b", "llama-3.1-8b"])
+def test_prune_surgery(tmp_path: Path, shape: str) -> None:
     out = tmp_path / "result.json"
-    command = [sys.executable, str(BENCHMARKS / "prune_surgery.py"), "--smoke", "--json", str(out)]
+    command = [sys.executable, str(BENCHMARKS / "prune_surgery.py"), "--smoke", "--json", str(out), "--shape", shape]
     subprocess.run([*command, "--folder", str(tmp_path)], check=True, capture_output=True)
     result = json.loads(out.read_text())
     assert result["weights"] == "random"
