@@ -135,10 +135,11 @@ def test_rows_in_another_order_are_read_in_any_pieces(heads: int, half: int, sta
     assert torch.equal(half_split(turned, 2 * half).rows(start, stop), whole[start:stop])
 
 
-@pytest.mark.parametrize("type", ["Q4_K", "Q6_K", "Q4_1"])
-@pytest.mark.parametrize("family", ["llama", "qwen2"])
+@pytest.mark.parametrize("type", ["Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q4_1"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
 def test_quantized_files_are_read_as_transformers_reads_them(tmp_path: Path, type: str, family: str) -> None:
-    config = small_config(family, hidden_size=256, intermediate_size=512, head_dim=64)
+    head_dim = 128 if family == "qwen3" else 64  # transformers reads no other width of Qwen3's heads
+    config = small_config(family, hidden_size=256, intermediate_size=512, head_dim=head_dim)
     kind = gguf.GGMLQuantizationType[type]
     block, size = gguf.GGML_QUANT_SIZES[kind]
     write_gguf(checkpoint_of(config), tmp_path / "plain.gguf", quantization="f32")

@@ -10,15 +10,18 @@ from typing import Any
 
 import pytest
 import torch
+from family_samples import kind_config, small_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from model_samples import build
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 import minitron
 from minitron.checkpoint.limits import CheckpointError
 from minitron.checkpoint.sources import open_checkpoint
+from minitron.loading import checkpoint_folder
 
 IDS = torch.tensor([[5, 17, 2, 60, 33, 8]])
 
@@ -72,6 +75,30 @@ def test_a_merged_adapter_gives_the_logits_of_pefts_merge(settings: dict[str, An
     with torch.no_grad():
         torch.testing.assert_close(model(IDS).logits, expected(IDS).logits, rtol=1e-4, atol=1e-5)
     assert any("merged into" in note for note in merged.notes)
+
+
+@pytest.mark.parametrize("kind", ["smollm", "llama-biased", "mistral", "qwen2-tied", "qwen3"])
+def test_an_adapter_of_another_family_is_merged_as_peft_merges_it(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gate too, and the folder that `load` makes of the adapter is of the family of its base."""
+    monkeypatch.setenv("MINITRON_CACHE", str(tmp_path / "cache"))
+    base = small_model(kind_config(kind))
+    base.save_pretrained(tmp_path / "base")
+    base.name_or_path = str(tmp_path / "base")
+    model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", r=2, lora_alpha=5))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
+    assert any("gate_proj.lora_A" in name for name, _ in model.named_parameters())
+    model.save_pretrained(tmp_path / "adapter")
+    expected = model.merge_and_unload().eval()
+    found = AutoModelForCausalLM.from_pretrained(checkpoint_folder(tmp_path / "adapter"))
+    assert found.config.model_type == base.config.model_type
+    with torch.no_grad():
+        torch.testing.assert_close(found.eval()(IDS).logits, expected(IDS).logits, rtol=1e-4, atol=1e-5)
 
 
 def edit(folder: Path, **values: Any) -> None:
