@@ -42,7 +42,7 @@ FILES = ("text.jsonl", "stories/a.jsonl", "my-tokenizer", "importance.safetensor
 
 VERBS = get_command(app).commands  # type: ignore[attr-defined]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-TARGETS = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+TARGETS = set(re.findall(r"^([a-z][a-z0-9-]*):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
 OWN_FOLDERS = ("benchmarks", "docs", "examples", "recipes", "scripts", "src", "studies", "tests")
 WITHOUT_CHECK = ("cd", "cp", "curl", "git", "mkdir", "tensorboard")
 """Programs of others whose options are not looked at."""
