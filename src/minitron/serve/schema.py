@@ -146,6 +146,9 @@ class CalledFunction(Body):
     name: Name
     arguments: Text
 
+    # Clients parse what they get, and send the values back beside the text.
+    parsed_arguments: Any = None
+
 
 class ToolCall(Body):
     """A call that the assistant made earlier in the conversation."""
@@ -168,9 +171,11 @@ class Message(Body):
     tool_calls: Annotated[list[ToolCall], Field(max_length=MOST_TOOLS)] | None = None
     tool_call_id: Name | None = None
 
-    # Fields that servers put into their answers and clients send back.
+    # Fields that servers put into their answers, and clients beside them, and that are sent back.
     annotations: list[JsonObject] | None = None
     reasoning_content: str | None = None
+    parsed: Any = None
+    provider_specific_fields: JsonObject | None = None
 
     @model_validator(mode="after")
     def _check_role(self) -> Message:
