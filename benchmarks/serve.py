@@ -1,11 +1,13 @@
 """The server's speed over HTTP: ours and llama.cpp's with the same client, weights and prompts, interleaved.
 
     python benchmarks/serve.py [--model bundled] [--gguf model.gguf] [--clients 8] [--smoke]
-    python benchmarks/serve.py --interleavings 10000
+    python benchmarks/serve.py --interleavings 10000 [--state FILE]
+    python benchmarks/serve.py --http-interleavings 200
 
 Without --gguf, the model is converted for llama.cpp (package xllamacpp) into a temporary folder. Without xllamacpp only
 our server is measured. The second form serves random requests that join, leave, hit the cache and are cancelled, and
-counts the answers that differ in a bit from those of the same requests alone.
+counts the answers that differ in a bit from those of the same requests alone; it continues where a run with the same
+state file ended. The third form does so over HTTP, with texts, and with llama.cpp's server too.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import http.client
 import importlib.util
 import itertools
 import json
+import random
 import statistics
 import sys
 import tempfile
@@ -142,21 +145,26 @@ def engine_rate(model: str, clients: int, tokens: int) -> float:
     return clients * tokens / seconds
 
 
+def both_servers(options: argparse.Namespace, stack: contextlib.ExitStack) -> dict[str, tuple[int, str, Any]]:
+    """Our server, and llama.cpp's where it can be had."""
+    servers = {"minitron": stack.enter_context(our_server(options.model, options.clients, options.context))}
+    gguf = options.gguf
+    if not options.smoke and importlib.util.find_spec("xllamacpp") is not None:
+        if gguf is None:
+            from minitron.convert import convert
+            from minitron.loading import checkpoint_folder
+
+            gguf = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "model.gguf"
+            convert(checkpoint_folder(options.model), gguf)
+        servers["llama.cpp"] = stack.enter_context(their_server(gguf, options.clients, options.context or 512))
+    return servers
+
+
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     tokens, rounds, words = (8, 1, 60) if options.smoke else (options.tokens, options.rounds, 300)
     found: dict[str, dict[str, list[float]]] = {}
     with contextlib.ExitStack() as stack:
-        servers = {"minitron": stack.enter_context(our_server(options.model, options.clients, options.context))}
-        gguf = options.gguf
-        if not options.smoke and importlib.util.find_spec("xllamacpp") is not None:
-            if gguf is None:
-                from minitron.convert import convert
-
-                gguf = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "model.gguf"
-                from minitron.loading import checkpoint_folder
-
-                convert(checkpoint_folder(options.model), gguf)
-            servers["llama.cpp"] = stack.enter_context(their_server(gguf, options.clients, options.context or 512))
+        servers = both_servers(options, stack)
         for round_ in range(rounds):
             for name, (port, model, _) in servers.items():
                 of = found.setdefault(name, {})
@@ -172,7 +180,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     return medians
 
 
-def interleave(count: int, seed: int) -> dict[str, Any]:
+PART = 100
+"""Interleavings after which the totals are written."""
+
+
+def interleave(count: int, seed: int, state: Path | None) -> dict[str, Any]:
     from served_sequences import differing_interleavings
 
     from minitron.assets import bundled_model
@@ -180,13 +192,63 @@ def interleave(count: int, seed: int) -> dict[str, Any]:
     from minitron.engine.weights import from_checkpoint
 
     engine = open_engine(from_checkpoint(bundled_model()), 256, 4)
-    differing = total = hits = done = 0
-    while done < count:
-        part = min(250, count - done)
-        found = differing_interleavings(engine, seed + done, part)
-        differing, total, hits, done = differing + found[0], total + found[1], hits + found[2], done + part
-        print(f"{done} interleavings, {total} answers, {differing} differ", file=sys.stderr)
-    return {"interleavings": done, "answers": total, "differing": differing, "cached_tokens": hits}
+    total = dict.fromkeys(("interleavings", "answers", "differing", "cached_tokens"), 0)
+    if state is not None and state.exists():
+        total = json.loads(state.read_text())
+    while total["interleavings"] < count:
+        part = min(PART, count - total["interleavings"])
+        differing, answers, hits = differing_interleavings(engine, seed + total["interleavings"], part)
+        total["interleavings"] += part
+        total["answers"] += answers
+        total["differing"] += differing
+        total["cached_tokens"] += hits
+        print(json.dumps(total), file=sys.stderr)
+        if state is not None:
+            state.write_text(json.dumps(total))
+    return total
+
+
+def texts_in_company(port: int, model: str, requests: list[dict[str, Any]], delays: list[float]) -> list[str]:
+    """The texts of completions that are asked for at the same time, each after a delay."""
+    texts = [""] * len(requests)
+
+    def work(index: int) -> None:
+        time.sleep(delays[index])
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
+        body = json.dumps({**requests[index], "model": model})
+        connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
+        texts[index] = json.loads(connection.getresponse().read())["choices"][0]["text"]
+        connection.close()
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(len(requests))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return texts
+
+
+def http_interleavings(port: int, model: str, count: int, seed: int) -> dict[str, int]:
+    """How many texts differ from those of the same requests alone."""
+    chance = random.Random(seed)
+    pool = [
+        {
+            "prompt": prompt_of(chance.randint(1, 60), index % 7),
+            "max_tokens": chance.randint(4, 16),
+            "temperature": chance.choice((0, 1.0)),
+            "seed": index,
+        }
+        for index in range(min(30, 3 * count))
+    ]
+    alone = [texts_in_company(port, model, [request], [0])[0] for request in pool]
+    differing = answers = 0
+    for _ in range(count):
+        chosen = [chance.randrange(len(pool)) for _ in range(chance.randint(2, 6))]
+        delays = [chance.random() * 0.05 for _ in chosen]
+        texts = texts_in_company(port, model, [pool[index] for index in chosen], delays)
+        answers += len(chosen)
+        differing += sum(text != alone[index] for text, index in zip(texts, chosen, strict=True))
+    return {"interleavings": count, "answers": answers, "differing": differing}
 
 
 def main() -> None:
@@ -198,11 +260,19 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--context", type=int)
     parser.add_argument("--interleavings", type=int, default=0)
+    parser.add_argument("--http-interleavings", type=int, default=0)
+    parser.add_argument("--state", type=Path, help="file for the totals of --interleavings")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--smoke", action="store_true")
     options = parser.parse_args()
     if options.interleavings:
-        found = interleave(2 if options.smoke else options.interleavings, options.seed)
+        found = interleave(2 if options.smoke else options.interleavings, options.seed, options.state)
+    elif options.http_interleavings:
+        with contextlib.ExitStack() as stack:
+            found = {
+                name: http_interleavings(port, model, options.http_interleavings, options.seed)
+                for name, (port, model, _) in both_servers(options, stack).items()
+            }
     else:
         found = measure(options)
     print(json.dumps(found, indent=2))

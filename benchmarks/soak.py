@@ -27,7 +27,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-WORDS = "the fox and the crow met a boy in the wood and told him of a king who had lost his way home".split()
+TEXT = "the fox and the crow met a boy in the wood and told him of a king who had lost his way home"
 SCHEMA = {
     "type": "object",
     "properties": {"name": {"type": "string", "maxLength": 8}, "age": {"type": "integer", "minimum": 0}},
@@ -62,7 +62,7 @@ Request = tuple[str, dict[str, Any]]
 
 
 def text_of(chance: random.Random, most: int) -> str:
-    return " ".join(chance.choice(WORDS) for _ in range(chance.randint(1, most)))
+    return " ".join(chance.choice(TEXT.split()) for _ in range(chance.randint(1, most)))
 
 
 def request_of(chance: random.Random, beginnings: list[str]) -> Request:
@@ -226,7 +226,8 @@ class Soak:
         """A client process that is killed while it gets its answer."""
         command = [sys.executable, "-S", "-c", KILLED_CLIENT, str(self.port)]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as client:
-            assert client.stdin is not None and client.stdout is not None
+            assert client.stdin is not None
+            assert client.stdout is not None
             client.stdin.write(self._bytes_of(chance))
             client.stdin.close()
             client.stdout.readline()

@@ -1,4 +1,4 @@
-"""The openai client against the server at MINITRON_URL: chat, streams, tools, structured output, embeddings, responses."""
+"""The openai client against the server at MINITRON_URL: chat, tools, structured output, embeddings, responses."""
 
 from __future__ import annotations
 
@@ -97,7 +97,10 @@ def test_tools(client, choice) -> None:
     assert kinds.count("tool_calls.function.arguments.delta") > 3
     assert streamed.function.parsed_arguments == call.function.parsed_arguments
     back = [*ADD, found.choices[0].message, {"role": "tool", "tool_call_id": call.id, "content": "42"}]
-    assert client.chat.completions.create(model=MODEL, messages=back, tools=tools).choices[0].message.content == "It is 42."
+    assert (
+        client.chat.completions.create(model=MODEL, messages=back, tools=tools).choices[0].message.content
+        == "It is 42."
+    )
 
 
 def test_completions(client) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from minitron.serve.app import make_app
+from minitron.serve.connections import Connection
 from minitron.serve.context import Context
 from minitron.serve.engine_loop import EngineLoop
 from minitron.serve.generation import deliver
@@ -27,7 +28,9 @@ class LiveServer:
 
 
 @contextlib.contextmanager
-def live_server(settings: ServeSettings, models: list[AnyModel] | None = None) -> Iterator[LiveServer]:
+def live_server(
+    settings: ServeSettings, models: list[AnyModel] | None = None, connection: type[Connection] = Connection
+) -> Iterator[LiveServer]:
     import uvicorn
 
     models = load_models(settings, lambda sentence: None) if models is None else models
@@ -36,7 +39,8 @@ def live_server(settings: ServeSettings, models: list[AnyModel] | None = None) -
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         port = listening.getsockname()[1]
-        server = uvicorn.Server(uvicorn.Config(make_app(context), log_config=None, lifespan="off", ws="none"))
+        config = uvicorn.Config(make_app(context), log_config=None, lifespan="off", ws="none", http=connection)
+        server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
         loop.start()
         thread.start()

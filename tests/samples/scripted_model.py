@@ -3,8 +3,8 @@
     python tests/samples/scripted_model.py      serves it on a free port, which it prints
 
 A tiny model calls no tool with the arguments that a client's tests expect. This one does: it calls the first tool with
-values from the user's message, answers a question for JSON with JSON, and says a sentence otherwise. Its engine gives the
-next token of the script a large logit, so that a grammar that forbids the token is noticed.
+values from the user's message, answers a question for JSON with JSON, and says a sentence otherwise. Its engine gives
+the next token of the script a large logit, so that a grammar that forbids the token is noticed.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch
 from live_server import live_server
 
 from minitron.chat import parse_conversation
+from minitron.engine.base import DecodeEngine
 from minitron.loading import load
 from minitron.serve.scheduler import Scheduler
 from minitron.serve.served import ServedModel
@@ -57,14 +58,14 @@ def _arguments(schema: dict[str, Any], text: str) -> dict[str, Any]:
     return found
 
 
-class ScriptedEngine:
-    """The part of `DecodeEngine` that the scheduler uses."""
+class ScriptedEngine(DecodeEngine):
+    """An engine that computes nothing."""
 
     name = "scripted"
 
     def __init__(self, tokenizer: Any, vocabulary: int, slots: int) -> None:
         self._tokenizer, self._vocabulary = tokenizer, vocabulary
-        self.kv = SimpleNamespace(lengths=[0] * slots)
+        self.kv: Any = SimpleNamespace(lengths=[0] * slots)
         self._texts: dict[int, list[int]] = {}
         self._scripts: dict[int, list[int]] = {}
 

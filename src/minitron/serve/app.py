@@ -28,7 +28,7 @@ from .errors import ApiError, failed, unavailable
 from .gate import PAGE, Gate
 from .generation import ClientLeft, Generation, unless_client_leaves
 from .judging_routes import JudgingRoutes
-from .requests import conversation, template_tools
+from .requests import rendered
 from .responses_route import ResponsesAnswer
 from .responses_schema import ResponsesRequest
 from .scheduler import TextSequence
@@ -205,8 +205,7 @@ class Routes:
 def _tokenized(model: ServedModel, request: TokenizeRequest) -> list[int]:
     if request.prompt is not None:
         return model.encode(request.prompt, request.add_special_tokens)
-    tools = template_tools(request.tools)
-    text = model.render(conversation(request.messages or []), tools, prompt=request.add_generation_prompt)
+    text = rendered(model, request.messages or [], request.tools, request.add_generation_prompt)
     return model.encode(text, special=False)
 
 

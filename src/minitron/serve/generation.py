@@ -157,8 +157,10 @@ async def _left(receive: Receive) -> None:
 def too_long(model: ServedModel, prompt: int, new: int) -> ApiError:
     """The error for a prompt that leaves no room for so many new tokens."""
     return ApiError(
-        f"the model {model.name!r} has a context of {model.context} tokens; the request has {prompt} tokens of prompt "
-        f"and asks for {new} new ones; shorten the prompt or ask for at most {max(0, model.context - prompt)}",
+        # These words are OpenAI's, by which clients recognize the error.
+        f"This model's maximum context length is {model.context} tokens; the request to {model.name!r} has {prompt} "
+        f"tokens of prompt and asks for {new} new ones; shorten the prompt or ask for at most "
+        f"{max(0, model.context - prompt)}",
         param="messages",
         code="context_length_exceeded",
     )

@@ -54,8 +54,8 @@ class GrammarMask:
         """
         bits = self._matcher.compute_bitmask()
         self._require_sound()
-        found = np.unpackbits(np.frombuffer(bits, np.uint8), bitorder="little")[: self._vocabulary].astype(bool)
-        return np.pad(found, (0, self._vocabulary - len(found)))
+        found = np.unpackbits(np.frombuffer(bits, np.uint8), count=self._vocabulary, bitorder="little")
+        return found.view(bool)
 
     def accept(self, token: int) -> None:
         """Go on after a token."""

@@ -145,11 +145,27 @@ def template_tools(tools: Sequence[Tool] | None) -> list[dict[str, Any]] | None:
     return [tool.model_dump(exclude_none=True, exclude={"function": {"strict"}}) for tool in tools]
 
 
+def rendered(model: ServedModel, messages: Sequence[Message], tools: Sequence[Tool] | None, prompt: bool) -> str:
+    """A conversation as text. Where the template takes one system message, those at the beginning are joined.
+
+    Raises:
+        ApiError: the template rejects the conversation.
+    """
+    turns, templates = conversation(messages), template_tools(tools)
+    leading = next((index for index, turn in enumerate(turns) if turn["role"] != "system"), len(turns))
+    try:
+        return model.render(turns, templates, prompt)
+    except ApiError:
+        if leading < 2:
+            raise
+        joined = "\n\n".join(turn["content"] for turn in turns[:leading])
+        return model.render([{**turns[0], "content": joined}, *turns[leading:]], templates, prompt)
+
+
 def chat_prompt(model: ServedModel, request: ChatRequest) -> list[int]:
     """The token ids of a conversation with the heading of the answer."""
-    tools = None if request.tool_choice == "none" else template_tools(request.tools)
-    text = model.render(conversation(request.messages), tools, prompt=True)
-    return model.encode(text, special=False)
+    tools = None if request.tool_choice == "none" else request.tools
+    return model.encode(rendered(model, request.messages, tools, prompt=True), special=False)
 
 
 def chat_limit(request: ChatRequest) -> int | None:

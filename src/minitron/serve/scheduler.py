@@ -23,7 +23,7 @@ from ..finite import NotFiniteError, check_logits
 from .errors import ApiError, failed, too_busy
 from .prefix_cache import PrefixCache
 from .text_output import TextOutput
-from .token_choice import TokenChooser, TokenLogprobs, logprobs_of
+from .token_choice import TokenChooser, TokenLogprobs, logprobs_of, prepare_choice
 
 CHUNK = 32
 """Prompt tokens in one prefill between two decode steps. The CPU engine prefills so many by decode steps in small and
@@ -113,6 +113,8 @@ class Scheduler:
         self._prefilling: deque[TextSequence] = deque()
         self._running: list[TextSequence] = []
         self._lock = threading.Lock()
+        if engine.name == "cpu":
+            prepare_choice(engine)
 
     # --- from any thread -------------------------------------------------------------------------------------------
 
@@ -251,7 +253,7 @@ class Scheduler:
                 self._end(sequence, Update(finish="length"))
                 continue
             try:
-                token, reported = sequence.chooser.choose(row)
+                token, reported = sequence.chooser.choose(row, self.engine)
             except NotFiniteError as error:
                 self._end(sequence, Update(error=failed(f"the model cannot answer: {error}")))
             except Exception:

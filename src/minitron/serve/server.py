@@ -13,6 +13,7 @@ from typing import Any
 import uvicorn
 
 from .app import make_app
+from .connections import connections
 from .context import Context
 from .engine_loop import EngineLoop
 from .gate import JsonLines
@@ -49,7 +50,7 @@ def serve(settings: ServeSettings, say: Callable[[str], object]) -> int:
         FileNotFoundError, ValueError, OSError: a model cannot be loaded, or the port is taken.
     """
     _start_log(settings)
-    _raise_limit_of_files()
+    open_files = _raise_limit_of_files()
     models = load_models(settings, say)
     died: list[BaseException] = []
 
@@ -71,7 +72,7 @@ def serve(settings: ServeSettings, say: Callable[[str], object]) -> int:
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=max(1, int(settings.drain_seconds)),
         h11_max_incomplete_event_size=LARGEST_HEADERS,
-        http="h11",
+        http=connections(open_files),
         backlog=4096,
     )
     server = _Server(config)
@@ -112,11 +113,12 @@ def _start_log(settings: ServeSettings) -> None:
         logger.setLevel(logging.INFO if name == "minitron.serve" else logging.WARNING)
 
 
-def _raise_limit_of_files() -> None:
-    """Allow as many open connections as the system permits."""
+def _raise_limit_of_files() -> int | None:
+    """Allow as many open connections as the system permits; how many files that are, None if there is no limit."""
     if os.name != "posix":
-        return
+        return None
     import resource
 
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    return None if most == resource.RLIM_INFINITY else most

@@ -6,14 +6,15 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 
-from ..engine.sampling import kept_tokens, penalize
-from ..finite import NotFiniteError
+from ..engine.draws import Draws
+from ..engine.mt19937 import seeded
+from ..engine.sampling import best_token, penalize
+from ..finite import check_logits
 from ..sampling_parameters import SamplingParameters
 
 Array = np.ndarray[Any, Any]
@@ -33,6 +34,14 @@ class Mask(Protocol):
     @property
     def ended(self) -> bool:
         """Whether the text is complete and nothing may follow."""
+        ...
+
+
+class Picker(Protocol):
+    """The part of a `DecodeEngine` that chooses tokens."""
+
+    def pick(self, draws: Draws, logits: Array) -> Array:
+        """The next tokens (B,) for logits (B, V); negative where it cannot choose."""
         ...
 
 
@@ -93,31 +102,28 @@ class TokenChooser:
         """
         self.rules, self.mask = rules, mask
         self.plain = rules.plain and mask is None
-        seed = rules.parameters.seed
-        self._generator = torch.Generator()
-        self._generator.manual_seed(int.from_bytes(os.urandom(8)) >> 1 if seed is None else seed)
+        self._draws: Draws | None = None
+        if rules.parameters.temperature > 0:
+            seed = int.from_bytes(os.urandom(4)) if rules.parameters.seed is None else rules.parameters.seed
+            unpenalized = replace(rules.parameters, repetition_penalty=1.0)  # `_shaped` penalizes
+            self._draws = Draws(unpenalized, vocabulary, [np.zeros(0, np.int64)], seeded(seed))
         self._counts: dict[int, int] = {}
         self._seen = np.zeros(vocabulary, bool)
         if rules.parameters.repetition_penalty != 1:
             self._seen[list(prompt)] = True
 
-    def choose(self, logits: Array) -> tuple[int, TokenLogprobs | None]:
+    def choose(self, logits: Array, engine: Picker) -> tuple[int, TokenLogprobs | None]:
         """The next token for logits (V,) float32, and what is reported about it.
+
+        Args:
+            logits: the model's own; they stay as they are.
+            engine: draws a token in compiled code, if it has some; the token is the same without.
 
         Raises:
             NotFiniteError: the largest logit is NaN or infinite.
         """
         shaped = self._shaped(logits)
-        parameters = self.rules.parameters
-        if parameters.temperature == 0:
-            token = int(shaped.argmax())  # the first NaN where there is one
-            if not math.isfinite(shaped[token]):
-                raise NotFiniteError(f"the largest logit is {shaped[token]}")
-        else:
-            ids, probabilities = kept_tokens(shaped, parameters)
-            row = torch.zeros(len(shaped))
-            row[torch.from_numpy(ids)] = torch.from_numpy(probabilities).float()
-            token = int(torch.multinomial(row, 1, generator=self._generator))
+        token = best_token(shaped) if self._draws is None else _drawn(shaped, self._draws, engine)
         self._count(token)
         top = self.rules.top_logprobs
         return token, None if top is None else logprobs_of(logits, token, top)
@@ -144,3 +150,16 @@ class TokenChooser:
         if self.mask is not None:
             out = np.where(self.mask.allowed(), out, np.float32(-np.inf))
         return out
+
+
+def _drawn(logits: Array, draws: Draws, engine: Picker) -> int:
+    """A token drawn from logits (V,); the Python code decides where rounding in compiled code might."""
+    check_logits(logits)
+    token = int(engine.pick(draws, logits[None])[0])
+    return token if token >= 0 else draws.choose(logits[None], [0])[0]
+
+
+def prepare_choice(engine: Picker) -> None:
+    """Compile the choice of a token, which would otherwise hold up the first request that draws one."""
+    draws = Draws(SamplingParameters(temperature=1.0), 32, [np.zeros(0, np.int64)], seeded(0))
+    engine.pick(draws, np.zeros((1, 32), np.float32))

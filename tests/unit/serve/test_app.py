@@ -166,6 +166,40 @@ def test_a_second_turn_is_read_from_the_cache(client) -> None:
     assert again.choices[0].message.content == second.choices[0].message.content
 
 
+def test_the_same_prompt_again_gets_the_same_answer_from_the_cache(client) -> None:
+    prompt = "The crow saw a cheese and the fox saw the crow. " * 9
+    found = [client.completions.create(prompt=prompt, max_tokens=9, **GREEDY) for _ in range(3)]
+    assert len({one.choices[0].text for one in found}) == 1
+    assert found[0].choices[0].text
+    assert found[1].usage.prompt_tokens_details.cached_tokens >= found[0].usage.prompt_tokens // 32 * 32 - 32 > 0
+
+
+def test_a_full_prefix_cache_holds_nobody_up() -> None:
+    """A cache of one chunk or so, and more requests than slots that all want to be in it."""
+    settings = ServeSettings(("half=bundled-half",), slots=2, prefix_cache=200_000)
+    with live_server(settings) as found, openai.OpenAI(base_url=f"{found.url}/v1", api_key="none") as client:
+        prompts = ["The fox met a boy. " * (5 + index % 3) + str(index % 4) for index in range(12)]
+        answers: dict[int, str] = {}
+
+        def ask(index: int) -> None:
+            answer = client.completions.create(prompt=prompts[index], max_tokens=4, **GREEDY)
+            answers[index] = answer.choices[0].text
+
+        threads = [threading.Thread(target=ask, args=(index,)) for index in range(12)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        [model] = found.context.served.writing
+        cache = model.scheduler.cache
+        assert 0 < cache.nbytes <= cache.limit
+        assert len(answers) == 12
+        for index in range(12):
+            before = answers[index]
+            ask(index)
+            assert answers[index] == before
+
+
 def test_responses(client) -> None:
     found = client.responses.create(
         model="half", input="A story", instructions="Be short.", max_output_tokens=9, temperature=0
@@ -181,6 +215,16 @@ def test_responses(client) -> None:
     assert "".join(delta for _, _, delta in kinds) == found.output_text
     assert [number for _, number, _ in kinds] == list(range(len(kinds)))
     assert kinds[-1][0] == "response.incomplete"
+
+
+def test_system_messages_at_the_beginning_are_one_for_a_template_that_takes_one(web) -> None:
+    """The template of the bundled model does."""
+    several = [{"role": "system", "content": text} for text in ("Be short.", "Be kind.")]
+    one = {"role": "system", "content": "Be short.\n\nBe kind."}
+    bodies = ([*several, *MESSAGES], [one, *MESSAGES])
+    found = [post(web, "/tokenize", model="half", messages=messages) for messages in bodies]
+    assert [answer.status_code for answer in found] == [200, 200]
+    assert found[0].json()["tokens"] == found[1].json()["tokens"]
 
 
 # --- structure -------------------------------------------------------------------------------------------------------
@@ -322,13 +366,13 @@ CHAT = {"model": "half", "messages": MESSAGES}
         (json.dumps(CHAT).encode().replace(b'"half"', b"9" * 5000), 400, ""),
         (json.dumps({**CHAT, "max_tokens": -1}).encode(), 400, "max_tokens is -1"),
         (json.dumps({**CHAT, "n": 10**9}).encode(), 400, "n is 1000000000"),
-        (json.dumps({**CHAT, "max_tokens": 10**6}).encode(), 400, "context"),
+        (json.dumps({**CHAT, "max_tokens": 10**6}).encode(), 400, "This model's maximum context length is"),
         (json.dumps({**CHAT, "stop": ["x"] * 99}).encode(), 400, "stop"),
         (json.dumps({**CHAT, "nonsense": 1}).encode(), 400, "unknown field 'nonsense'"),
         (json.dumps({**CHAT, "store": True}).encode(), 400, "store is not supported"),
         (json.dumps({**CHAT, "model": "other"}).encode(), 404, "models here are half, judge"),
         (json.dumps({**CHAT, "messages": [{"role": "user", "content": "x " * 5000}]}).encode(), 400, "context"),
-        (json.dumps({**CHAT, "messages": [{"role": "system", "content": "x"}] * 2}).encode(), 400, "system"),
+        (json.dumps({**CHAT, "messages": [*MESSAGES, {"role": "system", "content": "x"}]}).encode(), 400, "system"),
         (json.dumps({**CHAT, "user": "x" * (5 << 20)}).encode(), 413, "bytes"),
     ],
 )

@@ -23,8 +23,8 @@ if os.name != "posix":
 
 
 class Process:
-    def __init__(self, *options: str) -> None:
-        command = [sys.executable, "-m", "minitron", "serve", "bundled-half", "--port", "0", *options]
+    def __init__(self, *options: str, program: tuple[str, ...] = ("-m", "minitron")) -> None:
+        command = [sys.executable, *program, "serve", "bundled-half", "--port", "0", *options]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         assert self.process.stderr is not None
         self.lines: list[str] = []
@@ -110,3 +110,36 @@ def test_bad_options_are_a_sentence() -> None:
         assert done.returncode == 2
         assert words in done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_a_full_disk_for_the_log_costs_no_answer() -> None:
+    if not os.path.exists("/dev/full"):
+        pytest.skip("/dev/full is not here")
+    with Process("--log-file", "/dev/full") as server:
+        assert server.ask(max_tokens=3)["usage"]["completion_tokens"] == 3
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(60) == 0
+
+
+BROKEN = """
+import sys
+from minitron.serve.scheduler import Scheduler
+from minitron.cli import main
+
+def broken(self):
+    raise RuntimeError("broken")
+
+Scheduler._decode = broken
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_the_process_ends_with_an_error_when_its_engine_cannot_go_on(tmp_path) -> None:
+    file = tmp_path / "broken.py"
+    file.write_text(BROKEN)
+    with Process(program=(str(file),)) as server:
+        for _ in range(10):
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                server.ask(max_tokens=3)
+        assert server.process.wait(60) == 1
+        assert not any("Traceback" in line for line in server.lines if not line.startswith("{"))
