@@ -14,6 +14,7 @@ import llguidance.hf
 import numpy as np
 
 from .errors import ApiError
+from .schema_rewrites import rewritten
 from .served import ServedModel
 from .token_choice import Array
 
@@ -93,7 +94,10 @@ def schema_mask(model: ServedModel, schema: Any, largest: int, param: str) -> Gr
         ApiError: the schema is too large, or has something that is not supported.
     """
     _require_size(schema, largest, param)
-    grammar = llguidance.LLMatcher.grammar_from_json_schema(schema, overrides=COMPACT)  # type: ignore[arg-type]
+    grammar = llguidance.LLMatcher.grammar_from_json_schema(
+        rewritten(schema),
+        overrides=COMPACT,  # type: ignore[arg-type]
+    )
     return _compiled(model, grammar, param)
 
 
@@ -109,7 +113,7 @@ def lark_mask(model: ServedModel, lark: str, largest: int, param: str) -> Gramma
 
 def json_rule(schema: Any) -> str:
     """A JSON schema as a part of a Lark grammar."""
-    return f"%json {json.dumps({**schema, 'x-guidance': COMPACT})}"
+    return f"%json {json.dumps({**rewritten(schema), 'x-guidance': COMPACT})}"
 
 
 def _require_size(value: Any, largest: int, param: str) -> None:

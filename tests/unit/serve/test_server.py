@@ -130,7 +130,7 @@ def broken(self):
     raise RuntimeError("broken")
 
 Scheduler._decode = broken
-sys.exit(main(sys.argv[1:]))
+sys.exit(main())
 """
 
 
