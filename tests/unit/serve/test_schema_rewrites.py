@@ -57,9 +57,7 @@ def test_dependencies_of_the_older_drafts() -> None:
 
 def test_a_date_exists() -> None:
     check = jsonschema.Draft202012Validator(rewritten({"type": "string", "format": "date"}))
-    dates = [
-        f"{year:04}-{month:02}-{day:02}" for year in (1900, 2000, 2023, 2024) for month in (2, 3) for day in (28, 29)
-    ]
+    dates = [f"{year}-{day}" for year in (1900, 2000, 2023, 2024) for day in ("02-28", "02-29", "03-29")]
     found = [date for date in dates if check.is_valid(date)]
     assert [date for date in dates if date not in found] == ["1900-02-29", "2023-02-29"]
 
