@@ -24,12 +24,12 @@ HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: applicat
 
 
 class Impatient(Connection):
-    head_seconds = 0.4
+    head_seconds = 1.5
 
 
 @pytest.fixture(scope="module")
 def server():
-    settings = ServeSettings(("scripted",), body_seconds=0.4, max_waiting=8)
+    settings = ServeSettings(("scripted",), body_seconds=3.0, max_waiting=8)
     with live_server(settings, [scripted_model()], Impatient) as found:
         yield found
 
