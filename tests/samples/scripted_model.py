@@ -28,13 +28,19 @@ from minitron.serve.settings import ServeSettings
 
 HEADING = "<extra_id_1>Assistant\n"
 TURN_END = "<extra_id_1>"
+STORY = "A story. " * 50
 JOKE = {"setup": "Why did the cat cross the road?", "punchline": "It was \u00bdasleep."}
 
 
 def scripted(prompt: str) -> str:
     """The answer to a rendered conversation."""
-    found = parse_conversation(prompt.removesuffix(HEADING))
-    last = next(turn for turn in reversed(found["messages"]) if turn["role"] != "assistant")
+    try:
+        found = parse_conversation(prompt.removesuffix(HEADING))
+    except ValueError:  # marks within a message
+        return STORY
+    last = next((turn for turn in reversed(found["messages"]) if turn["role"] != "assistant"), None)
+    if last is None:
+        return STORY
     text = str(last["content"])
     if found.get("tools") and last["role"] == "user":
         function = found["tools"][0].get("function", found["tools"][0])
@@ -97,7 +103,7 @@ class ScriptedEngine(DecodeEngine):
         end = self._tokenizer.convert_tokens_to_ids(TURN_END)
         if slot not in self._scripts:
             prompt = self._tokenizer.decode(self._texts[slot], clean_up_tokenization_spaces=False)
-            answer = scripted(prompt.removeprefix("<s>")) if prompt.endswith(HEADING) else "A story. " * 50
+            answer = scripted(prompt.removeprefix("<s>")) if prompt.endswith(HEADING) else STORY
             self._scripts[slot] = [*self._tokenizer(answer, add_special_tokens=False)["input_ids"], end]
         return self._scripts[slot].pop(0) if self._scripts[slot] else end
 

@@ -35,7 +35,7 @@ def server():
 
 
 def connected(server) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", server.port), timeout=30)
+    return socket.create_connection(("127.0.0.1", server.port), timeout=300)
 
 
 def everything(connection: socket.socket) -> tuple[int, dict]:
@@ -48,7 +48,7 @@ def everything(connection: socket.socket) -> tuple[int, dict]:
 
 
 def answered(server) -> bool:
-    found = httpx.post(f"{server.url}/v1/chat/completions", json=HELLO, timeout=30)
+    found = httpx.post(f"{server.url}/v1/chat/completions", json=HELLO, timeout=300)
     return found.json()["choices"][0]["message"]["content"] == "You said: Hello"
 
 
