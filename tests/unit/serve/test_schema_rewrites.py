@@ -32,6 +32,8 @@ DOG = {"properties": {"kind": {"enum": ["dog", "fox"]}}, "required": ["kind", "a
         ({"oneOf": [{"required": ["a"]}, {"required": ["b"]}]}, None),
         ({"oneOf": [{"const": 1}, {"const": True}]}, None),
         ({"oneOf": [{**CAT, "required": []}, DOG]}, None),
+        ({"oneOf": [CAT, {**DOG, "required": ["a"]}]}, None),
+        ({"oneOf": [{"type": ["string", "null"]}, {"type": ["null", "boolean"]}]}, None),
         ({"oneOf": [{"type": "string"}, {"type": "integer"}], "anyOf": [{"type": "string"}]}, None),
         ({"enum": [{"format": "topic"}, "a"], "properties": {"format": {"type": "string"}}}, None),
     ],
@@ -60,6 +62,14 @@ def test_a_date_exists() -> None:
     dates = [f"{year}-{day}" for year in (1900, 2000, 2023, 2024) for day in ("02-28", "02-29", "03-29")]
     found = [date for date in dates if check.is_valid(date)]
     assert [date for date in dates if date not in found] == ["1900-02-29", "2023-02-29"]
+
+
+def test_a_property_may_have_the_name_of_a_keyword() -> None:
+    note = {"type": "string", "format": "topic"}
+    assert rewritten({"properties": {"default": note, "enum": note}, "default": note}) == {
+        "properties": {"default": {"type": "string"}, "enum": {"type": "string"}},
+        "default": note,
+    }
 
 
 def test_endless_references_and_odd_schemas_are_left_alone() -> None:
