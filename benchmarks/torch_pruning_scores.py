@@ -1,9 +1,10 @@
-"""Scores by torch-pruning's own criteria, on the units of this architecture.
+"""Scores by torch-pruning's own criteria, on the units of a decoder of any family in `minitron.families`.
 
 torch-pruning finds what belongs together by tracing the model. On upstream's Nemotron (eager attention, 4 layers) that
 did not end within ten minutes, so its criteria get the groups written out here: for a channel all matrices that read or
-write it and all norms; for a neuron its row of `up_proj` and its column of `down_proj`; for a head its rows of `q_proj`
-and columns of `o_proj`, averaged over the head as torch-pruning does.
+write it and all norms (torch-pruning skips norms that are not `nn.LayerNorm`); for a neuron its rows of `up_proj` and
+of a gate and its column of `down_proj`; for a head its rows of `q_proj` and columns of `o_proj`, averaged over the head
+as torch-pruning does.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ import torch
 import torch_pruning
 from torch_pruning.pruner import function
 
-from minitron import NemotronForCausalLM
 from minitron.data.packing import Batch
+from minitron.families import family_of
 from minitron.prune.scores import Scores
+from minitron.train.inputs import saved_model
 
 CRITERIA = ("magnitude", "taylor", "hessian")
 
@@ -40,11 +42,6 @@ class Item:
         return self.idxs
 
 
-def _dependency(layer: torch.nn.Module, side: Any) -> Any:
-    """What torch-pruning's criteria read of a dependency, under the names that each of them uses."""
-    return SimpleNamespace(layer=layer, target=SimpleNamespace(module=layer), pruning_fn=side, handler=side)
-
-
 def group(size: int, *members: tuple[torch.nn.Module, Any]) -> list[Item]:
     """A group of `size` units over (layer, pruning function) pairs."""
     return [
@@ -58,7 +55,7 @@ def group(size: int, *members: tuple[torch.nn.Module, Any]) -> list[Item]:
 
 def torch_pruning_scores(folder: Path, blocks: Batch, criterion: str) -> Scores:
     """Scores by `criterion`, one of CRITERIA, with gradients over `blocks` where it needs them."""
-    model = NemotronForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model = saved_model(folder).eval()
     importance = {
         "magnitude": torch_pruning.importance.GroupMagnitudeImportance,
         "taylor": torch_pruning.importance.GroupTaylorImportance,
@@ -80,19 +77,19 @@ def torch_pruning_scores(folder: Path, blocks: Batch, criterion: str) -> Scores:
 def _scores(model: Any, importance: Any, criterion: str) -> Scores:
     rows, columns = function.prune_linear_out_channels, function.prune_linear_in_channels
     norm = function.prune_layernorm_out_channels
-    config = model.config
+    config, family = model.config, family_of(model.config)
     heads, groups, neurons, channel = [], [], [], [(model.model.norm, norm), (model.lm_head, columns)]
     for layer in model.model.layers:
-        attention, mlp = layer.self_attn, layer.mlp
-        by_row = importance(
-            group(attention.q_proj.out_features, (attention.q_proj, rows), (attention.o_proj, columns))
-        ).double()
+        part = {part.role: layer.get_submodule(part.name) for part in family.layer}
+        inner = [part[role] for role in ("gate", "up") if family.has(role)]  # type: ignore[arg-type]
+        query, output, down = part["query"], part["output"], part["down"]
+        by_row = importance(group(query.out_features, (query, rows), (output, columns))).double()
         heads.append(by_row.view(config.num_attention_heads, -1).mean(1))
         groups.append(heads[-1].view(config.num_key_value_heads, -1).sum(1))
-        neurons.append(importance(group(config.intermediate_size, (mlp.up_proj, rows), (mlp.down_proj, columns))))
-        channel += [(x, columns) for x in (attention.q_proj, attention.k_proj, attention.v_proj, mlp.up_proj)]
-        channel += [(x, rows) for x in (attention.o_proj, mlp.down_proj)]
-        channel += [(x, norm) for x in (layer.input_layernorm, layer.post_attention_layernorm)]
+        neurons.append(importance(group(config.intermediate_size, *((x, rows) for x in inner), (down, columns))))
+        channel += [(x, columns) for x in (query, part["key"], part["value"], *inner)]
+        channel += [(x, rows) for x in (output, down)]
+        channel += [(x, norm) for x in (part["attention_norm"], part["mlp_norm"])]
     return Scores(
         heads=heads,
         groups=groups,
