@@ -29,7 +29,7 @@ def draw(
         panels: key of a point -> label of the axis.
         ylabel: of the vertical axis.
     """
-    pyplot = _pyplot()
+    pyplot = load_pyplot()
     figure, axes = pyplot.subplots(
         1, len(panels), figsize=(5.2 * len(panels), 4.4), sharey=True, layout="constrained", squeeze=False
     )
@@ -47,7 +47,7 @@ def draw(
         axis.set_xlabel(label)
     axes[0][0].set_ylabel(f"held-out loss, {ylabel}")
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _round_numbers(least: float, most: float) -> list[float]:
@@ -58,7 +58,7 @@ def _round_numbers(least: float, most: float) -> list[float]:
 
 def draw_bars(path: Path, rows: Mapping[str, Mapping[str, dict[str, Any]]]) -> None:
     """A line for each arm with a point for each of its numbers, means with their spread."""
-    pyplot = _pyplot()
+    pyplot = load_pyplot()
     figure, axis = pyplot.subplots(figsize=(7, 1.2 + 0.32 * len(rows)), layout="constrained")
     for column in dict.fromkeys(name for row in rows.values() for name in row):
         points = [(x["mean"], name, x["spread"]) for name, row in rows.items() if (x := row.get(column))]
@@ -68,10 +68,11 @@ def draw_bars(path: Path, rows: Mapping[str, Mapping[str, dict[str, Any]]]) -> N
     axis.grid(alpha=0.3)
     axis.invert_yaxis()
     figure.legend(loc="outside upper center", ncols=2, frameon=False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _pyplot() -> Any:
+def load_pyplot() -> Any:
+    """matplotlib without a screen."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -80,7 +81,8 @@ def _pyplot() -> Any:
     return pyplot
 
 
-def _save(figure: Any, path: Path) -> None:
+def save_figure(figure: Any, path: Path) -> None:
+    """Write a PNG and forget the figure."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
-    _pyplot().close(figure)
+    load_pyplot().close(figure)

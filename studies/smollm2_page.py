@@ -2,129 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from figures import _pyplot, _save
+from smollm2_children import CRITERIA, TRAINED, WAYS
+from smollm2_facts import MISSING, NAME, facts, is_known, longest
 from smollm2_inputs import TASKS
-from smollm2_scores import bits_per_byte
+from smollm2_plot import draw
 
-from minitron.evaluate.compare import difference_of, mean_of
 from minitron.files import write_json, write_text
-from minitron.shapes import describe
 
 if TYPE_CHECKING:
     from smollm2 import Study
-
-NAME = "smollm2"
-MISSING = "not run"
-
-
-# --- facts -----------------------------------------------------------------------------------------------------------
-
-
-def facts(study: Study) -> dict[str, Any]:
-    """Everything that was measured, as values for JSON."""
-    from machine import describe as describe_machine  # type: ignore[reportMissingImports]
-    from smollm2 import LR, PARENT, SCRATCH_LR, SIZES
-
-    steps = list(study.steps())
-    parent = _model(study, PARENT, "", 0)
-    sizes = {size: _size(study, size) for size in SIZES if (study.run / "shapes" / f"{size}.json").is_file()}
-    models = [_model(study, *key) for key in _keys(study) if key[1] in sizes]
-    for model in models:
-        model["against"] = _against(model, parent)
-    for model in (parent, *models):
-        model["tasks"] = {name: _short(row) for name, row in model["tasks"].items()}
-        model.pop("rows")
-    about = describe_machine(smoke=True)
-    return {
-        "study": NAME,
-        "smoke": study.inputs.smoke,
-        "machine": {key: about[key] for key in ("device", "threads", "torch", "python")},
-        "steps": {"done": sum(step.is_done() for step in steps), "of": len(steps)},
-        "processor_hours": _hours(study.run / "ledger.jsonl"),
-        "settings": {
-            "sequence": study.settings.sequence, "batch": study.settings.batch, "lr": LR, "scratch_lr": SCRATCH_LR,
-            "calibration_tokens": study.settings.calibration * study.settings.sequence, "seeds": 1,
-            "rounds": [vars(round_) for round_ in study.settings.rounds],
-        },
-        "sizes": sizes,
-        "parent": parent,
-        "models": models,
-        "speed": _speeds(study),
-    }  # fmt: skip
-
-
-def _keys(study: Study) -> list[tuple[str, str, int]]:
-    """(way, size, tokens) of every model that can be in the report."""
-    from smollm2 import SIZES, WAYS
-
-    tokens = [0, *(round_.tokens for round_ in study.settings.rounds)]
-    return [(way, size, n) for size in SIZES for way in WAYS for n in tokens if n or way != "scratch"]
-
-
-def _model(study: Study, way: str, size: str, tokens: int) -> dict[str, Any]:
-    found = study.scores(f"{way}-{size}-{tokens}" if size else way).found
-    rows = {name: row["scores"] for name, row in found["tasks"].items() if row["scores"]}
-    text = {name: bits_per_byte(found["text"].get(name, [])) for name in study.inputs.heldout}
-    known = bool(size) and any(text.values())
-    return {
-        "way": way, "size": size, "tokens": tokens, "text": text, "tasks": rows,
-        "trained_tokens": study.tokens(way, size, tokens) if known else 0,
-        "flops": study.flops(way, size, tokens) if known else 0.0,
-        "rows": {"text": found["text"], "tasks": rows},
-    }  # fmt: skip
-
-
-def _size(study: Study, size: str) -> dict[str, Any]:
-    found = json.loads((study.run / "shapes" / f"{size}.json").read_text(encoding="utf-8"))
-    counts = {}
-    for way in ("ours", "depth"):
-        shape = describe(study.shape_of(way, size).config(study.config))
-        counts[way] = {
-            "shape": str(study.shape_of(way, size)),
-            "parameters": shape.num_parameters(),
-            "non_embedding_parameters": shape.num_non_embedding_parameters(),
-            "share": shape.num_non_embedding_parameters() / study.whole,
-        }
-    return {**counts, "ranked": found["ranked"]}
-
-
-def _against(model: dict[str, Any], parent: dict[str, Any]) -> dict[str, Any]:
-    """Losses of bits per byte as shares, and differences of scores, on what both were measured on."""
-    text = {}
-    for name, rows in model["rows"]["text"].items():
-        mine, theirs = (bits_per_byte(x[: len(rows)]) for x in (rows, parent["rows"]["text"].get(name, [])))
-        if mine and theirs and mine["pieces"] == theirs["pieces"]:
-            text[name] = mine["value"] / theirs["value"] - 1
-    tasks = {}
-    for name, rows in model["rows"]["tasks"].items():
-        theirs = parent["rows"]["tasks"].get(name, [])
-        both = min(len(rows), len(theirs))
-        if both > 1:
-            gap = difference_of(rows[:both], theirs[:both])
-            tasks[name] = {"difference": gap.value, "stderr": gap.stderr, "documents": both}
-    return {"text": text, "tasks": tasks}
-
-
-def _short(rows: list[float]) -> dict[str, Any]:
-    mean = mean_of(rows)
-    return {"score": mean.value, "stderr": None if math.isnan(mean.stderr) else mean.stderr, "documents": len(rows)}
-
-
-def _hours(ledger: Path) -> float:
-    if not ledger.is_file():
-        return 0.0
-    return sum(json.loads(line)["cpu"] for line in ledger.read_text(encoding="utf-8").splitlines()) / 3600
-
-
-def _speeds(study: Study) -> dict[str, Any]:
-    paths = sorted((study.run / "speed").glob("*.json"))
-    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths}
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------
@@ -182,27 +73,19 @@ def task_table(found: dict[str, Any], size: str) -> str:
 
 
 def _title(model: dict[str, Any]) -> str:
-    from smollm2 import WAYS
-
     return f"{WAYS[model['way']]}; {model['tokens']:,} tokens" if model["tokens"] else WAYS[model["way"]]
 
 
 def _of_size(found: dict[str, Any], size: str) -> list[dict[str, Any]]:
     """Models of a size: those with numbers, and for each way the first that is to be trained."""
-    from smollm2 import CRITERIA, TRAINED
-
     first = found["settings"]["rounds"][0]["tokens"]
     trained = {way for way in TRAINED if way != "torch-pruning"}
-    best = {m["way"] for m in found["models"] if m["way"].startswith("torch") and m["tokens"] and _is_known(m)}
+    best = {m["way"] for m in found["models"] if m["way"].startswith("torch") and m["tokens"] and is_known(m)}
     trained |= best or {f"torch-pruning-{CRITERIA[0]}"}
     return [
         m for m in found["models"] if m["size"] == size
-        and (_is_known(m) or not m["tokens"] or (m["tokens"] == first and m["way"] in trained))
+        and (is_known(m) or not m["tokens"] or (m["tokens"] == first and m["way"] in trained))
     ]  # fmt: skip
-
-
-def _is_known(model: dict[str, Any]) -> bool:
-    return any(model["text"].values())
 
 
 def speed_table(found: dict[str, Any]) -> str:
@@ -239,17 +122,11 @@ def aims(found: dict[str, Any]) -> str:
     return "\n".join([_aim_75(found), _aim_50(found)])
 
 
-def _longest(found: dict[str, Any], way: str, size: str) -> dict[str, Any] | None:
-    """The child that was trained longest."""
-    known = [m for m in found["models"] if m["way"] == way and m["size"] == size and m["tokens"] and _is_known(m)]
-    return max(known, key=lambda m: m["tokens"], default=None)
-
-
 def _aim_75(found: dict[str, Any]) -> str:
     text = (
         "- At 75%: at most 5% of bits per byte lost, scores within two standard errors on at least half of the tasks. "
     )
-    best = _longest(found, "ours", "75%")
+    best = longest(found, "ours", "75%")
     if best is None:
         return text + f"Training: {MISSING}."
     lost = ", ".join(f"{name} {x:+.1%}" for name, x in best["against"]["text"].items())
@@ -268,12 +145,12 @@ def _aim_75(found: dict[str, Any]) -> str:
 
 def _aim_50(found: dict[str, Any]) -> str:
     text = "- At 50%: ahead of every baseline on every measure. "
-    best = _longest(found, "ours", "50%")
+    best = longest(found, "ours", "50%")
     if best is None:
         return text + f"Training: {MISSING}."
     rivals = [
         m for m in found["models"]
-        if m["size"] == "50%" and m["way"] != "ours" and m["tokens"] == best["tokens"] and _is_known(m)
+        if m["size"] == "50%" and m["way"] != "ours" and m["tokens"] == best["tokens"] and is_known(m)
     ]  # fmt: skip
     if not rivals:
         return text + f"Baselines after {best['tokens']:,} tokens: {MISSING}."
@@ -289,115 +166,6 @@ def _aim_50(found: dict[str, Any]) -> str:
                 behind.append(f"{TASKS[name].title} ({_title(rival)})")
     against = f"Against {len(rivals)} of 5 baselines after {best['tokens']:,} tokens: "
     return text + against + (f"behind on {', '.join(behind)}." if behind else "ahead on all that was measured.")
-
-
-# --- plot ------------------------------------------------------------------------------------------------------------
-
-
-def draw(found: dict[str, Any], path: Path) -> None:
-    """Quality, speed and bytes in one panel; bits per byte and accuracy against tokens in the others."""
-    pyplot = _pyplot()
-    figure, axes = pyplot.subplots(2, 2, figsize=(12.5, 9.5), layout="constrained")
-    _draw_speed(axes[0][0], found)
-    _draw_curves(axes[0][1], found, "75%")
-    _draw_curves(axes[1][1], found, "50%")
-    _draw_accuracy(axes[1][0], found)
-    _save(figure, path)
-
-
-def _mean_bits(model: dict[str, Any]) -> float | None:
-    values = [x["value"] for x in model["text"].values() if x]
-    return sum(values) / len(values) if len(values) == len(model["text"]) else None
-
-
-def _draw_speed(axis: Any, found: dict[str, Any]) -> None:
-    axis.set_title("quality, speed and bytes (area of a disc)")
-    axis.set_xlabel("tokens per second, one text")
-    axis.set_ylabel("bits per byte, mean of the held-out texts")
-    drawn = False
-    for number, (name, title) in enumerate((("parent", "parent"), ("ours-75%-0", "75%"), ("ours-50%-0", "50%"))):
-        size = name.split("-")[1] if number else ""
-        model = found["parent"] if not number else _longest(found, "ours", size) or _cut(found, "ours", size)
-        bits = _mean_bits(model) if model else None
-        speeds = found["speed"].get(name)
-        if speeds is None or bits is None:
-            continue
-        for format, row in speeds["formats"].items():
-            for who, filled in (("minitron", True), ("llama.cpp", False)):
-                if who in row:
-                    drawn = True
-                    axis.scatter(
-                        row[who], bits, s=row["bytes"] / 4e5, alpha=0.55 if filled else 1.0, edgecolors=f"C{number}",
-                        facecolors=f"C{number}" if filled else "none",
-                    )  # fmt: skip
-            label = f"{format}\n{row['bytes'] / 1e6:.0f} MB"
-            axis.annotate(label, (row["minitron"], bits), (0, -30), textcoords="offset points", ha="center", fontsize=7)
-        state = "" if not number else f", {model['tokens']:,} tokens" if model["tokens"] else ", not trained"
-        axis.scatter([], [], color=f"C{number}", label=title + state)
-    if drawn:
-        axis.scatter([], [], facecolors="none", edgecolors="black", label="llama.cpp, as many bits")
-        axis.margins(0.15, 0.25)
-        axis.legend(fontsize=8)
-    else:
-        axis.text(0.5, 0.5, MISSING, ha="center", transform=axis.transAxes)
-    axis.grid(alpha=0.3)
-
-
-def _cut(found: dict[str, Any], way: str, size: str) -> dict[str, Any] | None:
-    return next(
-        (m for m in found["models"] if m["way"] == way and m["size"] == size and not m["tokens"] and _is_known(m)), None
-    )
-
-
-def _draw_curves(axis: Any, found: dict[str, Any], size: str) -> None:
-    from smollm2 import WAYS
-
-    axis.set_title(f"{size} of the parameters without the embedding")
-    axis.set_ylabel("bits per byte, mean of the held-out texts")
-    for way, title in WAYS.items():
-        known = [(m["tokens"], _mean_bits(m)) for m in found["models"] if m["way"] == way and m["size"] == size]
-        points = sorted((tokens, bits) for tokens, bits in known if bits is not None)
-        if points:
-            width = 2.5 if way == "ours" else 1.2
-            axis.plot(*zip(*points, strict=True), marker="o", markersize=5, linewidth=width, label=title)
-    _finish(axis, found, _mean_bits(found["parent"]))
-
-
-def _draw_accuracy(axis: Any, found: dict[str, Any]) -> None:
-    axis.set_title("tasks")
-    axis.set_ylabel("accuracy, mean of the tasks, percent")
-    for size in found["sizes"]:
-        for way, style in (("ours", "-"), ("depth", ":"), ("random", "--")):
-            known = [(m["tokens"], _mean_accuracy(m)) for m in found["models"] if m["way"] == way and m["size"] == size]
-            points = sorted((tokens, score) for tokens, score in known if score is not None)
-            if points:
-                axis.plot(*zip(*points, strict=True), style, marker="o", markersize=5, label=f"{way}, {size}")
-    _finish(axis, found, _mean_accuracy(found["parent"]))
-
-
-def _mean_accuracy(model: dict[str, Any]) -> float | None:
-    if set(model["tasks"]) != set(TASKS):
-        return None
-    return 100 * sum(row["score"] for row in model["tasks"].values()) / len(TASKS)
-
-
-def _finish(axis: Any, found: dict[str, Any], parent: float | None) -> None:
-    """Tokens on a logarithmic scale with a 0, and the parent as a line."""
-    first = found["settings"]["rounds"][0]["tokens"]
-    axis.set_xscale("symlog", linthresh=first, linscale=0.5)
-    last = max((m["tokens"] for m in found["models"] if _is_known(m)), default=first) or first
-    ticks = [0, *(r["tokens"] for r in found["settings"]["rounds"] if r["tokens"] <= last)]
-    axis.set_xticks(ticks, [f"{tick / 1000:g}k" if tick >= 1000 else str(tick) for tick in ticks])
-    axis.minorticks_off()
-    axis.set_xlim(-0.05 * first, last * 1.2)
-    axis.set_xlabel("tokens of distillation")
-    if parent is not None:
-        axis.axhline(parent, color="black", linewidth=1, label="parent")
-    if axis.get_legend_handles_labels()[0]:
-        axis.legend(fontsize=7)
-    else:
-        axis.text(0.5, 0.5, MISSING, ha="center", transform=axis.transAxes)
-    axis.grid(alpha=0.3)
 
 
 # --- page ------------------------------------------------------------------------------------------------------------

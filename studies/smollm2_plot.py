@@ -1,0 +1,115 @@
+"""The plot of the SmolLM2 study: quality, speed and bytes in one panel, curves against tokens in the others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from figures import load_pyplot, save_figure
+from smollm2_children import SIZES, WAYS
+from smollm2_facts import MISSING, is_known, longest
+from smollm2_inputs import TASKS
+
+
+def draw(found: dict[str, Any], path: Path) -> None:
+    """Quality, speed and bytes in one panel; bits per byte and accuracy against tokens in the others."""
+    pyplot = load_pyplot()
+    figure, axes = pyplot.subplots(2, 2, figsize=(12.5, 9.5), layout="constrained")
+    _draw_speed(axes[0][0], found)
+    _draw_curves(axes[0][1], found, "75%")
+    _draw_curves(axes[1][1], found, "50%")
+    _draw_accuracy(axes[1][0], found)
+    save_figure(figure, path)
+
+
+def _mean_bits(model: dict[str, Any]) -> float | None:
+    values = [x["value"] for x in model["text"].values() if x]
+    return sum(values) / len(values) if len(values) == len(model["text"]) else None
+
+
+def _draw_speed(axis: Any, found: dict[str, Any]) -> None:
+    axis.set_title("quality, speed and bytes (area of a disc)")
+    axis.set_xlabel("tokens per second, one text")
+    axis.set_ylabel("bits per byte, mean of the held-out texts")
+    drawn = False
+    for number, (name, title) in enumerate((("parent", "parent"), ("ours-75%-0", "75%"), ("ours-50%-0", "50%"))):
+        size = name.split("-")[1] if number else ""
+        model = found["parent"] if not number else longest(found, "ours", size) or _cut(found, "ours", size)
+        bits = _mean_bits(model) if model else None
+        speeds = found["speed"].get(name)
+        if speeds is None or bits is None:
+            continue
+        for format, row in speeds["formats"].items():
+            for who, filled in (("minitron", True), ("llama.cpp", False)):
+                if who in row:
+                    drawn = True
+                    axis.scatter(
+                        row[who], bits, s=row["bytes"] / 4e5, alpha=0.55 if filled else 1.0, edgecolors=f"C{number}",
+                        facecolors=f"C{number}" if filled else "none",
+                    )  # fmt: skip
+            label = f"{format}\n{row['bytes'] / 1e6:.0f} MB"
+            axis.annotate(label, (row["minitron"], bits), (0, -30), textcoords="offset points", ha="center", fontsize=7)
+        state = "" if not number else f", {model['tokens']:,} tokens" if model["tokens"] else ", not trained"
+        axis.scatter([], [], color=f"C{number}", label=title + state)
+    if drawn:
+        axis.scatter([], [], facecolors="none", edgecolors="black", label="llama.cpp, as many bits")
+        axis.margins(0.15, 0.25)
+        axis.legend(fontsize=8)
+    else:
+        axis.text(0.5, 0.5, MISSING, ha="center", transform=axis.transAxes)
+    axis.grid(alpha=0.3)
+
+
+def _cut(found: dict[str, Any], way: str, size: str) -> dict[str, Any] | None:
+    return next(
+        (m for m in found["models"] if m["way"] == way and m["size"] == size and not m["tokens"] and is_known(m)), None
+    )
+
+
+def _draw_curves(axis: Any, found: dict[str, Any], size: str) -> None:
+    axis.set_title(f"{size} of the parameters without the embedding")
+    axis.set_ylabel("bits per byte, mean of the held-out texts")
+    for way, title in WAYS.items():
+        known = [(m["tokens"], _mean_bits(m)) for m in found["models"] if m["way"] == way and m["size"] == size]
+        points = sorted((tokens, bits) for tokens, bits in known if bits is not None)
+        if points:
+            width = 2.5 if way == "ours" else 1.2
+            axis.plot(*zip(*points, strict=True), marker="o", markersize=5, linewidth=width, label=title)
+    _finish(axis, found, _mean_bits(found["parent"]))
+
+
+def _draw_accuracy(axis: Any, found: dict[str, Any]) -> None:
+    axis.set_title("tasks")
+    axis.set_ylabel("accuracy, mean of the tasks, percent")
+    for size in SIZES:
+        for way, style in (("ours", "-"), ("depth", ":"), ("random", "--")):
+            known = [(m["tokens"], _mean_accuracy(m)) for m in found["models"] if m["way"] == way and m["size"] == size]
+            points = sorted((tokens, score) for tokens, score in known if score is not None)
+            if points:
+                axis.plot(*zip(*points, strict=True), style, marker="o", markersize=5, label=f"{way}, {size}")
+    _finish(axis, found, _mean_accuracy(found["parent"]))
+
+
+def _mean_accuracy(model: dict[str, Any]) -> float | None:
+    if set(model["tasks"]) != set(TASKS):
+        return None
+    return 100 * sum(row["score"] for row in model["tasks"].values()) / len(TASKS)
+
+
+def _finish(axis: Any, found: dict[str, Any], parent: float | None) -> None:
+    """Tokens on a logarithmic scale with a 0, and the parent as a line."""
+    first = found["settings"]["rounds"][0]["tokens"]
+    axis.set_xscale("symlog", linthresh=first, linscale=0.5)
+    last = max((m["tokens"] for m in found["models"] if is_known(m)), default=first) or first
+    ticks = [0, *(r["tokens"] for r in found["settings"]["rounds"] if r["tokens"] <= last)]
+    axis.set_xticks(ticks, [f"{tick / 1000:g}k" if tick >= 1000 else str(tick) for tick in ticks])
+    axis.minorticks_off()
+    axis.set_xlim(-0.05 * first, last * 1.2)
+    axis.set_xlabel("tokens of distillation")
+    if parent is not None:
+        axis.axhline(parent, color="black", linewidth=1, label="parent")
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(fontsize=7)
+    else:
+        axis.text(0.5, 0.5, MISSING, ha="center", transform=axis.transAxes)
+    axis.grid(alpha=0.3)
