@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smollm2_children import CRITERIA, TRAINED, WAYS
+from smollm2_children import TRAINED, WAYS
 from smollm2_facts import MISSING, NAME, facts, is_known, longest
 from smollm2_inputs import TASKS
 from smollm2_plot import draw
@@ -60,7 +61,8 @@ def text_table(found: dict[str, Any], size: str) -> str:
         lost = [f"{x:+.1%}" if (x := model["against"]["text"].get(name)) is not None else MISSING for name in names]
         bits = [_bits(model["text"][name]) for name in names]
         flops = f"{model['flops']:.2g}" if model["flops"] else MISSING
-        rows.append([_title(model), f"{model['trained_tokens']:,}", flops, *bits, *lost])
+        tokens = f"{model['trained_tokens']:,}" if is_known(model) else MISSING
+        rows.append([_title(model), tokens, flops, *bits, *lost])
     return table(["model", "tokens", "FLOPs", *names, *(f"{name}, lost" for name in names)], rows)
 
 
@@ -73,19 +75,23 @@ def task_table(found: dict[str, Any], size: str) -> str:
 
 
 def _title(model: dict[str, Any]) -> str:
-    return f"{WAYS[model['way']]}; {model['tokens']:,} tokens" if model["tokens"] else WAYS[model["way"]]
+    way = WAYS.get(model["way"], "torch-pruning, its best criterion")
+    return f"{way}; {model['tokens']:,} tokens" if model["tokens"] else f"{way}; not trained"
 
 
 def _of_size(found: dict[str, Any], size: str) -> list[dict[str, Any]]:
-    """Models of a size: those with numbers, and for each way the first that is to be trained."""
+    """Models of a size: before training, trained, and for each way that was not trained the first that will be."""
+    here = [m for m in found["models"] if m["size"] == size]
     first = found["settings"]["rounds"][0]["tokens"]
-    trained = {way for way in TRAINED if way != "torch-pruning"}
-    best = {m["way"] for m in found["models"] if m["way"].startswith("torch") and m["tokens"] and is_known(m)}
-    trained |= best or {f"torch-pruning-{CRITERIA[0]}"}
-    return [
-        m for m in found["models"] if m["size"] == size
-        and (is_known(m) or not m["tokens"] or (m["tokens"] == first and m["way"] in trained))
-    ]  # fmt: skip
+    trained = [m for m in here if m["tokens"] and is_known(m)]
+    trained_ways = {"torch-pruning" if m["way"].startswith("torch-pruning") else m["way"] for m in trained}
+    planned = [{**_NOT_RUN, "way": way, "tokens": first} for way in TRAINED if way not in trained_ways]
+    return [*(m for m in here if not m["tokens"]), *trained, *planned]
+
+
+_NOT_RUN: dict[str, Any] = {
+    "trained_tokens": 0, "flops": 0.0, "text": defaultdict(lambda: None), "tasks": {}, "against": {"text": {}},
+}  # fmt: skip
 
 
 def speed_table(found: dict[str, Any]) -> str:
