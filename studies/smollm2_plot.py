@@ -69,12 +69,14 @@ def _cut(found: dict[str, Any], way: str, size: str) -> dict[str, Any] | None:
 def _draw_curves(axis: Any, found: dict[str, Any], size: str) -> None:
     axis.set_title(f"{size} of the parameters without the embedding")
     axis.set_ylabel("bits per byte, mean of the held-out texts")
-    for way, title in WAYS.items():
+    for number, (way, title) in enumerate(WAYS.items()):
         known = [(m["tokens"], _mean_bits(m)) for m in found["models"] if m["way"] == way and m["size"] == size]
         points = sorted((tokens, bits) for tokens, bits in known if bits is not None)
         if points:
             width = 2.5 if way == "ours" else 1.2
-            axis.plot(*zip(*points, strict=True), marker="o", markersize=5, linewidth=width, label=title)
+            axis.plot(
+                *zip(*points, strict=True), marker="o", markersize=5, linewidth=width, label=title, color=f"C{number}"
+            )
     _finish(axis, found, _mean_bits(found["parent"]))
 
 
@@ -96,13 +98,19 @@ def _mean_accuracy(model: dict[str, Any]) -> float | None:
     return 100 * sum(row["score"] for row in model["tasks"].values()) / len(TASKS)
 
 
+def _count(tokens: int) -> str:
+    if tokens < 1000:
+        return str(tokens)
+    return f"{tokens / 1e3:.0f}k" if tokens < 1e6 else f"{tokens / 1e6:.1f}M"
+
+
 def _finish(axis: Any, found: dict[str, Any], parent: float | None) -> None:
     """Tokens on a logarithmic scale with a 0, and the parent as a line."""
     first = found["settings"]["rounds"][0]["tokens"]
     axis.set_xscale("symlog", linthresh=first, linscale=0.5)
     last = max((m["tokens"] for m in found["models"] if is_known(m)), default=first) or first
     ticks = [0, *(r["tokens"] for r in found["settings"]["rounds"] if r["tokens"] <= last)]
-    axis.set_xticks(ticks, [f"{tick / 1000:g}k" if tick >= 1000 else str(tick) for tick in ticks])
+    axis.set_xticks(ticks, [_count(tick) for tick in ticks])
     axis.minorticks_off()
     axis.set_xlim(-0.05 * first, last * 1.2)
     axis.set_xlabel("tokens of distillation")
