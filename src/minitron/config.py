@@ -259,6 +259,12 @@ class NemotronConfig(PreTrainedConfig):
         twin._attn_implementation = "eager"
         return twin
 
+    def bidirectional_copy(self) -> NemotronConfig:
+        """A shallow copy whose attention reads both sides."""
+        twin = copy.copy(self)
+        twin.is_causal = False
+        return twin
+
     # --- checks ----------------------------------------------------------------------------------------------
 
     def validate(self) -> None:
@@ -284,6 +290,11 @@ class NemotronConfig(PreTrainedConfig):
         )
         if not isinstance(self.num_hidden_layers, int) or self.num_hidden_layers < 0:
             raise ValueError(f"num_hidden_layers is {self.num_hidden_layers!r}; it must be a whole number, 0 or more")
+        both_ways = getattr(self, "bidirectional_layers", None)
+        if both_ways is not None and (type(both_ways) is not int or not 0 <= both_ways <= self.num_hidden_layers):
+            raise ValueError(
+                f"bidirectional_layers is {both_ways!r}; it must be a whole number, 0 to {self.num_hidden_layers}"
+            )
         heads, groups = self.num_attention_heads, self.num_key_value_heads
         if heads % groups:  # type: ignore[operator]
             raise ValueError(

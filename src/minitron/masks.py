@@ -24,6 +24,11 @@ PACKED_WITH_MASK = (
     "to each other. Leave attention_mask out to keep them apart"
 )
 
+PACKED_BOTH_WAYS = (
+    "position_ids do not increase one by one within a row, which begins another document; with is_causal=False or "
+    "bidirectional_layers, documents of a row cannot be kept apart. Run each document in a row of its own"
+)
+
 
 def readable(tensor: Tensor) -> bool:
     """Whether reading the values costs nothing: a plain tensor on the CPU, and nothing is being compiled."""
@@ -92,6 +97,9 @@ def causal_mask(
         _check_width(attention_mask, cache, T)
         if positions_given and T > 1:
             _warn_of_restarts(attention_mask, position_ids)
+    elif not getattr(config, "is_causal", True):
+        if positions_given and readable(position_ids) and (position_ids.diff(dim=-1) != 1).any():
+            raise ValueError(PACKED_BOTH_WAYS)
     elif attention_mask is None and positions_given and T > 1 and isinstance(cache, Cache):
         return _documents_in_cache(config, inputs_embeds, cache, position_ids)
     return framework_mask(config, inputs_embeds, attention_mask, cache, position_ids)

@@ -409,14 +409,22 @@ class NemotronModel(NemotronPreTrainedModel):
         output_attentions = kwargs.pop("output_attentions", self.config.output_attentions)
         config = self.config.eager_copy() if output_attentions else self.config
         mask = causal_mask(config, inputs_embeds, attention_mask, cache, position_ids, positions_given)  # type: ignore[arg-type]
+        # The last layers of a head's backbone may read both sides, see `config.bidirectional_layers`.
+        both_ways = getattr(self.config, "bidirectional_layers", None) or 0
+        reads = {"attention_mask": mask}
+        late_reads: dict[str, Any] = {}
+        if both_ways:
+            wide = config.bidirectional_copy()
+            wide_mask = causal_mask(wide, inputs_embeds, attention_mask, cache, position_ids, positions_given)  # type: ignore[arg-type]
+            late_reads = {"attention_mask": wide_mask, "is_causal": False}
         if output_attentions:
             kwargs["output_attentions"] = True
         hidden_states = inputs_embeds
         position_embeddings = self.rotary_emb(hidden_states, position_ids=position_ids)
-        for layer in self.layers:
+        for index, layer in enumerate(self.layers):
             hidden_states = layer(
                 hidden_states,
-                attention_mask=mask,
+                **(reads if index < len(self.layers) - both_ways else late_reads),
                 position_ids=position_ids,
                 use_cache=use_cache,
                 position_embeddings=position_embeddings,

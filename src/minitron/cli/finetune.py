@@ -26,7 +26,12 @@ _WITHOUT = ("heldout", "heldout_share", "field", "cache", "tensor_parallel", "co
 def finetune(
     run: options.RunOptions,
     model: Annotated[str, typer.Argument(help=MODEL_HELP)],
-    task: Annotated[str, typer.Option(help="chat: conversations; classify: labels of texts.")],
+    task: Annotated[
+        str,
+        typer.Option(
+            help="chat: conversations; classify: labels of texts; ner: names in texts; qa: answers within texts."
+        ),
+    ],
     validation: Annotated[Optional[list[str]], typer.Option(help="Rows measured during training; repeatable.")] = None,
     test: Annotated[Optional[list[str]], typer.Option(help="Rows of the report; repeatable.")] = None,
     split: Annotated[
@@ -40,12 +45,21 @@ def finetune(
     ] = None,
     labels: Annotated[str, typer.Option(help="classify: one, several (any number of labels) or number.")] = "one",
     balance: Annotated[bool, typer.Option("--balance", help="classify: every class weighs the same.")] = False,
+    tag_names: Annotated[
+        Optional[str], typer.Option(help="ner: what tags that are numbers stand for: O,B-PER,I-PER,...")
+    ] = None,
+    attention: Annotated[
+        str, typer.Option(help="ner, qa: causal, bidirectional, or bidirectional:N for the last N layers.")
+    ] = "causal",
+    preference_loss: Annotated[str, typer.Option(help="dpo: sigmoid (DPO) or ipo.")] = "sigmoid",
+    beta: Annotated[float, typer.Option(help="dpo: how strongly the model before training holds.")] = 0.1,
+    sft_weight: Annotated[float, typer.Option(help="dpo: weight of the likelihood of the chosen replies.")] = 0.0,
     tune: Annotated[str, typer.Option(help="What is trained: full, norms, or lora (peft).")] = "full",
     lora_rank: Annotated[int, typer.Option(help="Rank of the adapters of lora.")] = 16,
     epochs: Annotated[Optional[float], typer.Option(help="Passes over the data. Default: 3.")] = None,
     preview: Annotated[bool, typer.Option("--preview", help="Show the first examples and stop.")] = False,
 ) -> None:
-    """Customize a model: teach it conversations, or to label texts.
+    """Customize a model: teach it conversations, labels of texts, names in texts, answers to questions, or preferences.
 
     Rows are JSON lines, JSON, CSV, Parquet, Arrow or CoNLL, also compressed. The same command continues an interrupted
     run. The result is the folder `model` in the run folder, with a card; report.json has the scores beside those of
@@ -58,6 +72,12 @@ def finetune(
       minitron finetune smollm2 --task classify --data spam.csv --field text=mail --tune lora --out runs/spam
 
       minitron finetune smollm2 --task classify --data ag.csv --columns label,title,text --preview --out runs/ag
+
+      minitron finetune smollm2 --task ner --data wnut.conll --attention bidirectional --out runs/names
+
+      minitron finetune smollm2 --task qa --data squad.json --sequence 384 --out runs/qa
+
+      minitron finetune runs/chat/model --task dpo --data pairs.jsonl --lr 1e-6 --epochs 1 --out runs/dpo
     """
     from ..tune.options import column_names, field_names
 
@@ -71,11 +91,12 @@ def finetune(
         raise ValueError(f"--epochs is {epochs}; it must be greater than 0")
     quiet_libraries()
     from ..data.examples import RowFormat
-    from ..tune.job import TuneOptions
+    from ..tune.task import TuneOptions
 
     rows = RowFormat(names, header, run.encoding, run.skip_bad)
     chosen = TuneOptions(task, tuple(run.data), tuple(validation or ()), tuple(test or ()), split, rows,
-                         labels, balance, tune, lora_rank)  # type: ignore[arg-type]  # fmt: skip
+                         labels, balance, tune, lora_rank, column_names(tag_names, "--tag-names"), attention,
+                         preference_loss, beta, sft_weight, preview)  # type: ignore[arg-type]  # fmt: skip
     with options.processes(run.device, 1) as (world, place):
         _run(run, model, chosen, None if given else epochs or 3.0, preview, world, place)
 
@@ -88,13 +109,16 @@ def _run(
     from ..tokenizer import load_tokenizer
     from ..train.loop import train
     from ..tune.job import prepare_job
+    from ..tune.task import Inputs
 
     quiet: Any = (lambda _: None) if run.as_json or not world.first else say
     folder = world.first_then_all(lambda: checkpoint_folder(model, say))
     config = read_config(folder)
     run.sequence = min(run.sequence, config.max_position_embeddings)
     tokenizer = load_tokenizer(folder, vocab_size=config.vocab_size)
-    job = prepare_job(folder, tokenizer, chosen, run.sequence, run.seed, place, quiet)
+    job = prepare_job(
+        Inputs(folder, tokenizer, chosen, run.sequence, run.seed, place, quiet, run.out.parent / "reference-cache")
+    )
     if world.first:
         for note in job.notes:
             quiet(f"note: {note}")

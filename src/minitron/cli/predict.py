@@ -1,4 +1,4 @@
-"""`minitron predict`: labels for texts, by a model with a classification head."""
+"""`minitron predict`: labels, names or answers for rows, by a model with a trained head."""
 
 from __future__ import annotations
 
@@ -28,33 +28,37 @@ from .common import (
 @sentence_errors
 def predict(
     model: Annotated[str, typer.Argument(help=MODEL_HELP)],
-    file: Annotated[str, typer.Argument(metavar="FILE", help="Rows with texts: JSON lines, CSV, Parquet, ...")],
+    file: Annotated[str, typer.Argument(metavar="FILE", help="Rows: JSON lines, CSV, Parquet, CoNLL, ...")],
     out: Annotated[Path, typer.Option("--out", "-o", help="JSON lines with the predictions.")] = Path(
         "predictions.jsonl"
     ),
     field: Annotated[
-        Optional[list[str]], typer.Option(help="FIELD=NAME, as text=body or pair=reply; repeatable.")
+        Optional[list[str]], typer.Option(help="FIELD=NAME, as text=body or question=query; repeatable.")
     ] = None,
     columns: Annotated[
         Optional[str], typer.Option(help="Names of the columns of CSV files without a first row of names: a,b,c.")
     ] = None,
     encoding: Annotated[str, typer.Option(help="Encoding of text without a byte-order mark.")] = "utf-8",
-    batch: Annotated[int, typer.Option(help="Texts per forward pass.")] = 32,
+    batch: Annotated[int, typer.Option(help="Rows per forward pass.")] = 32,
     sequence: Annotated[
-        Optional[int], typer.Option(help="Tokens of a text that are read; the model's positions by default.")
+        Optional[int], typer.Option(help="Tokens that are read at once; the model's positions by default.")
     ] = None,
     dtype: str = DtypeOption,
     device: str = DeviceOption,
     as_json: bool = JsonOption,
 ) -> None:
-    """Label texts with a model that has a classification head.
+    """Label texts, find names in them, or answer questions about them, with a model that finetune made.
 
-    Each line of the output belongs to the row of the same number: the label and the probability of every label, or a
-    value. The same command continues an interrupted one.
+    Each line of the output belongs to the row of the same number: the label and the probability of every label; the
+    names with their places; or the answer and its place. The same command continues an interrupted one.
 
     Examples:
 
       minitron predict runs/spam/model mails.csv --field text=mail --out labels.jsonl
+
+      minitron predict runs/names/model posts.jsonl --out names.jsonl
+
+      minitron predict runs/qa/model questions.json --out answers.jsonl
     """
     from ..tune.options import column_names, field_names
 
@@ -69,19 +73,19 @@ def predict(
     from ..data.examples import RowFormat
     from ..loading import checkpoint_folder, pick_device
     from ..tokenizer import load_tokenizer
-    from ..tune.predict import open_classifier, read_texts, write_predictions
+    from ..tune.predict import open_predictor, read_unlabelled, write_predictions
 
-    texts = read_texts(file, RowFormat(names, header, encoding))
     folder = checkpoint_folder(model, say)
-    found = open_classifier(folder, load_tokenizer(folder), dtype, pick_device(device), sequence)
-    digest = hashlib.sha256(repr((texts, found.sequence, dtype, device)).encode())
+    found = open_predictor(folder, load_tokenizer(folder), dtype, pick_device(device), sequence)
+    items = read_unlabelled(file, found, RowFormat(names, header, encoding))
+    digest = hashlib.sha256(repr((items, found.sequence, dtype, device)).encode())
     for weights in sorted(folder.glob("*.safetensors")):
         state = weights.stat()
         digest.update(f"{weights.resolve()} {state.st_size} {state.st_mtime_ns}".encode())
     done = write_predictions(
-        found, texts, out, digest.hexdigest(), batch, lambda n: say(f"{n:,} of {len(texts):,} rows")
+        found, items, out, digest.hexdigest(), batch, lambda n: say(f"{n:,} of {len(items):,} rows")
     )
     if as_json:
-        print_json({"rows": len(texts), "already_done": done, "out": str(out)})
+        print_json({"rows": len(items), "already_done": done, "out": str(out)})
     else:
-        typer.echo(f"{len(texts):,} rows: {out}" + (f" ({done:,} were already done)" if done else ""))
+        typer.echo(f"{len(items):,} rows: {out}" + (f" ({done:,} were already done)" if done else ""))

@@ -10,13 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 
+from .annotated import squad_questions
 from .documents import DataError, Problem, Problems, Source, read_rows
 from .documents.formats import ROWS_KNOWN, row_kind_of
 from .documents.problems import Bad
@@ -33,11 +34,46 @@ FIELDS: dict[str, dict[str, tuple[str, ...]]] = {
         "pair": ("pair", "text_pair", "hypothesis", "question2", "sentence2"),
         "label": ("label", "labels", "class", "category", "target"),
     },
+    "ner": {
+        "words": ("words", "tokens"),
+        "tags": ("tags", "ner_tags", "labels"),
+        "text": ("text", "sentence"),
+        "entities": ("entities", "spans"),
+    },
+    "qa": {
+        "context": ("context", "passage", "document"),
+        "question": ("question", "query"),
+        "answers": ("answers", "answer"),
+        "answer_start": ("answer_start",),
+        "is_impossible": ("is_impossible",),
+    },
+    "dpo": {
+        "prompt": ("prompt", "question", "instruction", "input"),
+        "chosen": ("chosen", "preferred"),
+        "rejected": ("rejected", "dispreferred"),
+        "tools": ("tools", "functions"),
+    },
 }
-FIELDS["predict"] = {name: usual for name, usual in FIELDS["classify"].items() if name != "label"}
+FIELDS["reward"] = FIELDS["dpo"]
 """For each task, its fields and the names under which files usually have them, the likeliest first."""
-OPTIONAL = frozenset({"tools", "pair"})
+OPTIONAL = {
+    "chat": frozenset({"tools"}),
+    "classify": frozenset({"pair"}),
+    "ner": frozenset(FIELDS["ner"]),  # words and tags, or text and entities
+    "qa": frozenset({"answers", "answer_start", "is_impossible"}),
+    "dpo": frozenset({"prompt", "tools"}),
+    "reward": frozenset({"prompt", "tools"}),
+}
 """Fields that a row may lack."""
+TARGETS = {
+    "chat": frozenset[str](),
+    "classify": frozenset({"label"}),
+    "ner": frozenset({"tags", "entities"}),
+    "qa": frozenset({"answers"}),
+    "dpo": frozenset[str](),
+    "reward": frozenset[str](),
+}
+"""Fields that a model predicts."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +141,8 @@ class RowFormat:
     encoding: str = "utf-8"
     skip_bad: bool = False
     """Skip rows that cannot be used instead of refusing all."""
+    unlabelled: bool = False
+    """Rows need not have what a model predicts."""
 
 
 def read_examples(
@@ -128,13 +166,13 @@ def read_examples(
     problems = Problems(rows.skip_bad)
     found: Examples[E] = Examples([], [])
     for path in (file for source in paths for file in _files(source)):
-        for row in read_rows(path, rows.encoding, rows.columns or None):
+        for row in _rows(path, task, rows):
             if isinstance(row, Problem):
                 if not problems.add(row):
                     break
                 continue
             place, values = row
-            fields = _fields(values, task, rows.names)
+            fields = _fields(values, task, rows)
             example = fields if isinstance(fields, Bad) else convert(fields)
             if not isinstance(example, Bad):
                 found.items.append(example)
@@ -146,6 +184,17 @@ def read_examples(
         raise DataError(f"{', '.join(paths)}: no row at all")
     found.notes.extend(problems.notes())
     return found
+
+
+def _rows(path: Path, task: str, rows: RowFormat) -> Iterator[tuple[str, Mapping[str, Any]] | Problem]:
+    """The rows of a file, the nested articles of SQuAD's files taken apart."""
+    for row in read_rows(path, rows.encoding, rows.columns or None):
+        if isinstance(row, Problem) or task != "qa":
+            yield row
+            continue
+        place, values = row
+        for inner, question in squad_questions(values):
+            yield ", ".join(part for part in (place, inner) if part), question
 
 
 def _files(path: str) -> list[Path]:
@@ -163,8 +212,10 @@ def _files(path: str) -> list[Path]:
     return Source(path).files()
 
 
-def _fields(values: Mapping[str, Any], task: str, names: Mapping[str, str]) -> dict[str, Any] | Bad:
+def _fields(values: Mapping[str, Any], task: str, rows: RowFormat) -> dict[str, Any] | Bad:
     """The fields of a row by the task's names; one that it lacks and need not have is left out."""
+    names = rows.names
+    predicted = TARGETS[task] if rows.unlabelled else frozenset[str]()
     out: dict[str, Any] = {}
     for wanted, usual in FIELDS[task].items():
         if wanted in names:
@@ -173,7 +224,7 @@ def _fields(values: Mapping[str, Any], task: str, names: Mapping[str, str]) -> d
             name = next((each for each in usual if each in values), None)
         if name is not None and values[name] is not None:
             out[wanted] = values[name]
-        elif wanted in names or wanted not in OPTIONAL:
+        elif (wanted in names or wanted not in OPTIONAL[task]) and wanted not in predicted:
             asked = repr(names[wanted]) if wanted in names else f"{wanted!r} (or {', '.join(map(repr, usual[1:]))})"
             empty = "is empty" if name is not None else "is missing"
             there = ", ".join(map(str, values)) or "none"

@@ -142,6 +142,8 @@ def _why_not_constants(model: PreTrainedModel) -> str:
         return "the embedding has a max_norm"
     if not getattr(model.config, "is_causal", True):
         return "config.is_causal is False"
+    if getattr(model.config, "bidirectional_layers", None):
+        return "config.bidirectional_layers is set"
     eps, family = norm_eps(body.norm), family_of(model.config)
     if not _is_number(eps):
         return f"the last norm's eps is {eps!r}"

@@ -5,6 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+_LEARNED = {"classify": "Labels", "ner": "Types of names"}
+_READS = {
+    False: "config.json says so (`is_causal`), and transformers honours it.",
+    True: "Load it with minitron: transformers alone does not know `bidirectional_layers` and would answer otherwise.",
+}
+
 
 def score_table(report: Mapping[str, Any]) -> str:
     """Scores of the model and of the baselines as a Markdown table; empty if nothing was tested."""
@@ -27,7 +33,10 @@ def card(base: str, report: Mapping[str, Any], settings: Mapping[str, Any]) -> s
     if task == "chat":
         parts += ["Trained on conversations; only the assistant's turns count in the loss.", ""]
     else:
-        parts += [f"Labels: {', '.join(report['labels'])}. Learned from {report['train_rows']:,} rows.", ""]
+        kinds = f"{_LEARNED[task]}: {', '.join(report['labels'])}. " if "labels" in report else ""
+        parts += [f"{kinds}Learned from {report['train_rows']:,} rows.", ""]
+    if report.get("attention", "causal") != "causal":
+        parts += [f"Attention: {report['attention']}. {_READS[':' in report['attention']]}", ""]
     table = score_table(report)
     if table:
         parts += [f"Scores on {report['test_rows']:,} rows that were set aside before training:", "", table, ""]
@@ -39,6 +48,6 @@ def card(base: str, report: Mapping[str, Any], settings: Mapping[str, Any]) -> s
         ]
     shown = ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None)
     parts += [f"Settings: {shown}.", ""]
-    use = "minitron chat MODEL" if task == "chat" else "minitron predict MODEL rows.jsonl"
+    use = "minitron chat MODEL" if task in ("chat", "dpo") else "minitron predict MODEL rows.jsonl"
     parts += ["```console", use, "```", ""]
     return "\n".join(parts)

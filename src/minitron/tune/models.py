@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForSequenceClassification
+from transformers import (
+    AutoConfig,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
 
-from ..checkpoint.hf import check_checkpoint
+from ..checkpoint.hf import check_checkpoint, read_config
 from ..registration import register
 from ..train.inputs import saved_model
 
-CLASSES: dict[str, Any] = {"sequence-classification": AutoModelForSequenceClassification}
+CLASSES: dict[str, Any] = {
+    "sequence-classification": AutoModelForSequenceClassification,
+    "token-classification": AutoModelForTokenClassification,
+    "question-answering": AutoModelForQuestionAnswering,
+}
 """Heads by the names of transformers' tasks."""
+SUFFIXES = {
+    "ForSequenceClassification": "sequence-classification",
+    "ForTokenClassification": "token-classification",
+    "ForQuestionAnswering": "question-answering",
+}
+"""The end of an architecture's name in `config.json`, and the head that it has."""
 
 
 def language_model(folder: Path, device: Any) -> nn.Module:
@@ -47,7 +63,70 @@ def head_model(
     register()
     pad = pad_id(tokenizer)
     torch.manual_seed(seed)
-    model = CLASSES[head].from_pretrained(
-        folder, dtype=torch.float32, ignore_mismatched_sizes=True, **config, pad_token_id=pad
-    )
+    model, info = _loaded(folder, head, {**config, "pad_token_id": pad}, ignore_mismatched_sizes=True)
+    own = {name.split(".")[0] for name, _ in model.named_parameters()} - {model.base_model_prefix}
+    # Without this check a backbone under other names would be trained from random weights.
+    missing = next((name for name in sorted(info["missing_keys"]) if name.split(".")[0] not in own), None)
+    if missing is not None:
+        raise ValueError(f"{folder}: tensor {missing!r} of the backbone is missing from the checkpoint")
     return model.to(device), pad
+
+
+def saved_head(folder: Path, head: str, dtype: torch.dtype | None, device: Any) -> Any:
+    """A model with a trained head, in evaluation mode.
+
+    Raises:
+        ValueError: a tensor is missing.
+    """
+    model, info = _loaded(folder, head, {}, dtype=dtype or "auto")
+    if info["missing_keys"]:
+        raise ValueError(f"{folder}: tensor {sorted(info['missing_keys'])[0]!r} is missing from the checkpoint")
+    return model.to(device).eval()
+
+
+def head_of(folder: Path) -> str | None:
+    """The head that a checkpoint's `config.json` names: a key of `CLASSES`; None for a language model."""
+    architectures = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or ["none"]
+    return next((head for suffix, head in SUFFIXES.items() if str(architectures[0]).endswith(suffix)), None)
+
+
+def _loaded(folder: Path, head: str, changes: dict[str, Any], **options: Any) -> tuple[Any, dict[str, Any]]:
+    """A model under a head, with changes of its configuration, and what transformers says of the loading."""
+    config = AutoConfig.from_pretrained(folder)
+    for name, value in changes.items():
+        setattr(config, name, value)
+    body = CLASSES[head]._model_mapping[type(config)].base_model_prefix
+    if body != "model":  # transformers calls the backbone of question answering `transformer`
+        options["key_mapping"] = {r"^model\.": f"{body}."}
+    options.setdefault("dtype", torch.float32)
+    return CLASSES[head].from_pretrained(folder, config=config, output_loading_info=True, **options)
+
+
+def attention_config(attention: str, folder: Path) -> dict[str, Any]:
+    """The fields of a configuration for `--attention`.
+
+    Args:
+        attention: `causal`; `bidirectional`, all layers read both sides; `bidirectional:N`, the last N layers do.
+        folder: of the model.
+
+    Raises:
+        ValueError: another text, another number of layers than the model has, or a part of the layers of a model
+            whose classes are transformers' own, which know all or none.
+    """
+    kind, colon, number = attention.partition(":")
+    if kind not in ("causal", "bidirectional") or (colon and kind == "causal") or (colon and not number.isdecimal()):
+        raise ValueError(f"--attention is {attention!r}; it must be causal, bidirectional or bidirectional:LAYERS")
+    if kind == "causal":
+        return {}
+    config = read_config(folder)
+    layers = config.num_hidden_layers
+    if not colon or int(number) == layers:
+        return {"is_causal": False}
+    if not 1 <= int(number) < layers:
+        raise ValueError(f"--attention is {attention!r}; the model has {layers} layers")
+    if config.model_type != "nemotron":
+        raise ValueError(
+            f"--attention is {attention!r}; a {config.model_type} model reads both sides in all layers or in none: "
+            f"give --attention bidirectional"
+        )
+    return {"bidirectional_layers": int(number)}

@@ -22,8 +22,8 @@ def field_names(texts: Sequence[str]) -> dict[str, str]:
     return names
 
 
-def column_names(text: str | None) -> tuple[str, ...]:
-    """`"label,title,text"` as names of columns.
+def column_names(text: str | None, option: str = "--columns") -> tuple[str, ...]:
+    """`"label,title,text"` as names, of columns or what `option` takes.
 
     Raises:
         ValueError: a name is empty or given twice.
@@ -32,5 +32,5 @@ def column_names(text: str | None) -> tuple[str, ...]:
         return ()
     names = tuple(name.strip() for name in text.split(","))
     if not all(names) or len(set(names)) < len(names):
-        raise ValueError(f"--columns is {text!r}; it must be names separated by commas, each once")
+        raise ValueError(f"{option} is {text!r}; it must be names separated by commas, each once")
     return names

@@ -1,41 +1,72 @@
-"""Labels for rows that have none: a classifier's predictions as JSON lines, in the order of the rows."""
+"""What a model with a trained head says of rows: labels, names or answers as JSON lines, in the order of the rows."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ..checkpoint.hf import check_checkpoint
+from ..data.annotated import Question, Tagged, entities_of, unanswered, untagged
 from ..data.documents.problems import Bad
 from ..data.examples import OPTIONAL, Labelled, RowFormat, read_examples
 from ..dtypes import parse_dtype
 from ..files import TargetError, writing
 from ..registration import register
+from .answer_job import NO_ANSWER
+from .answers import predict_spans
 from .labels import LabelSet, encode_texts, predict_logits, probabilities
-from .models import CLASSES, pad_id
+from .models import SUFFIXES, head_of, pad_id, saved_head
+from .names import TagSet, predict_tags
 from .rows import Row
 
 WINDOW = 2048
 """Rows that are sorted by length, predicted and written together."""
-SUFFIX = "ForSequenceClassification"
+
+
+class Predictor(Protocol):
+    """A saved model with a trained head."""
+
+    task: str
+    """Key of `data.examples.FIELDS`."""
+    sequence: int
+    """Tokens that are read at once."""
+
+    def convert(self, fields: Mapping[str, Any]) -> Any:
+        """An example without its target, of the fields of a row; `Bad` if it is none."""
+        ...
+
+    def predict(self, items: Sequence[Any], at_once: int) -> Iterator[dict[str, Any]]:
+        """A prediction for each example, in their order."""
+        ...
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """A saved classifier with its tokenizer."""
+    """Labels of texts or pairs of texts."""
 
     model: Any
     tokenizer: Any
     labels: LabelSet
     sequence: int
-    """Tokens of a text that are read."""
+    """Tokens of a text that are read; what follows is cut off."""
+    task: str = "classify"
 
-    def predict(self, texts: Sequence[tuple[str, str | None]], at_once: int) -> Iterator[dict[str, Any]]:
-        """A prediction for each text or pair of texts, in their order."""
+    def convert(self, fields: Mapping[str, Any]) -> Labelled | Bad:
+        """As of `Predictor`."""
+        for name in ("text", *OPTIONAL["classify"] & fields.keys()):
+            if not isinstance(fields[name], str):
+                return Bad(f"{name} is {fields[name]!r:.60}; expected a text")
+        if not fields["text"].strip():
+            return Bad("the text is empty")
+        return Labelled(fields["text"], fields.get("pair"), "")
+
+    def predict(self, items: Sequence[Labelled], at_once: int) -> Iterator[dict[str, Any]]:
+        """The label and the probability of every label, or a value."""
+        texts = [(item.text, item.pair) for item in items]
         rows = [Row(tuple(ids), {}) for ids in encode_texts(self.tokenizer, texts, self.sequence)]
         logits = predict_logits(self.model, rows, self.model.config.pad_token_id, at_once)
         if self.labels.problem == "number":
@@ -50,72 +81,117 @@ class Classifier:
                 yield {"label": best, "probability": by_name[best], "probabilities": by_name}
 
 
-def open_classifier(folder: Path, tokenizer: Any, dtype: str, device: Any, sequence: int | None = None) -> Classifier:
-    """The classifier of a checkpoint folder.
+@dataclass(frozen=True)
+class NameFinder:
+    """Names in texts."""
+
+    model: Any
+    tokenizer: Any
+    tags: TagSet
+    sequence: int
+    """Tokens of a window; longer texts are read in several."""
+    task: str = "ner"
+
+    def convert(self, fields: Mapping[str, Any]) -> Tagged | Bad:
+        """As of `Predictor`."""
+        return untagged(fields)
+
+    def predict(self, items: Sequence[Tagged], at_once: int) -> Iterator[dict[str, Any]]:
+        """The names: text, type, first character and last + 1, and the least probability of their words' tags."""
+        pad = self.model.config.pad_token_id
+        found = predict_tags(self.model, self.tokenizer, items, self.tags, pad, self.sequence, at_once)
+        for item, (tags, shares) in zip(items, found, strict=True):
+            entities = []
+            for kind, first, stop in entities_of(tags):
+                begins, ends = item.spans[first][0], item.spans[stop - 1][1]
+                score = round(float(shares[first:stop].min()), 6)
+                entities.append({"text": item.text[begins:ends], "label": kind, "start": begins, "end": ends,
+                                 "words": [first, stop], "score": score})  # fmt: skip
+            yield {"text": item.text, "entities": entities}
+
+
+@dataclass(frozen=True)
+class Answerer:
+    """Answers within texts."""
+
+    model: Any
+    tokenizer: Any
+    sequence: int
+    """Tokens of question and window; longer texts are read in several."""
+    task: str = "qa"
+
+    def convert(self, fields: Mapping[str, Any]) -> Question | Bad:
+        """As of `Predictor`."""
+        return unanswered(fields)
+
+    def predict(self, items: Sequence[Question], at_once: int) -> Iterator[dict[str, Any]]:
+        """The answer, empty if there is none, its first character in the context and its probability."""
+        config = self.model.config
+        no_answer = bool(getattr(config, NO_ANSWER, False))
+        spans = predict_spans(self.model, self.tokenizer, items, config.pad_token_id, self.sequence, no_answer, at_once)
+        for span in spans:
+            yield {"answer": span.text, "start": span.start, "end": span.start + len(span.text),
+                   "score": round(span.score, 6)}  # fmt: skip
+
+
+def open_predictor(folder: Path, tokenizer: Any, dtype: str, device: Any, sequence: int | None = None) -> Predictor:
+    """The model of a checkpoint folder with the head that it was trained with.
 
     Args:
         folder: in the Hugging Face layout.
         tokenizer: its tokenizer.
         dtype: as on the command line.
         device: where it runs.
-        sequence: tokens of a text that are read; the model's positions if None.
+        sequence: tokens that are read at once; the model's positions if None.
 
     Raises:
-        ValueError: the checkpoint is no sequence classifier.
+        ValueError: the checkpoint has no trained head.
     """
     check_checkpoint(folder)
     register()
-    architectures = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or ["none"]
-    if not str(architectures[0]).endswith(SUFFIX):
+    head = head_of(folder)
+    if head is None:
         raise ValueError(
-            f"{folder}: the model is a {architectures[0]}; predict needs one with a classification head (...{SUFFIX}), "
-            f"such as `minitron finetune --task classify` makes"
+            f"{folder}: the model has no head of its own (...{', ...'.join(SUFFIXES)}), such as `minitron finetune "
+            f"--task classify`, ner and qa train"
         )
-    model, info = CLASSES["sequence-classification"].from_pretrained(
-        folder, dtype=parse_dtype(dtype) or "auto", output_loading_info=True
-    )
-    if info["missing_keys"]:
-        raise ValueError(f"{folder}: tensor {sorted(info['missing_keys'])[0]!r} is missing from the checkpoint")
-    model.config.pad_token_id = pad_id(tokenizer) if model.config.pad_token_id is None else model.config.pad_token_id
+    model = saved_head(folder, head, parse_dtype(dtype), device)
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = pad_id(tokenizer)
     most = model.config.max_position_embeddings
-    return Classifier(model.to(device).eval(), tokenizer, LabelSet.of_config(model.config), min(sequence or most, most))
+    length = min(sequence or most, most)
+    if head == "sequence-classification":
+        return Classifier(model, tokenizer, LabelSet.of_config(model.config), length)
+    if head == "token-classification":
+        return NameFinder(model, tokenizer, TagSet.of_config(model.config), length)
+    return Answerer(model, tokenizer, length)
 
 
-def read_texts(path: str, rows: RowFormat) -> list[tuple[str, str | None]]:
-    """The texts of a file of rows; labels are not needed.
+def read_unlabelled(path: str, predictor: Predictor, rows: RowFormat) -> list[Any]:
+    """The examples of a file of rows, without what is to be predicted.
 
     Raises:
-        ValueError: rows without a text; file and line are named.
+        ValueError: rows that cannot be used; file and line are named.
     """
-    unlabelled = RowFormat({k: v for k, v in rows.names.items() if k != "label"}, rows.columns, rows.encoding)
-
-    def convert(fields: Mapping[str, Any]) -> Labelled | Bad:
-        for name in ("text", *OPTIONAL & fields.keys()):
-            if not isinstance(fields[name], str):
-                return Bad(f"{name} is {fields[name]!r:.60}; expected a text")
-        if not fields["text"].strip():
-            return Bad("the text is empty")
-        return Labelled(fields["text"], fields.get("pair"), "")
-
-    return [(item.text, item.pair) for item in read_examples([path], "predict", convert, unlabelled).items]
+    return read_examples([path], predictor.task, predictor.convert, replace(rows, unlabelled=True)).items
 
 
 def write_predictions(
-    classifier: Classifier,
-    texts: Sequence[tuple[str, str | None]],
+    predictor: Predictor,
+    items: Sequence[Any],
     out: Path,
     key: str,
     at_once: int = 32,
     progress: Callable[[int], Any] = lambda done: None,
 ) -> int:
-    """Write a line for each text, and continue where an interrupted call of the same `key` stopped.
+    """Write a line for each example, and continue where an interrupted call of the same `key` stopped.
 
     Args:
-        classifier: predicts.
-        texts: in their order.
+        predictor: predicts.
+        items: examples in their order.
         out: the file; it appears when it is complete, `OUT.part` holds what is done until then.
         key: tells this work from other work.
-        at_once: texts of a forward pass.
+        at_once: examples of a forward pass.
         progress: called with how many are written.
 
     Returns:
@@ -131,12 +207,12 @@ def write_predictions(
         note.write_text(key, encoding="utf-8")
         with part.open("ab+") as file:
             done = _complete_lines(file)
-            for first in range(done, len(texts), WINDOW):
+            for first in range(done, len(items), WINDOW):
                 lines = (json.dumps(found, ensure_ascii=False) for found in
-                         classifier.predict(texts[first : first + WINDOW], at_once))  # fmt: skip
+                         predictor.predict(items[first : first + WINDOW], at_once))  # fmt: skip
                 file.write("".join(f"{line}\n" for line in lines).encode())
                 file.flush()
-                progress(min(first + WINDOW, len(texts)))
+                progress(min(first + WINDOW, len(items)))
         os.replace(part, out)
         note.unlink()
     return done

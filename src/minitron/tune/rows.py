@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..data.packing import random_generator
+from ..ops.loss import IGNORE_INDEX
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,15 @@ class Row:
     ids: tuple[int, ...]
     targets: Mapping[str, Any]
     """By name what the loss compares with: numbers, or lists of numbers of one length in all rows."""
+    token_labels: tuple[int, ...] | None = None
+    """A label for each token, `IGNORE_INDEX` where none is learned; the target `labels` of the batch."""
+
+    @property
+    def num_items(self) -> int:
+        """What the row counts in the mean of a step: its labelled tokens, or 1."""
+        if self.token_labels is None:
+            return 1
+        return sum(label != IGNORE_INDEX for label in self.token_labels)
 
 
 @dataclass(frozen=True)
@@ -34,7 +44,8 @@ class PaddedBatch:
     targets: dict[str, Tensor]
     """(B, ...) each."""
     num_items: int
-    """Rows of the whole optimizer step, of which this batch may be a part; the divisor of the loss."""
+    """Rows, or labelled tokens, of the whole optimizer step, of which this batch may be a part; the divisor of the
+    loss."""
 
     @property
     def num_tokens(self) -> int:
@@ -61,7 +72,11 @@ def pad_rows(rows: Sequence[Row], pad: int) -> PaddedBatch:
         ids[index, : len(row.ids)] = torch.tensor(row.ids)
         mask[index, : len(row.ids)] = 1
     targets = {name: torch.tensor([row.targets[name] for row in rows]) for name in rows[0].targets}
-    return PaddedBatch(ids, mask, targets, len(rows))
+    if rows[0].token_labels is not None:
+        targets["labels"] = torch.full_like(ids, IGNORE_INDEX)
+        for index, row in enumerate(rows):
+            targets["labels"][index, : len(row.ids)] = torch.tensor(row.token_labels)
+    return PaddedBatch(ids, mask, targets, sum(row.num_items for row in rows))
 
 
 class RowStream:
@@ -89,7 +104,8 @@ class RowStream:
         """As of `Stream`."""
         digest = hashlib.sha256(f"{self._seed} {self._pad}".encode())
         for row in self._rows:
-            digest.update(repr((row.ids, sorted(row.targets.items()))).encode())
+            labels = () if row.token_labels is None else (row.token_labels,)
+            digest.update(repr((row.ids, sorted(row.targets.items()), *labels)).encode())
         return {"rows": digest.hexdigest()}
 
     @property
@@ -109,10 +125,11 @@ class RowStream:
         """As of `Stream`."""
         rows = [self._rows[self._at(start + i)] for i in range(count)]
         number, ways = share
+        items = sum(row.num_items for row in rows)
         mine = rows[number * count // ways : (number + 1) * count // ways]
         mine.sort(key=lambda row: len(row.ids))
         parts = (mine[i : i + at_once] for i in range(0, len(mine), at_once))
-        return [replace(pad_rows(part, self._pad), num_items=count) for part in parts]
+        return [replace(pad_rows(part, self._pad), num_items=items) for part in parts]
 
     def _at(self, position: int) -> int:
         epoch, inside = divmod(position, len(self))
