@@ -89,7 +89,9 @@ def test_every_answer_is_as_described(description, every_field, tmp_path) -> Non
     command = [str(Path(sys.executable).with_name("schemathesis")), "run", str(file), "--url", URL, "--checks", checks]
     command += ["--max-examples", EXAMPLES, "--seed", "1", "--phases", "examples,coverage,fuzzing", "--no-color"]
     command += ["--suppress-health-check", "all", "--report-ndjson-path", str(report), "--generation-database", "none"]
-    done = subprocess.run([*command, "--continue-on-failure"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*command, "--continue-on-failure"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )  # it keeps a cache where it runs
     statuses = Counter(re.findall(r'"status_code": ?(\d+)', report.read_text()))
     print(f"schemathesis, every_field={every_field}: {dict(sorted(statuses.items()))}")
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
