@@ -58,6 +58,7 @@ def _write(
         written.dtype = next(iter(weights.values())).dtype
         with progress_bars(sum(value.nbytes for value in weights.values())):
             plain.save_pretrained(work, state_dict=weights)
+        written.architectures = plain.config.architectures  # a classifier's configuration may come from its base
         save_config(written, work)
         if tokenizer is not None:
             tokenizer.save_pretrained(work)
