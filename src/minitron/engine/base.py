@@ -123,6 +123,39 @@ class DecodeEngine(Protocol):
             found.append(tokens)
         return found
 
+    def verify(
+        self, groups: Sequence[list[int]], slots: Sequence[int] = (0,), draws: Sequence[Draws | None] = (None,)
+    ) -> list[list[int]]:
+        """Append the first token of each group to the sequence of its slot, and each further one that is chosen.
+
+        Drafted tokens are checked in this way in one step: a group is the last token of a text and the tokens that may
+        follow it. The result is that of `greedy`, or of `draw`, for as many tokens.
+
+        Args:
+            groups: at most MAX_TOKENS tokens in all; 1 or more for each text.
+            slots: of the texts.
+            draws: how each text's tokens are chosen, greedily if None. A text's draws have this text alone.
+
+        Returns:
+            for each text the tokens chosen after the first one: those that its group has, and then another, which is
+            not appended yet.
+
+        Raises:
+            NotFiniteError: the largest logit of a token is NaN or infinite.
+        """
+        from .sampling import best_token
+
+        found: list[list[int]] = []
+        for group, slot, choice in zip(groups, slots, draws, strict=True):
+            begin, chosen = self.kv.lengths[slot], []
+            for given, row in zip([*group[1:], None], self.step(group, slot).float().numpy(), strict=True):
+                chosen.append(best_token(row) if choice is None else choice.choose(row[None], [0])[0])
+                if chosen[-1] != given:
+                    break
+            self.truncate(begin + len(chosen), slot)
+            found.append(chosen)
+        return found
+
     def pick(self, draws: Draws, logits: Array) -> Array:
         """The next tokens (B,) of all texts of the draws' batch for logits (B, V) float32, without a step of the model.
 

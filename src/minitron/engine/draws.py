@@ -26,6 +26,7 @@ class Draws:
         seen: for each text the ids (T,) that the penalty counts.
         twister: the generator's state.
         close: a score of at least this share of the best one might be the best one in the arithmetic of the caller.
+        steps: of which random numbers are kept at least.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class Draws:
         seen: Sequence[Array],
         twister: TwisterState,
         close: float = 1 - 2.0**-21,
+        steps: int = 4,
     ) -> None:
         self.parameters = parameters
         self.vocabulary = vocabulary
@@ -56,7 +58,7 @@ class Draws:
         if parameters.repetition_penalty != 1:
             self.seen = np.zeros((len(seen), vocabulary), np.bool_)
             self.see(seen)
-        room = -(-4 * self.per_step // WORDS) * WORDS + 2 * WORDS
+        room = -(-steps * self.per_step // WORDS) * WORDS + 2 * WORDS
         self.words = np.zeros(room, np.uint32)
         """A block of the generator's words, and those that follow it."""
         self.ready, self.used = WORDS, WORDS

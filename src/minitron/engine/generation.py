@@ -7,9 +7,6 @@ package (`loop`, `speculate`) run instead of transformers' own.
 
 from __future__ import annotations
 
-import importlib.util
-from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,43 +14,33 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
-from ..assets import default_draft
 from ..engine_hook import DRAFT_CHOICE, GenerationReport, Speculation, report_on
 from ..family_models import engine_decodes
 from ..finite import NotFiniteError, explain
 from ..framework import CACHE_NAME
 from ..model import check_ids
 from .base import DecodeEngine
+from .draft_choice import draft_weights, speculate
+from .draft_length import MOST_DRAFTED
+from .engines import open_engine
 from .kv import KeyValues
 from .loop import Record, decode
 from .model_weights import weights_of
 from .models import why_not_model
-from .reference import ReferenceEngine
 from .requests import starts_of, why_not_request
 from .rules import Rules
-from .speculate import MOST_DRAFTED, Draft, DraftLength, Lookup, ModelDraft, decode_with_draft
-from .weights import EngineWeights, from_checkpoint
 
 if TYPE_CHECKING:
     from transformers.generation.streamers import BaseStreamer
 
-SELF_DRAFT_FORMAT = "int4"
-"""In which a model drafts for itself."""
-
-
-def open_engine(weights: EngineWeights, capacity: int, slots: int = 1) -> DecodeEngine:
-    """The compiled engine, or the reference where Numba is missing."""
-    if importlib.util.find_spec("numba") is None:
-        return ReferenceEngine(weights, capacity, slots)
-    from .cpu.engine import CpuEngine
-
-    return CpuEngine(weights, capacity, slots=slots)
+    from .parts import EngineWeights
 
 
 def prepare(model: object, draft: object = None) -> None:
     """Copy a model's weights and compile what decoding with it needs, so that its first token need not wait for that.
 
-    A compilation that takes long is logged. Where the engine does not run, nothing is done.
+    A compilation that takes long is logged. Where the engine does not run, nothing is done. A draft of the model's own
+    weights is not copied here: whether that is worth its time depends on the text.
 
     Args:
         model: any model.
@@ -64,11 +51,12 @@ def prepare(model: object, draft: object = None) -> None:
     """
     if not engine_decodes(model) or why_not_model(model):
         return
-    parts = [weights_of(model)]
+    parts: list[EngineWeights | None] = [weights_of(model)]
     if draft not in (None, "lookup"):
-        parts.append(_draft_weights(model, draft))
+        parts.append(draft_weights(model, draft))
     for weights in parts:
-        open_engine(weights, 1).prepare()
+        if weights is not None:
+            open_engine(weights, 1).prepare()
 
 
 # --- a request ---------------------------------------------------------------------------------------------------
@@ -167,59 +155,17 @@ def _speculate(
     most: int,
     streamer: BaseStreamer | None,
 ) -> Tensor:
-    weights = weights_of(model)
-    engines = [open_engine(weights, rules.limit)]
+    engine = open_engine(weights_of(model), rules.limit)
     try:
-        helper: Draft = Lookup()
-        if draft != "lookup":
-            drafting = _draft_weights(model, draft)
-            engines.append(open_engine(drafting, rules.limit))
-            cost = drafting.bytes_per_token() / weights.bytes_per_token()
-            helper = ModelDraft(engines[1], engines[0], rules, cost)
-        # A drawn draft's length decides which random numbers are used, so it must not depend on the clock.
-        length = DraftLength(helper.cost, most, measure=draft == "lookup" or not rules.sampling)
-        ids, found = decode_with_draft(engines[0], helper, input_ids, rules, length, streamer)
+        ids, found = speculate(model, engine, input_ids, rules, draft, most, streamer)
     except NotFiniteError as error:
         raise explain(error, model) from None
     finally:
-        for engine in engines:
-            engine.close()
-    _report(model, engines[0], found)
+        engine.close()
+    _report(model, engine, found)
     if streamer is not None:
         streamer.end()
     return ids
-
-
-def _draft_weights(model: PreTrainedModel, draft: object) -> EngineWeights:
-    vocabulary = model.model.embed_tokens.weight.shape[0]
-    if draft == "default":
-        smaller = default_draft(model.name_or_path or "")
-        draft = "self" if smaller is None else _draft_of(smaller, (smaller / "model.safetensors").stat().st_mtime_ns)
-        if isinstance(draft, EngineWeights) and draft.vocab_size != vocabulary:
-            draft = "self"  # the model is the bundled one no longer
-    if draft == "self":
-        return weights_of(model, SELF_DRAFT_FORMAT)
-    if engine_decodes(draft):
-        reason = why_not_model(draft)
-        if reason:
-            raise ValueError(f"draft: the engine does not run this model: {reason}")
-        draft = weights_of(draft)
-    if not isinstance(draft, EngineWeights):
-        raise ValueError(
-            f"draft is {draft!r}; it must be 'default', 'lookup', 'self', a loaded model or its EngineWeights"
-        )
-    if draft.vocab_size != vocabulary:
-        raise ValueError(
-            f"draft: its vocabulary has {draft.vocab_size} tokens, the model's {vocabulary}; "
-            f"both must have the same tokenizer"
-        )
-    return draft
-
-
-@lru_cache(maxsize=1)
-def _draft_of(folder: Path, changed: int) -> EngineWeights:
-    """The weights of a checkpoint; `changed`, a time in nanoseconds, is a part of the cache's key."""
-    return from_checkpoint(folder)
 
 
 def _report(model: PreTrainedModel, engine: DecodeEngine, speculation: Speculation | None = None) -> None:

@@ -25,6 +25,8 @@ class KeyValues:
         self.keys: list[Buffer] = []
         self.values: list[Buffer] = []
         self._weights = weights
+        self.format = weights.plain_format
+        """Of keys and values."""
         for layer in weights.layers:
             shape = (slots, layer.num_key_value_heads, capacity, weights.constants.head_dim)
             for parts in (self.keys, self.values):

@@ -112,7 +112,7 @@ def _decode_in_bursts(
         start = time.perf_counter()
         if draws is not None:
             draws.see(rules.seen(ids[:, :length]))  # some texts may have been drawn too far
-        with _numbers_of(draws):
+        with numbers_of(draws):
             fresh = _burst(engine, array[:, length - 1], running, min(count, limit - length), stops, draws)
         count = min(2 * count, max(1, int(BURST_SECONDS * len(fresh) / (time.perf_counter() - start))))
         used = 0
@@ -128,14 +128,14 @@ def _decode_in_bursts(
         if used < len(fresh):  # tokens after the end are dropped
             for slot in running:
                 engine.truncate(length - 1 - starts[slot], slot)
-            _give_back(draws, used)
+            give_back(draws, used)
         if ended.all():
             return ids[:, :length].clone()
         running = np.flatnonzero(~ended).tolist()
 
 
 @contextmanager
-def _numbers_of(draws: Draws | None) -> Iterator[None]:
+def numbers_of(draws: Draws | None) -> Iterator[None]:
     """Draw with the numbers of torch's generator, which goes on after those that were used."""
     if draws is None or not draws.per_step:
         yield
@@ -146,7 +146,7 @@ def _numbers_of(draws: Draws | None) -> Iterator[None]:
         twister.block, twister.used = draws.state.block, draws.state.used
 
 
-def _give_back(draws: Draws | None, steps: int) -> None:
+def give_back(draws: Draws | None, steps: int) -> None:
     """Set torch's generator to where it is after the first `steps` steps of the last burst."""
     if draws is None or not draws.per_step:
         return

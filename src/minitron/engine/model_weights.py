@@ -63,6 +63,12 @@ def weights_of(model: PreTrainedModel, format: str | None = None) -> EngineWeigh
         return weights
 
 
+def has_copies(model: PreTrainedModel, format: str) -> bool:
+    """Whether the model's matrices were copied in a format, so that only those that changed since are copied anew."""
+    with _copying:
+        return bool(_copies.get(model, {}).get(format, _Copies()).matrices)
+
+
 class AbsentParameter(nn.Parameter):
     """A parameter whose values are in `EngineWeights` only: it has a shape and a dtype, and refuses all else."""
 

@@ -27,10 +27,10 @@ class ReferenceEngine(DecodeEngine):
 
     name = "reference"
 
-    def __init__(self, weights: EngineWeights, capacity: int, slots: int = 1) -> None:
-        """Allocate the cache for `capacity` tokens in each of `slots` slots."""
+    def __init__(self, weights: EngineWeights, capacity: int, slots: int = 1, kv: KeyValues | None = None) -> None:
+        """Allocate the cache for `capacity` tokens in each of `slots` slots, unless there is one to share."""
         self.weights = weights
-        self.kv = KeyValues(weights, capacity, slots)
+        self.kv = KeyValues(weights, capacity, slots) if kv is None else kv
         self._active = self._seen = 0
 
     @property

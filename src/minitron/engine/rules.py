@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -50,6 +51,7 @@ class Rules:
         self.pad = 0 if pad is None else int(pad.flatten()[0])
         """Follows the end of a text while others go on."""
         self._processors = processors
+        self._two: dict[int, tuple[Any, bool]] = {}
         self._draws: Draws | None = None
         self._parameters = parameters_of(processors, self.sampling)
         self._unseen = [0] * batch
@@ -64,18 +66,37 @@ class Rules:
             rule for rule in criteria if not hasattr(rule, "eos_token_id") and not hasattr(rule, "max_length")
         ]
 
-    def draws(self, ids: Tensor, vocabulary: int) -> Draws | None:
+    @property
+    def known(self) -> bool:
+        """Whether an engine can choose the tokens by itself, greedily or by `draws`."""
+        return self._parameters is not None and (not self.sampling or draws_alike())
+
+    def draws(self, ids: Tensor, vocabulary: int, steps: int = 4) -> Draws | None:
         """How an engine chooses tokens after these texts (B, T); None if it takes other rules than `Draws` knows.
 
-        Its random numbers are yet to be set.
+        Its random numbers are yet to be set; those of `steps` steps are kept.
         """
-        if self._parameters is None or (self.sampling and not draws_alike()):
+        if self._parameters is None or not self.known:
             return None
-        return Draws(self._parameters, vocabulary, self.seen(ids), seeded(0))
+        return Draws(self._parameters, vocabulary, self.seen(ids), seeded(0), steps=steps)
 
     def scores(self, ids: Tensor, logits: Tensor) -> Tensor:
         """Logits (B, V), which may change, after the caller's processors."""
-        return self._processors(ids, logits)  # type: ignore[arg-type]
+        if type(self._processors) is not LogitsProcessorList:
+            return self._processors(ids, logits)  # type: ignore[arg-type]
+        for processor in self._processors:
+            if not self._takes_two(processor):
+                return self._processors(ids, logits)  # type: ignore[arg-type] (its error says what is missing)
+        for processor in self._processors:
+            logits = processor(ids, logits)  # type: ignore[arg-type,assignment]
+        return logits
+
+    def _takes_two(self, processor: Any) -> bool:
+        """Whether a processor takes ids and scores only: transformers looks at its signature for each token."""
+        known = self._two.get(id(processor))
+        if known is None or known[0] is not processor:
+            known = self._two[id(processor)] = processor, len(signature(processor.__call__).parameters) <= 2
+        return known[1]
 
     def next_tokens(self, ids: Tensor, logits: Tensor, engine: DecodeEngine | None = None) -> Array:
         """The next token of each row, (B,), for logits (B, V), which may change.

@@ -1,225 +1,225 @@
 """Speculation: a cheap draft proposes tokens, the model checks all of them in one step, and the text is the model's.
 
-Greedy decoding accepts a drafted token if the model chooses the same one; since the engine computes the same bits for
-one token and for eight, the text is that of plain decoding, token for token. When sampling, a draft without
-probabilities (looked up) is compared with the token that is drawn as without a draft, so the same seed gives the same
-text; a draft that was drawn from a distribution q is accepted with probability min(1, p / q) and otherwise replaced by
-a draw from max(p - q, 0), which leaves the distribution p of every token as it is (Leviathan et al. 2023,
-`engine.sampling.acceptance`). p and q are the distributions after all processors: temperature, top-k, penalties and the
-caller's own.
+A drafted token is accepted if it is the one that the model chooses: the most probable one, or the one drawn with the
+random numbers of its position. Since the engine computes the same bits for one token and for eight, the text is that of
+plain decoding, token for token, greedy and for a seed. A draft that draws uses the same random numbers as the model, so
+that from nearly the same distribution it nearly always draws the same token (Daliri et al. 2024, "Coupling without
+communication and drafter-invariant speculative decoding").
+
+Where processors of the caller's own change the logits, tokens are chosen in Python (`decode_with_draft`). A draft that
+was drawn from a distribution q is accepted there with probability min(1, p / q) and otherwise replaced by a draw from
+max(p - q, 0), which leaves the distribution p of every token as it is (Leviathan et al. 2023,
+`engine.sampling.acceptance`). p and q are the distributions after all processors.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..engine_hook import Speculation
-from .base import DecodeEngine
-from .loop import room_for
+from .base import MAX_TOKENS, MOST_STOPS, DecodeEngine
+from .draft_length import DraftLength
+from .drafts import Draft, Proposal
+from .draws import Draws
+from .loop import BURST_SECONDS, give_back, numbers_of, room_for
 from .rules import Rules
-from .sampling import Array, acceptance, draw_exact, residual
+from .sampling import acceptance, draw_exact, residual
 
 if TYPE_CHECKING:
     from transformers.generation.streamers import BaseStreamer
 
-MOST_DRAFTED = 7
-"""Tokens drafted at a time: with the one before them, as many as the engine takes in one step."""
-VERIFY = 0.2
-"""A first guess of the share of a step's time that a drafted token adds to it."""
-PATIENCE = 32
-"""Steps without a draft before one is tried again; doubled each time that drafting still does not pay."""
-NGRAMS = (3, 2)
-"""Numbers of last tokens that `Lookup` searches for, longest first."""
+LOOK_AGAIN_SECONDS = 0.004
+"""Time of plain decoding after a draft proposed nothing, before it is asked again."""
+PROBES = (1, 3)
+"""Numbers of drafted tokens whose check is timed before a draft that takes long to set up."""
+UNDECIDED_STEPS = 16
+"""Steps after which setting up a draft is thought of again."""
 
 
-@dataclass
-class Proposal:
-    """Drafted tokens, and the distribution (V,) float64 from which each was drawn; none if they were not drawn."""
+class _Text:
+    """One prompt (1, T) and its continuation."""
 
-    tokens: list[int] = field(default_factory=list)
-    distributions: list[Array] = field(default_factory=list)
+    def __init__(self, input_ids: Tensor, rules: Rules, streamer: BaseStreamer | None) -> None:
+        self._ids, self.length = room_for(input_ids, rules), input_ids.shape[1]
+        self._begin = self.length
+        self._rules, self._streamer = rules, streamer
+        self.ended = False
 
+    @property
+    def ids(self) -> Tensor:
+        """(1, T) so far; the same memory."""
+        return self._ids[:, : self.length]
 
-class Draft(Protocol):
-    """A source of drafted tokens."""
+    @property
+    def last(self) -> int:
+        """The last token, which the engine has yet to append."""
+        return int(self._ids[0, self.length - 1])
 
-    cost: float
-    """Seconds for a drafted token over seconds for a step of the model; a first guess."""
+    @property
+    def new(self) -> int:
+        """Tokens after the prompt."""
+        return self.length - self._begin
 
-    def prepare(self, ids: Tensor) -> None:
-        """Prefill the prompt (1, T) and do all else that takes long the first time."""
+    @property
+    def left(self) -> int:
+        """Tokens that are still to come at most."""
+        return self._ids.shape[1] - self.length
 
-    def propose(self, ids: Tensor, count: int) -> Proposal:
-        """At most `count` (1 or more) tokens that may follow the text ids (1, T)."""
-        ...
+    def append(self, token: int) -> None:
+        """Add a token, hand it to the streamer and ask whether the text ends."""
+        self._ids[0, self.length] = token
+        self.length += 1
+        if self._streamer is not None:
+            self._streamer.put(self._ids[0, self.length - 1 : self.length].clone())
+        self.ended = bool(self._rules.ended(self.ids)[0])
 
-
-class Lookup:
-    """Drafts what followed the last tokens where they occurred before: good for code, lists, quotes, summaries."""
-
-    cost = 0.0
-
-    def __init__(self) -> None:
-        self._seen = 0
-        self._after: dict[tuple[int, ...], int] = {}
-
-    def prepare(self, ids: Tensor) -> None:
-        """Nothing to prepare."""
-
-    def propose(self, ids: Tensor, count: int) -> Proposal:
-        """The tokens after the latest earlier occurrence of the last three or two tokens."""
-        tokens = ids[0].tolist()
-        for end in range(self._seen, len(tokens)):  # the n-grams that end before token `end`, for which it follows
-            for n in NGRAMS:
-                if end >= n:
-                    self._after[tuple(tokens[end - n : end])] = end
-        self._seen = len(tokens)
-        for n in NGRAMS:
-            found = self._after.get(tuple(tokens[-n:]))
-            if found is not None:
-                return Proposal(tokens[found : found + count])
-        return Proposal()
+    def extend(self, tokens: list[int]) -> int:
+        """Add tokens until the text ends; how many were added."""
+        for used, token in enumerate(tokens, 1):
+            self.append(token)
+            if self.ended:
+                return used
+        return len(tokens)
 
 
-class ModelDraft:
-    """Drafts with another engine: a smaller model with the same vocabulary, or the same one in fewer bits."""
+class Speculator:
+    """Decodes one text with a draft, with tokens that the engine chooses by itself.
 
-    def __init__(self, engine: DecodeEngine, helped: DecodeEngine, rules: Rules, cost: float) -> None:
-        self.cost = cost
-        self._engine = engine
-        self._helped = helped
-        self._rules = rules
-        self._held: list[int] = []
+    Args:
+        engine: the model's, with an empty sequence.
+        draft: proposes tokens.
+        input_ids: (1, T).
+        rules: of the request; plain, or such that `Rules.draws` knows them.
+        length_rule: how many tokens to draft. It keeps what it has learned of earlier texts.
+        streamer: gets the tokens.
+        unsaved: seconds that the draft would have saved in earlier texts, had it been set up.
+    """
 
-    def prepare(self, ids: Tensor) -> None:
-        """Prefill the prompt, and compile or load the draft's step, so that its first measured time is typical."""
-        self._held = ids[0].tolist()
-        self._engine.prefill(self._held[:-1])
-        self._engine.step(self._held[-1:])
-        self._engine.close()
+    def __init__(
+        self,
+        engine: DecodeEngine,
+        draft: Draft,
+        input_ids: Tensor,
+        rules: Rules,
+        length_rule: DraftLength,
+        streamer: BaseStreamer | None,
+        unsaved: float = 0.0,
+    ) -> None:
+        self._engine, self._draft, self._rules, self._length_rule = engine, draft, rules, length_rule
+        self.unsaved = unsaved
+        """Seconds that the draft would have saved so far."""
+        self._draws: Draws | None = None
+        if not rules.plain:
+            self._draws = rules.draws(input_ids, engine.weights.vocab_size, MAX_TOKENS + 1)
+        self._stops = rules.ends if len(rules.ends) <= MOST_STOPS else ()
+        self._text = _Text(input_ids, rules, streamer)
+        self._ready = self._probed = False
+        """Whether the draft was set up, and whether the times of checks are known."""
+        self._burst = 1
+        self.found = Speculation()
 
-    def propose(self, ids: Tensor, count: int) -> Proposal:
-        """Draft greedily, or draw from the draft's own distribution, as the request's rules say."""
-        self._helped.close()  # the threads of two engines would compete for the cores
-        length = ids.shape[1]
-        work = torch.empty((1, length + count), dtype=torch.long)
-        work[:, :length] = ids
-        tokens = ids[0].tolist()
-        keep = _common(self._held, tokens[:-1])
-        self._engine.truncate(keep)
-        behind = max(keep, length - 1 - MOST_DRAFTED)
-        self._engine.prefill(tokens[keep:behind])
-        step, proposal = tokens[behind:], Proposal()
-        if self._rules.plain:
-            self._engine.prefill(step[:-1])
-            proposal.tokens = [row[0] for row in self._engine.greedy(step[-1:], count)]
-            count = 0
-        for end in range(length, length + count):
-            logits, past = self._engine.step(step)[-1], work[:, :end]
-            if self._rules.sampling:
-                proposal.distributions.append(self._rules.distribution(past, logits))
-                token = draw_exact(proposal.distributions[-1])
+    def run(self) -> Tensor:
+        """The prompt and its continuation (1, T)."""
+        text, rule = self._text, self._length_rule
+        rule.begin()
+        self._engine.prefill(text.ids[0, :-1].tolist())
+        while not text.ended:
+            count = min(rule.next(text.left), text.left - 1)
+            if count > 0 and not self._ready:
+                self._set_up()
+                if text.ended:
+                    break
+            if count > 0 and self._ready:
+                self._drafted(count)
             else:
-                token = int(self._rules.next_tokens(past, logits[None])[0])
-            proposal.tokens.append(token)
-            work[0, end] = token
-            step = [token]
-        self._held = tokens + proposal.tokens[:-1]
-        self._engine.close()
-        return proposal
+                self._plain(self._pause(count))
+        return text.ids.clone()
 
+    def _pause(self, wanted: int) -> int:
+        """Tokens to decode before a draft is thought of again, of which so many tokens are wanted now."""
+        if wanted > 0:
+            return UNDECIDED_STEPS
+        return self._length_rule.pause if self._length_rule.measured else 4  # the reference
 
-def _common(a: list[int], b: list[int]) -> int:
-    """Length of the common prefix of two lists."""
-    shorter = min(len(a), len(b))
-    if a[:shorter] == b[:shorter]:
-        return shorter
-    return next(i for i in range(shorter) if a[i] != b[i])
+    def _plain(self, most: int) -> None:
+        """Decode without a draft, at most for some hundredths of a second."""
+        text, draws = self._text, self._draws
+        count = max(1, min(self._burst, most, text.left))
+        start = time.perf_counter()
+        if draws is None:
+            fresh = self._engine.greedy([text.last], count, self._stops)
+        else:
+            draws.see(self._rules.seen(text.ids))
+            with numbers_of(draws):
+                fresh = self._engine.draw([text.last], count, draws, self._stops)
+        seconds = time.perf_counter() - start
+        self._burst = min(2 * count, max(1, int(BURST_SECONDS * len(fresh) / seconds)))
+        self._length_rule.saw(0, 0, 0.0, seconds, len(fresh))
+        if not self._ready:
+            self.unsaved += self._length_rule.saved(len(fresh))
+        self._take([row[0] for row in fresh])
+        self.found.steps += len(fresh)
 
-
-class _Cost:
-    """Time of a drafted step over that of a plain one: a linear function of the number of drafted tokens.
-
-    It is fitted to recent measurements, and with a small weight to a guess, so that it always has a slope.
-    """
-
-    def __init__(self, cost: float, most: int) -> None:
-        guess = [self._terms(k, 1 + cost * (k + 1) + VERIFY * k) for k in (1, max(2, most))]
-        self._guess = [sum(terms) for terms in zip(*guess, strict=True)]
-        self._seen = [0.0] * 5
-
-    @staticmethod
-    def _terms(k: int, time: float) -> tuple[float, ...]:
-        return 1, k, k * k, time, k * time
-
-    def add(self, k: int, time: float) -> None:
-        """Record the time of a step with k drafted tokens."""
-        pairs = zip(self._seen, self._terms(k, time), strict=True)
-        self._seen = [0.9 * old + new for old, new in pairs]
-
-    def at(self, k: int) -> float:
-        """The expected time of a step with k drafted tokens."""
-        n, x, xx, y, xy = (seen + 0.02 * guess for seen, guess in zip(self._seen, self._guess, strict=True))
-        slope = (n * xy - x * y) / (n * xx - x * x)
-        return max(0.9, (y - slope * x) / n + slope * k)  # a step with a draft is not faster than one without
-
-
-class DraftLength:
-    """How many tokens to draft for the most tokens per second (Leviathan et al. 2023, 3.1).
-
-    With k drafted tokens, each accepted with probability `rate`, a step gives 1 + rate + ... + rate^k tokens. `rate`
-    follows recent acceptances. So does the time of a step, but only where the text cannot depend on it, because a seed
-    must give one text.
-    """
-
-    def __init__(self, cost: float, most: int = MOST_DRAFTED, measure: bool = True) -> None:
-        self.rate, self.cost, self.most, self.measure = 0.85, _Cost(cost, most), most, measure
-        self._plain = 0.0
-        """Seconds of a step with one token; 0 until known."""
-        self._steps = 0
-        self._idle, self._patience = PATIENCE, PATIENCE
-        """Steps without a draft since the last one, and their limit; the first draft is due at once."""
-        self._again = False
-
-    def next(self) -> int:
-        """Tokens to draft now."""
-        self._steps += 1
-        if self.measure and self._steps <= 2:
-            return 0  # the first step compiles and warms up, the second one is the reference
-        if self._again or self._idle >= self._patience:  # to notice when a low rate has risen
-            self._again = not self._again  # twice: the first draft has a long prefill, and its time is not typical
-            self._patience *= 2 if self._again else 1
-            return self.most // 2 + 1
-        best, length, tokens, chance = 1.0, 0, 1.0, 1.0
-        for k in range(1, self.most + 1):
-            chance *= self.rate
-            tokens += chance
-            gain = tokens / self.cost.at(k)
-            if gain > best:
-                best, length = gain, k
-        if length:
-            self._patience = PATIENCE
-            if self.measure and self._steps % 8 == 0:
-                length = min(self.most, length + 1)  # to learn what one more costs
-        return length
-
-    def saw(self, drafted: int, kept: int, draft_seconds: float, step_seconds: float) -> None:
-        """Learn from a step and its times."""
-        # Each accepted token counts as a success; a rejection counts as one failure.
-        for outcome in [1.0] * kept + [0.0] * (kept < drafted):
-            self.rate += 0.1 * (outcome - self.rate)
-        idle, self._idle = self._idle, 0 if drafted else self._idle + 1
-        if not self.measure or self._steps < 2:
+    def _drafted(self, count: int) -> None:
+        """Draft some tokens and check them, or decode for a moment where nothing is proposed."""
+        text, draws = self._text, self._draws
+        start = time.perf_counter()
+        with numbers_of(draws):
+            if draws is not None:
+                draws.see(self._rules.seen(text.ids))
+            proposed = self._draft.propose(text.ids, count, draws).tokens
+            if draws is not None:
+                draws.rewind(0)
+                draws.see(self._rules.seen(text.ids))
+            middle = time.perf_counter()
+            fresh = self._engine.verify([[text.last, *proposed]], draws=(draws,)) if proposed else []
+        end = time.perf_counter()
+        if not proposed:
+            self._plain(max(1, int(LOOK_AGAIN_SECONDS / self._length_rule.plain)) if self._length_rule.measured else 1)
             return
-        if drafted == 0:
-            self._plain = step_seconds if not self._plain else 0.8 * self._plain + 0.2 * step_seconds
-        elif self._plain and idle < self.most:  # after a longer pause a draft first has a prefill
-            self.cost.add(drafted, (draft_seconds + step_seconds) / self._plain)
+        kept = len(fresh[0]) - 1 + (fresh[0][-1:] == proposed[len(fresh[0]) - 1 : len(fresh[0])])
+        self.found.steps += 1
+        self.found.drafted += len(proposed)
+        self.found.kept += kept
+        self._length_rule.saw(len(proposed), kept, middle - start, end - middle)
+        self._take(fresh[0])
+
+    def _take(self, fresh: list[int]) -> None:
+        used = self._text.extend(fresh)
+        self.found.tokens += used
+        if used < len(fresh):
+            give_back(self._draws, used)
+
+    def _set_up(self) -> None:
+        """Set the draft up if that pays: in as many more tokens as there are new ones, and in earlier texts."""
+        if self._pays() and not self._probed and self._draft.setup_seconds and self._length_rule.measure:
+            self._probed = True
+            for count in PROBES:
+                if not self._text.ended and self._text.left > count + 1:
+                    self._probe(count)
+        if not self._text.ended and self._pays():
+            self._draft.prepare(self._text.ids)
+            self._ready = True
+
+    def _pays(self) -> bool:
+        new = min(self._text.left, self._text.new)
+        return self.unsaved + self._length_rule.saved(new) >= self._draft.setup_seconds
+
+    def _probe(self, count: int) -> None:
+        """Time the check of so many tokens, which are hardly ever the right ones."""
+        text, draws = self._text, self._draws
+        start = time.perf_counter()
+        with numbers_of(draws):
+            if draws is not None:
+                draws.see(self._rules.seen(text.ids))
+            fresh = self._engine.verify([[text.last] * (count + 1)], draws=(draws,))[0]
+        self._length_rule.probed(count, time.perf_counter() - start)
+        self.found.steps += 1
+        self._take(fresh)
 
 
 def decode_with_draft(
@@ -230,36 +230,31 @@ def decode_with_draft(
     length_rule: DraftLength,
     streamer: BaseStreamer | None,
 ) -> tuple[Tensor, Speculation]:
-    """One prompt (1, T) and its continuation, as `loop.decode`."""
-    found = Speculation()
-    ids, length = room_for(input_ids, rules), input_ids.shape[1]
+    """As `Speculator`, for rules of any kind: Python chooses each token."""
+    found, text = Speculation(), _Text(input_ids, rules, streamer)
     draft.prepare(input_ids)
-    engine.prefill(ids[0, : length - 1].tolist())
+    engine.prefill(text.ids[0, :-1].tolist())
     while True:
         start = time.perf_counter()
-        count = min(length_rule.next(), rules.limit - length - 1)
-        proposal = Proposal()
-        if count > 0:
-            proposal = draft.propose(ids[:, :length], count)
+        count = min(length_rule.next(), text.left - 1)
+        proposal = draft.propose(text.ids, count) if count > 0 else Proposal()
         middle = time.perf_counter()
-        logits = engine.step([int(ids[0, length - 1]), *proposal.tokens])
+        logits = engine.step([text.last, *proposal.tokens])
         end = time.perf_counter()
-        begin, ended, kept = length, False, True
-        while kept and not ended:
-            index = length - begin
-            ids[0, length], kept = _verdict(proposal, index, ids[:, :length], logits[index], rules)
-            length += 1
-            if streamer is not None:
-                streamer.put(ids[0, length - 1 : length].clone())
-            ended = bool(rules.ended(ids[:, :length])[0])
+        begin, kept = text.length, True
+        while kept and not text.ended:
+            index = text.length - begin
+            token, kept = _verdict(proposal, index, text.ids, logits[index], rules)
+            text.append(token)
+        accepted = text.length - begin - 1 + kept
         found.steps += 1
-        found.tokens += length - begin
+        found.tokens += text.length - begin
         found.drafted += len(proposal.tokens)
-        found.kept += length - begin - 1 + kept
-        length_rule.saw(len(proposal.tokens), length - begin - 1 + kept, middle - start, end - middle)
-        if ended:
-            return ids[:, :length].clone(), found
-        engine.truncate(length - 1)
+        found.kept += accepted
+        length_rule.saw(len(proposal.tokens), accepted, middle - start, end - middle)
+        if text.ended:
+            return text.ids.clone(), found
+        engine.truncate(text.length - 1)
 
 
 def _verdict(proposal: Proposal, index: int, past: Tensor, logits: Tensor, rules: Rules) -> tuple[int, bool]:

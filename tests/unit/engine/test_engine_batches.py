@@ -9,7 +9,7 @@ from transformers import DynamicCache
 from transformers.generation.streamers import BaseStreamer
 
 from minitron import NemotronCache, NemotronForCausalLM
-from minitron.engine import generation
+from minitron.engine import engines
 
 LENGTHS = (3, 11, 1, 20, 7)
 
@@ -147,7 +147,7 @@ def test_a_cache_of_the_caller_is_filled() -> None:
 
 
 def test_the_reference_serves_batches_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generation.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(engines.importlib.util, "find_spec", lambda name: None)
     model = tiny_model()
     ours = model.generate(**batch(), max_new_tokens=9, do_sample=False, pad_token_id=0)
     assert model.last_generation.engine == "reference"

@@ -17,7 +17,7 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from minitron import NemotronForCausalLM
-from minitron.engine import generation, model_weights
+from minitron.engine import engines, model_weights
 from minitron.engine_hook import GenerationReport
 
 
@@ -215,7 +215,7 @@ def test_an_error_in_the_loop_ends_the_threads() -> None:
 
 
 def test_without_numba_the_reference_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generation.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(engines.importlib.util, "find_spec", lambda name: None)
     model = tiny_model()
     ours = model.generate(prompt(), max_new_tokens=8, do_sample=False)
     assert model.last_generation.engine == "reference"

@@ -6,7 +6,6 @@ import itertools
 import math
 import random
 from collections import Counter
-from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -17,10 +16,32 @@ from hypothesis import strategies as st
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from minitron import NemotronForCausalLM
-from minitron.engine.model_weights import weights_of
+from minitron.engine import draft_choice
+from minitron.engine.cpu.engine import CpuEngine
+from minitron.engine.draft_length import DraftLength
+from minitron.engine.drafts import Lookup
+from minitron.engine.draws import Draws
+from minitron.engine.model_weights import has_copies, weights_of
+from minitron.engine.mt19937 import seeded
+from minitron.engine.reference import ReferenceEngine
 from minitron.engine.sampling import acceptance, residual
-from minitron.engine.speculate import DraftLength, Lookup
-from minitron.engine_hook import Speculation
+from minitron.sampling_parameters import SamplingParameters
+
+
+class Always(DraftLength):
+    """Drafts whether or not it pays: one token, two, and so on."""
+
+    def next(self, left: int = 1 << 30) -> int:
+        super().next(left)
+        return self._steps % self.most + 1
+
+
+@pytest.fixture(autouse=True)
+def drafting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drafts are always tried: these models are too small and their texts too short for drafts to pay."""
+    monkeypatch.setattr(draft_choice, "DraftLength", Always)
+    monkeypatch.setattr(draft_choice, "_pace", draft_choice._Pace(math.inf))
+    monkeypatch.setattr(draft_choice, "SUMMED_PER_SECOND", math.inf)
 
 
 def repetitive(seed: int, words: int = 6, length: int = 40) -> torch.Tensor:
@@ -226,44 +247,45 @@ def test_lookup_finds_the_latest_of_the_longest() -> None:
     assert lookup.propose(torch.tensor([[1, 2, 3, 4, 2, 3, 5, 9, 2, 3, 4, 2, 3, 1, 2, 3]]), 1).tokens == [4]
 
 
-def test_the_length_of_drafts_follows_what_is_kept_and_what_it_costs() -> None:
-    def after(share: float, draft_seconds: float, step_seconds: float) -> int:
-        rule = DraftLength(0.3)
-        for _ in range(2):
-            assert rule.next() == 0
-            rule.saw(0, 0, 0.0, 1.0)
-        for _ in range(25):
-            k = rule.next()
-            rule.saw(k, math.ceil(share * k), draft_seconds * k, step_seconds if k else 1.0)
-        return rule.next()
-
-    assert after(1.0, 0.0, 1.0) == 7  # free and always right
-    assert after(0.0, 0.1, 1.2) == 0  # never right
-    assert after(1.0, 1.0, 1.2) == 0  # as slow as the model
-    assert 0 < after(0.5, 0.1, 1.2) < 7
-    assert Speculation(10, 25, 20, 15).acceptance_rate == 0.75
-    assert Speculation(10, 25, 20, 15).tokens_per_step == 2.5
+def test_a_copy_of_the_weights_is_made_only_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(draft_choice, "DraftLength", DraftLength)
+    model, how = tiny_model(), {"max_new_tokens": 40, "do_sample": False}
+    monkeypatch.setattr(draft_choice, "_pace", draft_choice._Pace(1.0))  # a weight a second
+    text = model.generate(repetitive(0), draft="self", **how)
+    assert not has_copies(model, "int4")
+    assert model.last_generation.speculation.drafted == 0
+    assert torch.equal(text, model.generate(repetitive(0), **how))
 
 
-@pytest.mark.parametrize("rate", [0.3, 0.6, 0.87, 0.97])
-@pytest.mark.parametrize("times", [(0.25, 0.25, 0.1), (0.0, 0.3, 0.02), (0.6, 0.3, 0.2), (0.05, 0.05, 0.3)], ids=str)
-def test_the_length_of_drafts_is_nearly_the_best_one(rate: float, times: tuple[float, float, float]) -> None:
-    before, each, verify = times  # seconds of the draft before its first token, of each token, and of checking it
-    draws = random.Random(0)
-
-    def step(k: int) -> tuple[int, float, float]:
-        kept = next((i for i in range(k) if draws.random() > rate), k)
-        return kept, before + each * k if k else 0.0, 1 + verify * k
-
-    def tokens_per_second(choose: Callable[[], int], learn: Callable[[int, int, float, float], None]) -> float:
-        tokens = seconds = 0.0
-        for _ in range(400):
-            k = choose()
-            kept, drafting, checking = step(k)
-            learn(k, kept, drafting, checking)
-            tokens, seconds = tokens + kept + 1, seconds + drafting + checking
-        return tokens / seconds
-
-    fixed = [tokens_per_second(lambda k=k: k, lambda *_: None) for k in range(8)]
-    rule = DraftLength(0.3)
-    assert tokens_per_second(rule.next, rule.saw) >= 0.9 * max(fixed)
+@pytest.mark.parametrize("engine", [CpuEngine, ReferenceEngine])
+def test_verified_tokens_are_those_of_plain_decoding(engine: type[CpuEngine | ReferenceEngine]) -> None:
+    weights, rng = weights_of(tiny_model()), random.Random(0)
+    prompts = [some_tokens(5, seed=seed) for seed in range(3)]
+    parameters = SamplingParameters(temperature=1.0, top_k=9, repetition_penalty=1.2)
+    for drawn in (False, True):
+        plain, checking = engine(weights, 40, slots=3), engine(weights, 40, slots=3)
+        draws = [Draws(parameters, 96, [np.array(ids)], seeded(7), steps=9) if drawn else None for ids in prompts]
+        expected, found = [], [ids[-1:] for ids in prompts]
+        for slot, ids in enumerate(prompts):
+            plain.prefill(ids[:-1], slot)
+            checking.prefill(ids[:-1], slot)
+            own = Draws(parameters, 96, [np.array(ids)], seeded(7))
+            tokens = ids[-1:]
+            for _ in range(20):
+                logits = plain.step(tokens[-1:], slot).float().numpy()
+                tokens.append(own.choose(logits, [0])[0] if drawn else int(logits.argmax()))
+            expected.append(tokens)
+        while all(len(tokens) < 15 for tokens in found):
+            # Right tokens, then perhaps a wrong one.
+            groups = [
+                [*known[len(tokens) - 1 : len(tokens) + rng.randrange(2)], *[5] * rng.randrange(2)][:2]
+                for tokens, known in zip(found, expected, strict=True)
+            ]
+            for tokens, chosen in zip(found, checking.verify(groups, [0, 1, 2], draws), strict=True):
+                assert 1 <= len(chosen) <= 2
+                tokens += chosen
+        for slot, (tokens, known) in enumerate(zip(found, expected, strict=True)):
+            assert tokens == known[: len(tokens)]
+            assert checking.kv.lengths[slot] == 4 + len(tokens) - 1
+        plain.close()
+        checking.close()

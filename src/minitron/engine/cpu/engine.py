@@ -27,7 +27,7 @@ from . import choice
 from . import step as compiled
 from .compiled import compiling
 from .formats import KINDS, STAGED_BLOCK
-from .picking import pick
+from .picking import choose_until, pick
 from .team import Team, interruptions
 from .threads import SYNC_SIZE
 
@@ -49,17 +49,32 @@ class CpuEngine(DecodeEngine):
 
     name = "cpu"
 
-    def __init__(self, weights: EngineWeights, capacity: int, threads: int | None = None, slots: int = 1) -> None:
+    def __init__(
+        self,
+        weights: EngineWeights,
+        capacity: int,
+        threads: int | None = None,
+        slots: int = 1,
+        kv: KeyValues | None = None,
+    ) -> None:
         """Allocate the cache for `capacity` tokens in each of `slots` slots.
+
+        Args:
+            weights: of the model.
+            capacity: largest length of a sequence.
+            threads: the most that decode; as many as torch has if None.
+            slots: number of sequences.
+            kv: a cache of another engine with the same layers, to share instead; it must not grow.
 
         Raises:
             ValueError: the weights are in a dtype that the kernels do not read.
         """
         if weights.format not in FORMATS:
             raise ValueError(f"weights are {weights.format}; the CPU engine reads {', '.join(FORMATS)}")
+        assert kv is None or kv.format == weights.plain_format, f"a cache in {kv.format}, not {weights.plain_format}"
         self.weights = weights
         self.threads = threads or most_threads()
-        self.kv = KeyValues(weights, capacity, slots)
+        self.kv = KeyValues(weights, capacity, slots) if kv is None else kv
         self._large = weights.format in PLAIN_BYTES and weights.nbytes > SMALL
         self._prefill: Prefill | None = None
         self._batch = np.zeros(4, np.int64)
@@ -224,6 +239,26 @@ class CpuEngine(DecodeEngine):
             return self._choose(tokens, count, stops, slots, draws)
         finally:
             self._draws[choice.ON] = 0
+
+    def verify(
+        self, groups: Sequence[list[int]], slots: Sequence[int] = (0,), draws: Sequence[Draws | None] = (None,)
+    ) -> list[list[int]]:
+        """Append the first token of each group and those further ones that are chosen; see `DecodeEngine.verify`."""
+        assert len(set(slots)) == len(slots) == len(groups) == len(draws), f"{len(groups)} groups for slots {slots}"
+        begins = [self.kv.lengths[slot] for slot in slots]
+        self._run(
+            [token for group in groups for token in group],
+            [slot for slot, group in zip(slots, groups, strict=True) for _ in group],
+        )
+        found, row = [], 0
+        for group, slot, begin, how in zip(groups, slots, begins, draws, strict=True):
+            logits = self._logits[row : row + len(group)]
+            chosen = choose_until(how, logits, group)
+            check_logits(logits[: len(chosen)])
+            self.kv.truncate(begin + len(chosen), slot)
+            row += len(group)
+            found.append(chosen)
+        return found
 
     def pick(self, draws: Draws, logits: np.ndarray) -> np.ndarray:
         """The next tokens (B,) for logits (B, V) float32; see `DecodeEngine.pick`."""

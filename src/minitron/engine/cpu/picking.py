@@ -9,7 +9,7 @@ import numpy as np
 from ..base import MAX_TOKENS
 from ..draws import Draws
 from . import choice, formats, gemv, lanes, mersenne
-from .choice import COLUMNS, READY, UNDECIDED, USED, draw_rows, fill, prepare
+from .choice import COLUMNS, ON, PER_STEP, READY, UNDECIDED, USED, best, draw_rows, fill, prepare
 from .compiled import cached
 from .formats import Array
 from .lanes import LANES
@@ -26,6 +26,57 @@ def _compiled(digest: int) -> Any:
 
 
 _draw = cached(_compiled, __file__, choice, formats, gemv, lanes, mersenne)
+
+
+def _compiled_until(digest: int) -> Any:
+    def choose(table, logits, lanes, given, tokens):  # type: ignore[no-untyped-def]
+        count = logits.shape[0]
+        if digest == -1:
+            return count
+        if table[ON] != 0:
+            each = table[PER_STEP]
+            table[PER_STEP] = count * each  # the words of all of them
+            prepare(table)
+            table[PER_STEP] = each
+        for m in range(count):
+            if table[ON] != 0:
+                draw_rows(0, 1, table, logits[m : m + 1], 1, lanes, tokens[m : m + 1])
+                if tokens[m] == UNDECIDED:
+                    return m
+                table[USED] += table[PER_STEP]
+            else:
+                tokens[m] = best(logits[m], lanes)
+            if m + 1 < count and tokens[m] != given[m + 1]:
+                return m + 1
+        return count
+
+    return choose
+
+
+_until = cached(_compiled_until, __file__, choice, formats, gemv, lanes, mersenne)
+
+
+def choose_until(draws: Draws | None, logits: Array, given: list[int]) -> list[int]:
+    """The tokens chosen for logits (N, V) of one text, one after the other, while the next of `given` (N,) is chosen.
+
+    Args:
+        draws: how tokens are chosen, greedily if None; their batch is this text.
+        logits: after each of the given tokens. The penalty changes them.
+        given: tokens.
+    """
+    table, tokens = np.zeros(COLUMNS, np.int64), np.zeros(len(logits), np.int64)
+    if draws is not None:
+        needed = len(given) * draws.per_step + 2 * mersenne.WORDS
+        assert len(draws.words) >= needed, f"room for {len(draws.words)} random words where {needed} are needed"
+        fill(table, draws, 1, [0])
+    count = int(_until(table, logits, np.empty(LANES, np.float32), np.array(given), tokens))
+    chosen = tokens[:count].tolist()
+    if draws is not None:
+        draws.ready, draws.used = int(table[READY]), int(table[USED])
+        if count < len(given) and chosen == given[1 : count + 1]:  # rounding might decide the next one
+            chosen.append(draws.choose_one(logits[count], 0, penalized=True))
+            draws.used += draws.per_step
+    return chosen
 
 
 def pick(draws: Draws, logits: Array) -> Array:
