@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypeVar, cast
 
+import numpy as np
 import torch
 
 from .limits import CheckpointError, require, tensor_bytes
@@ -162,12 +163,16 @@ def from_bytes(data: ByteRange, shape: tuple[int, ...], dtype: torch.dtype) -> L
 
 
 def read_items(data: ByteRange, first: int, count: int, dtype: torch.dtype) -> torch.Tensor:
-    """`count` values from item `first` of a raw array: a new 1-D tensor."""
+    """`count` values from item `first` of a raw array: a new 1-D tensor.
+
+    NumPy provides the memory. torch asks malloc for aligned memory, which does not fit into what an earlier block of
+    the same size left, so that reading in blocks keeps much of what it frees.
+    """
     data.part(first * dtype.itemsize, count * dtype.itemsize)
-    out = torch.empty(count, dtype=dtype)
+    out = np.empty(count * dtype.itemsize, np.uint8)
     if count:
-        data.read_into(out.view(torch.uint8).numpy().data, first * dtype.itemsize)
-    return out
+        data.read_into(out.data, first * dtype.itemsize)
+    return torch.from_numpy(out).view(dtype)
 
 
 def join_rows(parts: Sequence[LazyTensor]) -> LazyTensor:

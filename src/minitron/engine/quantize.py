@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import importlib.util
+import threading
 from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -72,40 +73,54 @@ def _not_finite(format: str) -> ValueError:
 
 
 def _quantize_in_threads(parts: Iterable[Tensor], format: str, data: Tensor) -> list[Extras]:
-    """Quantize parts of a matrix by compiled code, in as many threads as torch has, while the next ones are read."""
+    """Quantize parts of a matrix by compiled code, in as many threads as torch has, while the next ones are read.
+
+    Only what is allocated before outlives a part: anything small between the parts' memory keeps malloc from reusing
+    that (bf12 took twice its bytes).
+    """
     from .cpu import quantizing
     from .cpu.compiled import compiling
 
-    def work(part: Tensor, out: Tensor) -> Extras:
+    bases, counts = torch.empty((2, len(data) if format == "bf12" else 0), dtype=torch.int32)
+    scratch = threading.local()
+
+    def work(part: Tensor, rows: slice) -> bytes:
         stored = quantizing.as_stored(part)
         with compiling(f"the quantization of {stored.dtype} weights to {format}"):
-            call(stored[:0], out[:0])
-        return call(stored, out)
+            call(stored[:0], slice(0))
+        return call(stored, rows)
 
-    def call(stored: Any, out: Tensor) -> Extras:
+    def call(stored: Any, rows: slice) -> bytes:
+        """The listed escapes of bf12."""
+        out = data[rows].numpy()
         if format != "bf12":
-            if not quantizing.quantize_scaled(stored, BITS[format], out.numpy()):
+            if not quantizing.quantize_scaled(stored, BITS[format], out):
                 raise _not_finite(format)
-            return None
-        found = [torch.empty(shape, dtype=torch.int32) for shape in (len(stored), len(stored), (stored.size, 2))]
-        count = quantizing.encode_bf12(stored, WINDOW, SHIFT + 127, out.numpy(), *(x.numpy() for x in found))
-        return found[0], found[1], found[2][:count].clone()
+            return b""
+        if not hasattr(scratch, "listed") or len(scratch.listed) < stored.size:
+            scratch.listed = torch.empty((stored.size, 2), dtype=torch.int32).numpy()
+        found = bases[rows].numpy(), counts[rows].numpy(), scratch.listed
+        count = quantizing.encode_bf12(stored, WINDOW, SHIFT + 127, out, *found)
+        return scratch.listed[:count].tobytes()
 
     first, threads = 0, torch.get_num_threads()
-    jobs: deque[Future[Extras]] = deque()
-    extras: list[Extras] = []
+    jobs: deque[Future[bytes]] = deque()
+    listed = bytearray()
     with ThreadPoolExecutor(threads) as pool:
         for part in parts:
             if format == "bf12":
-                part = torch.nn.functional.pad(part.bfloat16(), (0, -part.shape[1] % BLOCK))
+                missing = -part.shape[1] % BLOCK
+                part = torch.nn.functional.pad(part.bfloat16(), (0, missing)) if missing else part.bfloat16()
             elif part.dtype != torch.bfloat16:
                 part = part.float()
-            jobs.append(pool.submit(work, part, data[first : first + len(part)]))
+            jobs.append(pool.submit(work, part, slice(first, first + len(part))))
             first += len(part)
             if len(jobs) > 2 * threads:
-                extras.append(jobs.popleft().result())
-        extras.extend(job.result() for job in jobs)
-    return extras
+                listed += jobs.popleft().result()
+        for job in jobs:
+            listed += job.result()
+    escapes = torch.frombuffer(listed, dtype=torch.int32) if listed else torch.empty(0, dtype=torch.int32)
+    return [(bases, counts, escapes.view(-1, 2))]
 
 
 def _plain(blocks: Iterable[Tensor], shape: tuple[int, int], dtype: torch.dtype) -> Tensor:

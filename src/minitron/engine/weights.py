@@ -68,6 +68,10 @@ WEIGHT_DTYPES = (torch.bfloat16, torch.float32)
 
 ROUNDING = 5e-7
 """Largest relative difference of two powers in fp32: four times that of its last bit."""
+PIECE_BYTES = 1 << 22
+"""Bytes of a matrix that is transposed piece by piece while it is quantized."""
+MOST_READINGS = 8
+"""Largest number of its pieces, since each reads the whole matrix: larger matrices have larger pieces."""
 
 
 def weight_bytes(config: PreTrainedConfig, format: Format) -> int:
@@ -153,13 +157,32 @@ class _CheckpointSource(_Tensors):
 
     def transposed(self, name: str, format: str) -> Matrix:
         lazy = self._tensors[name]
-        out = pages.empty((lazy.shape[1], lazy.shape[0]), PLAIN.get(format, lazy.dtype))
-        start = 0
-        for block in lazy.blocks():
-            out[:, start : start + len(block)] = block.T
-            start += len(block)
-        _check_rows(name, out)
-        return quantize(out, format)  # type: ignore[arg-type]
+        shape = lazy.shape[1], lazy.shape[0]
+        if format in PLAIN:
+            out = pages.empty(shape, PLAIN[format])
+            _fill_transposed(out, lazy, 0)
+            _check_rows(name, out)
+            return quantize(out, format)  # type: ignore[arg-type]
+        return quantize_blocks(_transposed_blocks(name, lazy), shape, format)
+
+
+def _transposed_blocks(name: str, lazy: LazyTensor) -> Iterator[Tensor]:
+    """The transpose of a matrix from top to bottom, in few pieces, each of which reads the whole matrix once."""
+    height, width = lazy.shape
+    step = max(1, -(-width // MOST_READINGS), PIECE_BYTES // max(1, height * lazy.dtype.itemsize))
+    for start in range(0, width, step):
+        piece = torch.empty((min(step, width - start), height), dtype=lazy.dtype)
+        _fill_transposed(piece, lazy, start)
+        _check_rows(name, piece)
+        yield piece
+
+
+def _fill_transposed(out: Tensor, lazy: LazyTensor, start: int) -> None:
+    """Write columns of a matrix (N, K), from column `start` on, to the rows of `out` (n, N)."""
+    first = 0
+    for block in lazy.blocks():
+        out[:, first : first + len(block)] = block[:, start : start + len(out)].T
+        first += len(block)
 
 
 def copied(tensors: dict[str, Tensor], format: str, family: Family) -> dict[str, Tensor]:
