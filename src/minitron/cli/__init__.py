@@ -15,6 +15,7 @@ from typing import Any
 import typer
 
 from ..version import __version__
+from .lazy_types import build_types_when_used
 
 # One line each: the list of verbs on a terminal of 80 columns cuts longer ones.
 _VERBS = {
@@ -92,6 +93,7 @@ def __getattr__(name: str) -> Any:
 
 def main() -> None:
     """Entry point of the console script."""
+    build_types_when_used()
     arguments = sys.argv[1:] or ["--help"]
     if arguments[0] in (*_VERBS, *_GROUPS):
         _build([arguments[0]])()
