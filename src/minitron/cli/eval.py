@@ -21,7 +21,10 @@ def eval_(
         typer.Argument(help="Checkpoints in any format, repository ids, `bundled`; the bundled model if none."),
     ] = None,
     suite: str = typer.Option("page", help="page, paper (other numbers of shots) or quick (perplexity of text)."),
-    tasks: Annotated[str | None, typer.Option(help="Tasks of the suite, separated by commas; all by default.")] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(help="Tasks of the suite or of lm-evaluation-harness, separated by commas; the suite by default."),
+    ] = None,
     limit: int | None = typer.Option(None, help="Documents per task, the first ones; all by default."),
     data: Annotated[
         list[str] | None,

@@ -20,7 +20,7 @@ from .compare import difference_of, mean_of
 from .models import describe
 from .published import published_for
 from .sandbox import require_isolation
-from .suites import KINDS, PERCENT, TaskPlan, build_tasks, kind_of, versions_of
+from .suites import PERCENT, TaskPlan, build_tasks, kind, kind_of, versions_of
 from .task_data import MissingTaskDataError
 
 FEWSHOT_SEED = 1234
@@ -85,8 +85,8 @@ class Evaluation:
                 }
             )
         return {
-            "title": KINDS[name].title,
-            "metric": KINDS[name].metric,
+            "title": kind(name).title,
+            "metric": kind(name).metric,
             "shots": plan.shots,
             "samples": plan.samples if name == "humaneval" else 1,
             "version": self.versions[name],
@@ -193,7 +193,7 @@ def _all_tasks(
             if not whole_suite:
                 raise
             result.skipped[plan.name] = str(error)
-            note(f"{KINDS[plan.name].title} is skipped: {error}")
+            note(f"{kind(plan.name).title} is skipped: {error}")
         except OSError as error:
             if data is not None:
                 raise
@@ -219,19 +219,19 @@ def _run_task(
 
     from .harness import MinitronLM
 
-    kind = kind_of(next(iter(group)))
+    scored = kind(kind_of(next(iter(group))))
     for task in group.values():
         task.set_fewshot_seed(seed=FEWSHOT_SEED)
-    lm = MinitronLM(*loaded, answers, versions_of(group, plans), _Progress(KINDS[kind].title, note))
+    lm = MinitronLM(*loaded, answers, versions_of(group, plans), _Progress(scored.title, note))
     started = time.perf_counter()
     each = None if limit is None else math.ceil(limit / len(group))
     found: Any = run_harness(lm, {"tasks": group}, limit=each, bootstrap_iters=0, log_samples=True)
     documents, scores, requests = [], [], 0
     for name in group:
-        rows = [row for row in found["samples"][name] if row["filter"] == KINDS[kind].filter]
+        rows = [row for row in found["samples"][name] if row["filter"] == scored.filter]
         for row in sorted(rows, key=lambda row: row["doc_id"]):
             documents.append((name, row["doc_id"]))
-            scores.append(float(row[KINDS[kind].metric]))
+            scores.append(float(row[scored.metric]))
             requests += len(row["arguments"])
     seconds = time.perf_counter() - started
     return TaskScores(documents, scores, lm.truncated.total(), lm.shortened.total(), requests, seconds)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .harness_tasks import check_documents, find_task, read_documents
 from .pass_at_k import count_correct, pass_at_k
 from .task_data import TASK_FILES, Document, read_task
 
@@ -34,7 +35,9 @@ class TaskPlan:
 
 
 @dataclass(frozen=True)
-class _Kind:
+class Kind:
+    """A task's title, the score of its documents and the harness's filter that it comes from."""
+
     title: str
     metric: str
     filter: str
@@ -42,13 +45,13 @@ class _Kind:
 
 
 KINDS = {
-    "mmlu": _Kind("MMLU", "acc", "none", "mmlu/default/mmlu_*.yaml"),
-    "hellaswag": _Kind("HellaSwag", "acc_norm", "none", "hellaswag/hellaswag.yaml"),
-    "winogrande": _Kind("Winogrande", "acc", "none", "winogrande/default.yaml"),
-    "gsm8k": _Kind("GSM8K", "exact_match", "strict-match", "gsm8k/gsm8k.yaml"),
-    "arc_challenge": _Kind("ARC-C", "acc_norm", "none", "arc/arc_challenge.yaml"),
-    "xlsum": _Kind("XLSum", "rougeL", "none", ""),
-    "humaneval": _Kind("HumanEval", "pass@1", "all", "humaneval/humaneval.yaml"),
+    "mmlu": Kind("MMLU", "acc", "none", "mmlu/default/mmlu_*.yaml"),
+    "hellaswag": Kind("HellaSwag", "acc_norm", "none", "hellaswag/hellaswag.yaml"),
+    "winogrande": Kind("Winogrande", "acc", "none", "winogrande/default.yaml"),
+    "gsm8k": Kind("GSM8K", "exact_match", "strict-match", "gsm8k/gsm8k.yaml"),
+    "arc_challenge": Kind("ARC-C", "acc_norm", "none", "arc/arc_challenge.yaml"),
+    "xlsum": Kind("XLSum", "rougeL", "none", ""),
+    "humaneval": Kind("HumanEval", "pass@1", "all", "humaneval/humaneval.yaml"),
 }
 _PAGE = {"mmlu": 5, "hellaswag": 0, "winogrande": 0, "gsm8k": 0, "arc_challenge": 0, "xlsum": 0, "humaneval": 0}
 _PAPER = {"mmlu": 5, "hellaswag": 10, "winogrande": 5, "gsm8k": 5, "arc_challenge": 25, "xlsum": 3, "humaneval": 0}
@@ -61,7 +64,7 @@ def plan(suite: str, names: list[str] | None = None, shots: int | None = None, s
 
     Args:
         suite: "page" or "paper".
-        names: these of its tasks; all if None.
+        names: these of its tasks, or other tasks of the harness (without examples unless `shots` says); all if None.
         shots: instead of the suite's.
 
     Raises:
@@ -70,10 +73,13 @@ def plan(suite: str, names: list[str] | None = None, shots: int | None = None, s
     if suite not in SUITES:
         raise ValueError(f"suite is {suite!r}; it must be {', '.join(SUITES)} or quick")
     for name in names or ():
-        if name not in KINDS:
+        if name not in KINDS and (name.startswith("mmlu_") or find_task(name) is None):
             near = difflib.get_close_matches(name.lower().replace("-", "_"), KINDS, n=2, cutoff=0.4)
             hint = f"; did you mean {' or '.join(near)}?" if near else ""
-            raise ValueError(f"no task {name!r}{hint} Known: {', '.join(KINDS)}")
+            raise ValueError(
+                f"no task {name!r}{hint} Known: {', '.join(KINDS)}, and every other task of lm-evaluation-harness with "
+                f"a score for each document"
+            )
     if samples < 1:
         raise ValueError(f"samples is {samples}; it must be at least 1")
     if shots is not None and shots < 0:
@@ -86,7 +92,7 @@ def plan(suite: str, names: list[str] | None = None, shots: int | None = None, s
         raise ValueError(f"no task was named. Known: {', '.join(KINDS)}")
     table = SUITES[suite]
     return [
-        TaskPlan(name, table[name] if shots is None or name == "humaneval" else shots, samples)
+        TaskPlan(name, table.get(name, 0) if shots is None or name == "humaneval" else shots, samples)
         for name in dict.fromkeys(names or table)
     ]
 
@@ -95,6 +101,19 @@ def versions_of(tasks: dict[str, Any], plans: list[TaskPlan]) -> dict[str, Any]:
     """Per task object of the harness: its version and what else its answers depend on, for the cache."""
     by_name = {plan_.name: plan_ for plan_ in plans}
     return {name: [str(task.VERSION), by_name[kind_of(name)].shots] for name, task in tasks.items()}
+
+
+def kind(name: str) -> Kind:
+    """How a task is scored and shown.
+
+    Raises:
+        ValueError: see `harness_tasks.find_task`.
+    """
+    if name in KINDS:
+        return KINDS[name]
+    found = find_task(name)
+    assert found is not None, name
+    return Kind(name, found.metric, found.filter, str(found.file))
 
 
 def kind_of(task_name: str) -> str:
@@ -112,6 +131,8 @@ def build_tasks(plan_: TaskPlan, data: Path | None) -> dict[str, Any]:
         TaskDataError: files missing or malformed.
         OSError: the download failed.
     """
+    if plan_.name not in KINDS:
+        return {plan_.name: _build_other(plan_, data)}
     splits = read_task(plan_.name, data, fewshot=plan_.shots > 0) if data is not None else None
     if plan_.name != "mmlu":
         return {plan_.name: _build(_definition(plan_.name), plan_, splits)}
@@ -127,6 +148,14 @@ def build_tasks(plan_: TaskPlan, data: Path | None) -> dict[str, Any]:
         if here is None or here["test"]:
             made[config["task"]] = _build(config, plan_, here)
     return made
+
+
+def _build_other(plan_: TaskPlan, data: Path | None) -> Any:
+    config = _load(Path(kind(plan_.name).file))
+    splits = None if data is None else read_documents(plan_.name, config, data, fewshot=plan_.shots > 0)
+    built = _build(config, plan_, splits)
+    check_documents(plan_.name, built)
+    return built
 
 
 def _load(file: Path, functions: bool = True) -> dict[str, Any]:

