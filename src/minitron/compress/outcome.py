@@ -104,7 +104,7 @@ def _evaluate(context: Context, folders: Mapping[str, Path]) -> dict[str, Any]:
         for prompt in context.recipe.prompts
     ]
     prompt = encode_prompt(context.tokenizer, context.recipe.prompts[0])
-    speed = _speeds({name: model for name, (model, _) in loaded.items()}, prompt)
+    speed = speeds_of({name: model for name, (model, _) in loaded.items()}, prompt)
     return {"quality": quality, "samples": samples, "speed": speed}
 
 
@@ -139,7 +139,7 @@ def _sample(model: Any, tokenizer: Any, prompt: str) -> str:
     return _stream(model, tokenizer, prompt, settings).text
 
 
-def _speeds(models: Mapping[str, Any], prompt: Sequence[int]) -> list[dict[str, Any]]:
+def speeds_of(models: Mapping[str, Any], prompt: Sequence[int]) -> list[dict[str, Any]]:
     """Greedy decoding of each model in turn, round by round, and the load of the machine."""
     shortest = min(model.config.max_position_embeddings for model in models.values())
     speeds, load = measure_speeds(models, [*prompt, *prompt][: max(2, min(len(prompt), shortest // 2))])
