@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .harness_tasks import check_documents, find_task, read_documents
+from .harness_tasks import find_task, read_documents
 from .pass_at_k import count_correct, pass_at_k
 from .task_data import TASK_FILES, Document, read_task
 
@@ -153,9 +153,7 @@ def build_tasks(plan_: TaskPlan, data: Path | None) -> dict[str, Any]:
 def _build_other(plan_: TaskPlan, data: Path | None) -> Any:
     config = _load(Path(kind(plan_.name).file))
     splits = None if data is None else read_documents(plan_.name, config, data, fewshot=plan_.shots > 0)
-    built = _build(config, plan_, splits)
-    check_documents(plan_.name, built)
-    return built
+    return _build(config, plan_, splits)
 
 
 def _load(file: Path, functions: bool = True) -> dict[str, Any]:

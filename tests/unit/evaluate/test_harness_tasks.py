@@ -45,7 +45,7 @@ def test_prompts_are_made_of_files_at_hand(tmp_path: Path, name: str, split: str
 
 def test_documents_without_the_needed_fields_are_refused(tmp_path: Path) -> None:
     write(tmp_path, "sciq", "test", {"question": "Which?"})
-    with pytest.raises(TaskDataError, match=r'sciq: a document has the fields \["question"\]'):
+    with pytest.raises(TaskDataError, match="sciq: document 1 has no field 'correct_answer'; it has question"):
         build_tasks(TaskPlan("sciq", 0), tmp_path)
     with pytest.raises(TaskDataError, match="no test file of openbookqa"):
         build_tasks(TaskPlan("openbookqa", 0), tmp_path)
@@ -54,7 +54,7 @@ def test_documents_without_the_needed_fields_are_refused(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("ai2_arc", "a group of tasks.*arc_challenge, arc_easy"),
+        ("ai2_arc", "a group of tasks.*such as arc_easy"),
         ("mbpp", "runs programs that the model writes"),
         ("wikitext", "no score for each document"),
     ],
