@@ -5,8 +5,9 @@
 
 The first command works through a list of steps in order of their value and goes on where it was after any
 interruption; it ends when the list is done (days) or after so many minutes. The second writes page, JSON and plot from
-what there is. `smollm2` is the folder that `make smollm2` makes. The list has rounds: each next one has more held-out
-text, more documents of each task, and longer training, which lengthens the runs that are there.
+what there is. Speed needs a machine that does nothing else, so it is measured by `--only speed`. `smollm2` is the
+folder that `make smollm2` makes. The list has rounds: each next one has more held-out text, more documents of each
+task, and longer training, which lengthens the runs that are there.
 
 A size is a share of the parameters outside the embeddings. Its shape is the best of a few right after the cut, as
 `compress` does; all ways that remove widths use it.
@@ -31,6 +32,7 @@ from smollm2_children import (
     PARENT,
     SIZES,
     SMOKE,
+    SPEED,
     TRAINED,
     Children,
     OutOfTimeError,
@@ -178,13 +180,13 @@ class Study(Children):
 
     def _speed(self, name: str, folder: Callable[[], Path]) -> Step:
         path = self._speed_path(name)
-        return Step(f"{name}: speed", path.is_file, lambda: self.speed(name, folder()))
+        return Step(name + SPEED, path.is_file, lambda: self.speed(name, folder()))
 
     def work(self, minutes: float, only: str) -> None:
         """Do the list, or the steps whose name has `only` in it, for so long."""
         self.deadline = time.monotonic() + 60 * minutes
         for step in self.steps():
-            if only not in step.name or step.is_done():
+            if only not in step.name or (SPEED in step.name and not only) or step.is_done():
                 continue
             if time.monotonic() > self.deadline:
                 say("the minutes are over; the same command goes on")

@@ -43,6 +43,8 @@ from minitron.train.schedule import TrainConfig
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+SPEED = ": speed"
+"""Steps with this in their names are done by `--only` alone: they need a machine that does nothing else."""
 PARENT = "parent"
 OURS = "ours"
 SIZES = {"75%": 0.75, "50%": 0.5}

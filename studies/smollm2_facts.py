@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smollm2_children import LR, PARENT, SCRATCH_LR, SIZES, TRAINED, WAYS
+from smollm2_children import LR, PARENT, SCRATCH_LR, SIZES, SPEED, TRAINED, WAYS
 from smollm2_scores import bits_per_byte
 
 from minitron.compress.costs import training_flops
@@ -25,7 +25,7 @@ def facts(study: Study) -> dict[str, Any]:
     """Everything that was measured, as values for JSON."""
     from machine import describe as describe_machine  # type: ignore[reportMissingImports]
 
-    steps = list(study.steps())
+    steps = [step for step in study.steps() if SPEED not in step.name]
     parent = _model(study, PARENT, "", 0)
     sizes = {size: _size(study, size) for size in SIZES if (study.run / "shapes" / f"{size}.json").is_file()}
     models = [_model(study, *key) for key in _keys(study)]

@@ -244,7 +244,8 @@ CHILDREN = """"Lost" is against the parent on the same pieces. ± is the standar
 over seeds: one seed was run."""
 
 SPEED = """Greedy decoding of one text, the engine and llama.cpp in turn, medians; llama.cpp has the GGUF type with as
-many bits (BF16, Q8_0, Q4_0). Speed depends on the shape alone, so the children are timed before training."""
+many bits (BF16, Q8_0, Q4_0). Speed depends on the shape alone, so the children are timed before
+training; `--only speed` measures it, on a machine that does nothing else."""
 
 METHOD = """- Training: forward KL of the logits from the parent, AdamW, {batch} blocks of {sequence} tokens a step,
   learning rate {lr} (random weights: {scratch_lr}), not tuned; level, then down to 0 in the last fifth. A longer run
