@@ -54,7 +54,10 @@ def finetune(
     preference_loss: Annotated[str, typer.Option(help="dpo: sigmoid (DPO) or ipo.")] = "sigmoid",
     beta: Annotated[float, typer.Option(help="dpo: how strongly the model before training holds.")] = 0.1,
     sft_weight: Annotated[float, typer.Option(help="dpo: weight of the likelihood of the chosen replies.")] = 0.0,
-    tune: Annotated[str, typer.Option(help="What is trained: full, norms, or lora (peft).")] = "full",
+    chat: Annotated[
+        bool, typer.Option("--chat", help="classify: texts are messages, as a guard of `minitron serve` reads them.")
+    ] = False,
+    tune: Annotated[str, typer.Option(help="What is trained: full, norms, head (classify) or lora (peft).")] = "full",
     lora_rank: Annotated[int, typer.Option(help="Rank of the adapters of lora.")] = 16,
     epochs: Annotated[Optional[float], typer.Option(help="Passes over the data. Default: 3.")] = None,
     preview: Annotated[bool, typer.Option("--preview", help="Show the first examples and stop.")] = False,
@@ -70,6 +73,8 @@ def finetune(
       minitron finetune bundled --task chat --data chats.jsonl --out runs/chat
 
       minitron finetune smollm2 --task classify --data spam.csv --field text=mail --tune lora --out runs/spam
+
+      minitron finetune bundled --task classify --data spam.csv --tune head --chat --lr 0.01 --out runs/guard
 
       minitron finetune smollm2 --task classify --data ag.csv --columns label,title,text --preview --out runs/ag
 
@@ -96,7 +101,7 @@ def finetune(
     rows = RowFormat(names, header, run.encoding, run.skip_bad)
     chosen = TuneOptions(task, tuple(run.data), tuple(validation or ()), tuple(test or ()), split, rows,
                          labels, balance, tune, lora_rank, column_names(tag_names, "--tag-names"), attention,
-                         preference_loss, beta, sft_weight, preview)  # type: ignore[arg-type]  # fmt: skip
+                         preference_loss, beta, sft_weight, preview, chat)  # type: ignore[arg-type]  # fmt: skip
     with options.processes(run.device, 1) as (world, place):
         _run(run, model, chosen, None if given else epochs or 3.0, preview, world, place)
 

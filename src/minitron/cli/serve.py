@@ -41,6 +41,15 @@ def serve(
     max_body: Optional[int] = typer.Option(None, help="Largest body in bytes. [default: 4194304]"),  # noqa: UP045
     max_schema: Optional[int] = typer.Option(None, help="Largest JSON schema in bytes. [default: 65536]"),  # noqa: UP045
     drain_seconds: Optional[float] = typer.Option(None, help="Longest time to finish after SIGTERM. [default: 600]"),  # noqa: UP045
+    guard: Optional[list[str]] = typer.Option(  # noqa: B008, UP045
+        None, help="[MODEL=]HEAD: a classification head that judges prompts and answers; may be repeated."
+    ),
+    guard_block: Optional[list[str]] = typer.Option(None, help="Label that blocks; may be repeated."),  # noqa: B008, UP045
+    guard_threshold: Optional[float] = typer.Option(None, help="Probability that blocks. [default: 0.5]"),  # noqa: UP045
+    guard_action: Optional[str] = typer.Option(None, help="refuse, flag or count. [default: refuse]"),  # noqa: UP045
+    guard_separate: Optional[bool] = typer.Option(  # noqa: UP045
+        None, "--guard-separate", help="Allow a guard that is not a head on the served model, slower."
+    ),
     log_file: Optional[str] = typer.Option(None, help="File for the log. [default: standard error]"),  # noqa: UP045
 ) -> None:
     """Serve models over HTTP to every client that speaks OpenAI's protocol.
@@ -52,6 +61,8 @@ def serve(
       minitron serve path/to/checkpoint --port 8080 --slots 16
 
       minitron serve chat=path/to/chat code=path/to/code --api-keys keys.txt
+
+      minitron serve bundled --guard runs/spam/model --guard-block spam
 
       minitron serve --config serve.yaml
     """
@@ -79,12 +90,17 @@ def serve(
         "max_body": max_body,
         "max_schema": max_schema,
         "drain_seconds": drain_seconds,
+        "guard": tuple(guard) if guard else None,
+        "guard_block": tuple(guard_block) if guard_block else None,
+        "guard_threshold": guard_threshold,
+        "guard_action": guard_action,
+        "guard_separate": guard_separate,
         "log_file": log_file,
     }
     from ..serve.settings import read_settings
 
     settings = read_settings(config, given)
-    for model in settings.models:
+    for model in (*settings.models, *settings.guard):
         locate(model.partition("=")[2] or model)
     if settings.api_keys is not None:
         from ..serve.gate import ApiKeys

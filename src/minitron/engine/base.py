@@ -37,6 +37,9 @@ class DecodeEngine(Protocol):
     """As in `GenerationReport.engine`: "cpu" or "reference"."""
     weights: EngineWeights
     kv: KeyValues
+    hidden: Array
+    """(M, D) float32: the model's last hidden states, after the last norm, at the M tokens of the last call of `step`
+    or `decode`, or of the last step of `greedy` or `draw`. A row depends on its own sequence alone."""
 
     @property
     def device(self) -> torch.device:
@@ -97,7 +100,12 @@ class DecodeEngine(Protocol):
         """Append one token to the sequence of each slot; logits (len(tokens), V) after each."""
         import torch  # not needed to generate with compiled code
 
-        return torch.cat([self.step([token], slot) for token, slot in zip(tokens, slots, strict=True)])
+        logits, hidden = [], []
+        for token, slot in zip(tokens, slots, strict=True):
+            logits.append(self.step([token], slot))
+            hidden.append(self.hidden)
+        self.hidden = np.concatenate(hidden)
+        return torch.cat(logits)
 
     def greedy(
         self, tokens: list[int], count: int, stops: Collection[int] = (), slots: Sequence[int] = (0,)

@@ -63,6 +63,7 @@ class ReferenceEngine(DecodeEngine):
         """Append tokens and return the logits (len(tokens), V) after each, in the residual stream's dtype."""
         head = self.weights.head
         normed = _norm(self._forward(tokens, slot, count=True), self.weights.norm, self.weights.constants.norm_eps)
+        self.hidden = normed.float().numpy()
         return _product(normed, head, self.weights.dtype).to(normed.dtype)
 
     def prepare(self, prompt: int | None = None) -> None:

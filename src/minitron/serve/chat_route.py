@@ -10,6 +10,7 @@ from uuid import uuid4
 from .context import Context
 from .generation import Generation
 from .grammar import GrammarMask, schema_mask
+from .guard import REFUSAL
 from .requests import chat_limit, chat_prompt, sequences_of
 from .scheduler import TextSequence, Update
 from .schema import ChatRequest, ResponseFormat
@@ -93,7 +94,12 @@ class ChatAnswer:
             message = merged(choice.deltas(update))
             finish = choice.finish_reason(update.finish)
             logprobs = self._logprobs(update)
-            found.append({"index": choice.index, "message": message, "logprobs": logprobs, "finish_reason": finish})
+            if finish == "content_filter":
+                message["refusal"] = REFUSAL
+            guard = generation.guard_field(choice.index)
+            found.append(
+                {"index": choice.index, "message": message, "logprobs": logprobs, "finish_reason": finish, **guard}
+            )
         return {**self._head, "object": "chat.completion", "choices": found, "usage": generation.usage()}
 
     async def events(self, generation: Generation) -> AsyncIterator[bytes]:
@@ -108,14 +114,19 @@ class ChatAnswer:
                 deltas = [{"content": ""}]
             for at, delta in enumerate(deltas):
                 yield self._chunk(index, delta, logprobs if at == 0 else None)
+            if update.finish == "content_filter":
+                yield self._chunk(index, {"refusal": REFUSAL})
             if update.finish is not None:
-                yield self._chunk(index, {}, finish=choice.finish_reason(update.finish))
+                guard = generation.guard_field(index)
+                yield self._chunk(index, {}, finish=choice.finish_reason(update.finish), guard=guard)
         if self._request.include_usage:
             yield event({**self._head, "object": "chat.completion.chunk", "choices": [], "usage": generation.usage()})
         yield DONE
 
-    def _chunk(self, index: int, delta: Delta, logprobs: Any = None, finish: str | None = None) -> bytes:
-        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+    def _chunk(
+        self, index: int, delta: Delta, logprobs: Any = None, finish: str | None = None, guard: Any = None
+    ) -> bytes:
+        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish, **(guard or {})}
         usage = {"usage": None} if self._request.include_usage else {}
         return event({**self._head, "object": "chat.completion.chunk", "choices": [choice], **usage})
 

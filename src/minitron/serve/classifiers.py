@@ -9,17 +9,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import (
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
 
 from ..checkpoint.limits import MAX_CONFIG_BYTES, read_json
-from ..heads import NemotronForQuestionAnswering, NemotronForSequenceClassification, NemotronForTokenClassification
 from ..loading import checkpoint_folder, pick_device
+from ..registration import register
 from ..tokenizer import load_tokenizer
 from .errors import ApiError
 
 HEADS: Mapping[str, Any] = {
-    cls.__name__: cls
-    for cls in (NemotronForSequenceClassification, NemotronForTokenClassification, NemotronForQuestionAnswering)
+    "ForSequenceClassification": AutoModelForSequenceClassification,
+    "ForTokenClassification": AutoModelForTokenClassification,
+    "ForQuestionAnswering": AutoModelForQuestionAnswering,
 }
+"""Classes by the end of an architecture's name."""
 LONGEST_ANSWER = 64
 """Tokens of an answer within a context."""
 
@@ -43,7 +50,8 @@ class ServedClassifier:
             ApiError: the text is too long, or there is a question for a head that takes none, or none for one that
                 does.
         """
-        answers = isinstance(self.model, NemotronForQuestionAnswering)
+        task = _task(type(self.model).__name__)
+        answers = task == "ForQuestionAnswering"
         if answers != (question is not None):
             needs = "needs a question" if answers else "takes no question"
             raise ApiError(f"the model {self.name!r} {needs}", param="question")
@@ -58,7 +66,7 @@ class ServedClassifier:
             out = self.model(input_ids=torch.tensor([encoded.ids], device=self.model.device))
         if answers:
             found = _answer(out, encoded, text)
-        elif isinstance(self.model, NemotronForTokenClassification):
+        elif task == "ForTokenClassification":
             found = {"tokens": self._tokens(out.logits[0].double(), encoded, text)}
         else:
             found = self._label(out.logits[0].double())
@@ -113,7 +121,11 @@ def _require_finite(values: list[float]) -> None:
 def head_of(folder: Path) -> str | None:
     """The head of a checkpoint that is a classifier; None for a language model."""
     architectures = read_json(folder / "config.json", MAX_CONFIG_BYTES).get("architectures") or ()
-    return next((name for name in architectures if name in HEADS), None)
+    return next((name for name in architectures if _task(name)), None)
+
+
+def _task(architecture: str) -> str | None:
+    return next((end for end in HEADS if architecture.endswith(end)), None)
 
 
 def load_classifier(name: str, path: str, device: str, say: Callable[[str], object]) -> ServedClassifier | None:
@@ -126,7 +138,8 @@ def load_classifier(name: str, path: str, device: str, say: Callable[[str], obje
     head = head_of(folder)
     if head is None:
         return None
-    model, info = HEADS[head].from_pretrained(folder, output_loading_info=True)
+    register()
+    model, info = HEADS[_task(head) or ""].from_pretrained(folder, output_loading_info=True)
     if info["missing_keys"]:
         raise ValueError(f"{folder}: tensor {sorted(info['missing_keys'])[0]!r} is missing from the checkpoint")
     tokenizer = load_tokenizer(folder, vocab_size=model.config.vocab_size)

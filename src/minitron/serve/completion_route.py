@@ -71,6 +71,7 @@ class CompletionAnswer:
                     "text": echoed + update.text,
                     "logprobs": self._logprobs(index, update, echo=bool(self._request.echo)),
                     "finish_reason": update.finish,
+                    **generation.guard_field(index),
                 }
             )
         return {**self._head, "choices": choices, "usage": generation.usage()}
@@ -85,7 +86,7 @@ class CompletionAnswer:
             if text or update.logprobs:
                 yield self._chunk(index, text, self._logprobs(index, update, echo))
             if update.finish is not None:
-                yield self._chunk(index, "", None, update.finish)
+                yield self._chunk(index, "", None, update.finish, generation.guard_field(index))
         if self._request.include_usage:
             yield event({**self._head, "choices": [], "usage": generation.usage()})
         yield DONE
@@ -93,8 +94,8 @@ class CompletionAnswer:
     def _echo(self, index: int) -> str:
         return self._model.decode(self._sequences[index].prompt) if self._request.echo else ""
 
-    def _chunk(self, index: int, text: str, logprobs: Any, finish: str | None = None) -> bytes:
-        choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}
+    def _chunk(self, index: int, text: str, logprobs: Any, finish: str | None = None, guard: Any = None) -> bytes:
+        choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish, **(guard or {})}
         usage = {"usage": None} if self._request.include_usage else {}
         return event({**self._head, "choices": [choice], **usage})
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import asdict
 from typing import Any, NamedTuple, TypeVar
 
 from .errors import ApiError
@@ -14,6 +15,7 @@ from .scheduler import TextSequence, Update
 from .served import Served, ServedModel
 
 T = TypeVar("T")
+OUTCOMES = {"refuse": "refused", "flag": "flagged", "count": "counted"}
 Receive = Callable[[], Awaitable[Any]]
 
 
@@ -70,7 +72,25 @@ class Generation:
         self._served.loop.wake()
         for index in range(len(self.sequences)):
             self._metrics.finished(self._model.name, self._finished.get(index, "abort"))
+        self._count_judgements()
         self._metrics.request(self._model.name, self.sequences, self._started, self._first)
+
+    def _count_judgements(self) -> None:
+        guard = self._model.scheduler.guard
+        if guard is None:
+            return
+        for sequence in self.sequences:
+            for part, judgement in sequence.judgements.items():
+                outcome = OUTCOMES[guard.action] if judgement.flagged else "passed"
+                self._metrics.judged(self._model.name, part, outcome)
+
+    def guard_field(self, index: int) -> dict[str, Any]:
+        """The field of a response that says how a sequence was judged; empty without a guard, or one that counts."""
+        guard = self._model.scheduler.guard
+        judged = self.sequences[index].judgements
+        if guard is None or guard.action == "count" or not judged:
+            return {}
+        return {"guard": {part: asdict(judgement) for part, judgement in judged.items()}}
 
     async def updates(self) -> AsyncIterator[tuple[int, Update]]:
         """Updates with the index of their sequence, until all sequences have ended. What waits is merged.
@@ -88,11 +108,7 @@ class Generation:
                 if update.error is not None:
                     self._finished[index] = "error"
                     raise update.error
-                into = merged.setdefault(index, Update())
-                into.text += update.text
-                into.tokens += update.tokens
-                into.logprobs += update.logprobs
-                into.finish = update.finish
+                merged.setdefault(index, Update()).add(update)
             for index, update in merged.items():
                 if update.finish is not None:
                     self._finished[index] = update.finish
@@ -106,11 +122,7 @@ class Generation:
         """
         found = [Update() for _ in self.sequences]
         async for index, update in self.updates():
-            into = found[index]
-            into.text += update.text
-            into.tokens += update.tokens
-            into.logprobs += update.logprobs
-            into.finish = update.finish
+            found[index].add(update)
         return found
 
     def usage(self) -> dict[str, Any]:

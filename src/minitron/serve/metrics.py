@@ -44,12 +44,24 @@ class Metrics:
             labelnames=["model_name", "engine", "reason"],
             registry=self.registry,
         )
+        self._judged = Counter(
+            "minitron:guard_judgements",
+            "Prompts and answers that a guard has judged, by what it said.",
+            labelnames=["model_name", "part", "outcome"],
+            registry=self.registry,
+        )
+        self._guard = Gauge(
+            "minitron:guard_info",
+            "What guards a model, what it does, and in which forward pass: the model's (shared) or its own (separate).",
+            labelnames=["model_name", "guard", "action", "forward"],
+            registry=self.registry,
+        )
         self._responses = Counter(
             "minitron:http_responses", "Responses by status.", labelnames=["route", "status"], registry=self.registry
         )
 
     def finished(self, model: str, reason: str) -> None:
-        """An answer has ended: stop, length, tool_calls, abort or error."""
+        """An answer has ended: stop, length, content_filter, abort or error."""
         self._success.labels(model, reason).inc()
 
     def request(self, model: str, sequences: Sequence[TextSequence], started: float, first: float) -> None:
@@ -59,6 +71,10 @@ class Metrics:
         if first:
             self._first.labels(model).observe(first - started)
         self._whole.labels(model).observe(time.monotonic() - started)
+
+    def judged(self, model: str, part: str, outcome: str) -> None:
+        """A guard has judged a "prompt" or an "answer": passed, or refused, flagged or counted."""
+        self._judged.labels(model, part, outcome).inc()
 
     def response(self, route: str, status: int) -> None:
         """A response has begun."""
@@ -75,4 +91,7 @@ class Metrics:
             self._queries.labels(model.name).set(scheduler.prefix_queries)
             self._hits.labels(model.name).set(scheduler.prefix_hits)
             self._engine.labels(model.name, model.engine_name, model.reason).set(1)
+            if scheduler.guard is not None:
+                forward = "shared" if scheduler.guard.shared else "separate"
+                self._guard.labels(model.name, scheduler.guard.name, scheduler.guard.action, forward).set(1)
         return generate_latest(self.registry)

@@ -14,6 +14,9 @@ from .served import ServedModel
 from .streams import event
 from .tool_calls import Delta, merged
 
+CUT = {"length": "max_output_tokens", "content_filter": "content_filter"}
+"""Why an answer is incomplete, by the reason for which its text ended."""
+
 
 class ResponsesAnswer:
     """The objects of one answer of /v1/responses."""
@@ -56,11 +59,11 @@ class ResponsesAnswer:
 
     def _object(self, deltas: list[Delta], finish: str | None, generation: Generation) -> dict[str, Any]:
         usage = generation.usage()
-        cut = finish == "length"
+        cut = CUT.get(finish or "")
         return {
             **self._head,
             "status": "incomplete" if cut else "completed",
-            "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
+            "incomplete_details": {"reason": cut} if cut else None,
             "output": self._items(deltas, "incomplete" if cut else "completed"),
             "usage": {
                 "input_tokens": usage["prompt_tokens"],
@@ -69,6 +72,7 @@ class ResponsesAnswer:
                 "output_tokens_details": {"reasoning_tokens": 0},
                 "total_tokens": usage["total_tokens"],
             },
+            **generation.guard_field(0),
         }
 
     def _items(self, deltas: list[Delta], status: str) -> list[dict[str, Any]]:
@@ -108,7 +112,7 @@ class ResponsesAnswer:
         for body in items.close():
             yield body
         whole = self._object(deltas, finish, generation)
-        yield named("response.incomplete" if finish == "length" else "response.completed", response=whole)
+        yield named("response.incomplete" if finish in CUT else "response.completed", response=whole)
 
 
 class _Items:

@@ -21,6 +21,7 @@ from typing import Any
 from ..engine.base import MAX_TOKENS, MOST_STOPS, DecodeEngine
 from ..finite import NotFiniteError, check_logits
 from .errors import ApiError, failed, too_busy
+from .guard import Guard, Judgement
 from .prefix_cache import PrefixCache
 from .text_output import TextOutput
 from .token_choice import TokenChooser, TokenLogprobs, logprobs_of, prepare_choice
@@ -43,9 +44,16 @@ class Update:
     tokens: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     finish: str | None = None
-    """"stop" or "length" with the last update."""
+    """"stop", "length" or "content_filter" with the last update."""
     error: ApiError | None = None
     """Why the sequence ends without an answer."""
+
+    def add(self, later: Update) -> None:
+        """Append a later update."""
+        self.text += later.text
+        self.tokens += later.tokens
+        self.logprobs += later.logprobs
+        self.finish = later.finish
 
 
 @dataclass(eq=False)
@@ -74,6 +82,12 @@ class TextSequence:
     tokens: list[int] = field(default_factory=list)
     reported: list[TokenLogprobs] = field(default_factory=list)
     """Of the prompt, if wanted."""
+    judgements: dict[str, Judgement] = field(default_factory=dict)
+    """What the guard says about the "prompt" and the "answer"."""
+    hidden: Any = None
+    """(D,) float32: the last hidden state after the last decoded token, where a guard reads it."""
+    held: Update | None = None
+    """The answer so far, where a guard must judge it before it is sent."""
     arrived: float = field(default_factory=time.monotonic)
     started: float = 0.0
     """When a slot was found."""
@@ -92,6 +106,7 @@ class Scheduler:
         cache_bytes: int = 0,
         most_waiting: int = 128,
         burst_seconds: float = BURST_SECONDS,
+        guard: Guard | None = None,
     ) -> None:
         """Serve requests with the engine's slots.
 
@@ -101,8 +116,9 @@ class Scheduler:
             cache_bytes: memory of the prefix cache; 0 for an engine whose keys and values cannot be copied.
             most_waiting: requests that may wait for a slot.
             burst_seconds: time for which greedy sequences decode at once; 0 for single steps.
+            guard: judges each prompt before its first token, and each answer at its end.
         """
-        self.engine, self.chunk = engine, chunk
+        self.engine, self.chunk, self.guard = engine, chunk, guard
         self.cache = PrefixCache(chunk, cache_bytes)
         self.outbox: list[tuple[TextSequence, Update]] = []
         """Updates in the order in which they came; the caller of `step` empties it."""
@@ -248,7 +264,10 @@ class Scheduler:
         running = list(self._running)
         last = [one.tokens[-1] if one.tokens else one.prompt[-1] for one in running]
         rows = self.engine.decode(last, [one.slot for one in running]).float().cpu().numpy()
+        refused = self._see(running)
         for sequence, row in zip(running, rows, strict=True):
+            if sequence in refused:
+                continue
             if not sequence.limit:
                 self._end(sequence, Update(finish="length"))
                 continue
@@ -269,7 +288,8 @@ class Scheduler:
         for group in _groups(self._running, MAX_TOKENS):
             start = time.perf_counter()
             room = min(one.limit - len(one.tokens) for one in group)
-            count = min(self._burst, room) if alone else 1
+            fresh = self.guard is not None and not all(one.tokens for one in group)  # whose prompt must be judged first
+            count = min(self._burst, room) if alone and not fresh else 1
             stops: Collection[int] = frozenset().union(*(one.ends for one in group))
             last = [one.tokens[-1] if one.tokens else one.prompt[-1] for one in group]
             slots = [one.slot for one in group]
@@ -282,14 +302,64 @@ class Scheduler:
                     sequence.chooser.plain = False
                 continue
             taken = max(time.perf_counter() - start, 1e-6)
-            if alone:
+            refused = self._see(group)
+            if alone and not fresh:
                 self._burst = min(2 * count, max(1, int(self._burst_seconds * len(rows) / taken)))
             for sequence, tokens in zip(group, zip(*rows, strict=True), strict=True):
-                self._take(sequence, list(tokens), [])
+                if sequence not in refused:
+                    self._take(sequence, list(tokens), [])
+
+    def _see(self, sequences: Sequence[TextSequence]) -> list[TextSequence]:
+        """Keep the hidden states of the last step for the guard, and judge prompts; sequences that this has ended."""
+        ended: list[TextSequence] = []
+        if self.guard is None:
+            return ended
+        for sequence, hidden in zip(sequences, self.engine.hidden, strict=True):
+            sequence.hidden = hidden
+            if not sequence.tokens and not self._passes(sequence, "prompt", sequence.prompt):
+                ended.append(sequence)
+        return ended
+
+    def _passes(self, sequence: TextSequence, part: str, tokens: list[int]) -> bool:
+        """Whether a prompt or a whole answer may go on; if not, the sequence has been ended."""
+        assert self.guard is not None
+        try:
+            judgement = self.guard.judge(tokens, sequence.hidden)
+        except NotFiniteError as error:
+            self._end(sequence, Update(error=failed(f"the guard cannot judge this: {error}")))
+            return False
+        sequence.judgements[part] = judgement
+        if judgement.flagged and self.guard.action == "refuse":
+            self._end(sequence, Update(finish="content_filter"))
+            return False
+        return True
+
+    def _finish(self, sequence: TextSequence, update: Update) -> None:
+        """End a sequence with its last update, after the guard has judged its answer."""
+        if self.guard is not None:
+            ended = bool(sequence.tokens) and sequence.tokens[-1] in sequence.ends
+            answer = sequence.tokens[:-1] if ended else sequence.tokens
+            if answer:
+                self._append_answer(sequence, answer)
+                if not self._passes(sequence, "answer", sequence.prompt + answer):
+                    return
+        self._end(sequence, update)
+
+    def _append_answer(self, sequence: TextSequence, answer: list[int]) -> None:
+        """Let the sequence's hidden state be that of its last token: the last chosen one has not been decoded yet, and
+        a burst may have gone on after a stop string."""
+        length = len(sequence.prompt) + len(answer)
+        if self.engine.kv.lengths[sequence.slot] != length:
+            self.engine.truncate(length - 1, sequence.slot)
+            self.engine.decode(answer[-1:], [sequence.slot])
+            sequence.hidden = self.engine.hidden[0]
 
     def _take(self, sequence: TextSequence, tokens: list[int], reported: list[TokenLogprobs]) -> None:
         """Give a sequence its next tokens, those up to its end."""
         update = Update(logprobs=reported)
+        if self.guard is not None and self.guard.action == "refuse":  # nothing is sent before the whole is judged
+            update = sequence.held = sequence.held or Update()
+            update.logprobs += reported
         for token in tokens:
             sequence.tokens.append(token)
             update.tokens.append(token)
@@ -305,9 +375,10 @@ class Scheduler:
             if update.finish is not None:
                 update.text += sequence.output.finish()
                 update.finish = "stop" if sequence.output.stopped else update.finish
-                self._end(sequence, update)
+                self._finish(sequence, update)
                 return
-        self.outbox.append((sequence, update))
+        if sequence.held is None:
+            self.outbox.append((sequence, update))
 
     def _end(self, sequence: TextSequence, update: Update | None) -> None:
         """Free what a sequence holds. Without an update nobody is told."""

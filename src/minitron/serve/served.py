@@ -28,6 +28,7 @@ from ..tokenizer import load_tokenizer
 from .classifiers import ServedClassifier, load_classifier
 from .engine_loop import EngineLoop
 from .errors import ApiError, shown
+from .guard import guard_path, load_guard
 from .scheduler import Scheduler
 from .settings import ServeSettings
 
@@ -191,7 +192,11 @@ def load_model(name: str, path: str, settings: ServeSettings, say: Callable[[str
     context = min(longest, settings.max_context or min(longest, LARGEST_DEFAULT_CONTEXT))
     engine, reason = _open(model, context, settings)
     cache = settings.prefix_cache if engine.name != "transformers" else 0
-    scheduler = Scheduler(engine, chunk=settings.prefill_chunk, cache_bytes=cache, most_waiting=settings.max_waiting)
+    head = guard_path(settings, name)
+    guard = None if head is None else load_guard(head, name, model, tokenizer, settings, say)
+    scheduler = Scheduler(
+        engine, chunk=settings.prefill_chunk, cache_bytes=cache, most_waiting=settings.max_waiting, guard=guard
+    )
     say(f"{name}: {context} tokens of context in each of {settings.slots} slots, engine {engine.name}")
     if reason:
         say(f"{name}: the CPU engine does not run this model ({reason}); transformers does, slower")

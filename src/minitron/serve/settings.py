@@ -9,6 +9,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, get_type_hints
 
+GUARD_ACTIONS = ("refuse", "flag", "count")
 ADDRESS_EXAMPLES = "127.0.0.1, localhost or 0.0.0.0"
 
 
@@ -56,6 +57,16 @@ class ServeSettings:
     """Largest JSON schema or set of tools."""
     drain_seconds: float = 600.0
     """Longest time to finish answers after SIGTERM."""
+    guard: tuple[str, ...] = ()
+    """Sequence classification heads that judge each prompt and each answer: HEAD for all models, or MODEL=HEAD."""
+    guard_block: tuple[str, ...] = ()
+    """Labels of the guards that block."""
+    guard_threshold: float = 0.5
+    """Probability of the blocked labels from which on a text is flagged."""
+    guard_action: str = "refuse"
+    """What happens to a flagged text: refuse, flag (the response says so) or count (only the metrics do)."""
+    guard_separate: bool = False
+    """Whether a guard whose backbone is not the served model may run in forward passes of its own."""
     log_file: str | None = None
     """File for the log; standard error by default."""
     log_prompts: bool = False
@@ -68,11 +79,20 @@ class ServeSettings:
                 raise ValueError(f"{name} is {value}; it must be from {low} to {high}")
         if not self.models:
             raise ValueError("models is empty; name at least one checkpoint")
+        self._check_guard()
         if self.public and not self.api_keys and not self.allow_public:
             raise ValueError(
                 f"host is {self.host!r}, which other machines may reach, and there are no API keys; give a file of "
                 f"keys (--api-keys), or --allow-public if something in front of this server checks who calls"
             )
+
+    def _check_guard(self) -> None:
+        if self.guard_action not in GUARD_ACTIONS:
+            raise ValueError(f"guard_action is {self.guard_action!r}; it must be one of {', '.join(GUARD_ACTIONS)}")
+        if self.guard and not self.guard_block:
+            raise ValueError("guard needs guard_block: the labels of the head that block, such as --guard-block spam")
+        if self.guard_block and not self.guard:
+            raise ValueError("guard_block names labels of a guard; name its checkpoint with --guard")
 
     @property
     def public(self) -> bool:
@@ -98,6 +118,7 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "max_body": (1024, 1 << 30),
     "max_schema": (16, 1 << 24),
     "drain_seconds": (0, 1e6),
+    "guard_threshold": (0, 1),
 }
 
 

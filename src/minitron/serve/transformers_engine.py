@@ -41,6 +41,8 @@ class TransformersEngine(DecodeEngine):
         self.weights: Any = None  # they are the model's
         self.kv: Any = _Slots(capacity, slots)
         self._caches: list[DynamicCache | None] = [None] * slots
+        self._kept = 1
+        model.base_model.register_forward_hook(self._keep_hidden)
 
     @property
     def device(self) -> torch.device:
@@ -88,11 +90,15 @@ class TransformersEngine(DecodeEngine):
     def close(self) -> None:
         """No threads to end."""
 
+    def _keep_hidden(self, module: Any, args: Any, out: Any) -> None:
+        self.hidden = out.last_hidden_state[0, -self._kept :].float().cpu().numpy()
+
     @torch.inference_mode()
     def _forward(self, tokens: list[int], slot: int, kept: int) -> Tensor:
         cache = self._caches[slot]
         if cache is None:
             cache = self._caches[slot] = DynamicCache(config=self._model.config)
+        self._kept = kept
         ids = torch.tensor([tokens], device=self.device)
         out = self._model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=kept)
         self.kv.lengths[slot] += len(tokens)

@@ -12,7 +12,7 @@ from ..families import family_of
 from .run_folder import TrainError
 
 _COPY = "modules_to_save.default"
-TUNE = ("full", "norms", "lora")
+TUNE = ("full", "norms", "head", "lora")
 
 
 def choose_trained(model: nn.Module, tune: str, rank: int = 16, whole: Sequence[str] = ()) -> nn.Module:
@@ -20,10 +20,10 @@ def choose_trained(model: nn.Module, tune: str, rank: int = 16, whole: Sequence[
 
     Args:
         model: a causal language model; changed in place.
-        tune: `full` for all; `norms` for the layer norms alone; `lora` for adapters on all matrices of the layers,
-            which needs peft.
+        tune: `full` for all; `norms` for the layer norms alone; `head` for the modules of `whole` alone; `lora` for
+            adapters on all matrices of the layers, which needs peft.
         rank: of the adapters.
-        whole: names of modules that are trained in full beside norms or adapters, such as a new head.
+        whole: names of modules that are trained in full in any case, such as a new head.
 
     Returns:
         The model, for `lora` wrapped by peft. `export.export_model` merges the adapters.
@@ -35,9 +35,11 @@ def choose_trained(model: nn.Module, tune: str, rank: int = 16, whole: Sequence[
         raise TrainError(f"tune is {tune!r}; it must be one of {', '.join(TUNE)}")
     if tune == "full":
         return model.requires_grad_(True)
-    if tune == "norms":
+    if tune in ("norms", "head"):
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_("norm" in name or name.split(".")[0] in whole)
+            parameter.requires_grad_((tune == "norms" and "norm" in name) or name.split(".")[0] in whole)
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise TrainError("tune 'head' needs a model with a head of its own; a language model has none")
         return model
     if rank < 1:
         raise TrainError(f"the rank of the adapters is {rank}; it must be at least 1")

@@ -12,7 +12,16 @@ from torch import nn
 from ..data.examples import Examples, Labelled, labelled
 from ..train.adapters import choose_trained
 from ..train.stream import Measure
-from .labels import LabelLoss, LabelSet, class_weights, label_rows, predict_logits
+from .features import FeatureLoss, FeatureStream, features_of
+from .labels import (
+    LabelLoss,
+    LabelSet,
+    class_weights,
+    encode_texts,
+    encode_turns,
+    label_rows,
+    predict_logits,
+)
 from .models import head_model
 from .rows import Row, RowStream
 from .scores import baselines, best_temperature, confusion, score
@@ -25,12 +34,14 @@ def label_job(inputs: Inputs) -> Job:
     train, valid, test = split_parts(options, labelled(options.labels), seed, named_test=True)
     labels = LabelSet.of(train, options.labels)
     inputs.say(f"encoding {sum(len(part) for part in (train, valid, test) if part is not None):,} texts")
-    rows = label_rows(tokenizer, train, labels, sequence)
+    encode = encode_turns if options.chat else encode_texts
+    rows = label_rows(tokenizer, train, labels, sequence, encode)
     model, pad = head_model(inputs.folder, tokenizer, "sequence-classification", labels.config(), seed, inputs.device)
     model = choose_trained(model, options.tune, options.lora_rank, whole=("score",))
+    model.config.text_format = "chat" if options.chat else "plain"  # type: ignore[union-attr]
     weights = class_weights(rows, len(labels.names)) if options.balance else None
     measures: dict[str, Measure] = {}
-    held = None if valid is None else label_rows(tokenizer, valid, labels, sequence)
+    held = None if valid is None else label_rows(tokenizer, valid, labels, sequence, encode)
     if held is not None:
         measures["validation"] = _LabelMeasure(held, labels, pad)
     cut = sum(len(row.ids) == sequence for row in rows)
@@ -39,18 +50,23 @@ def label_job(inputs: Inputs) -> Job:
         f"{labels_text(item.label)}: {tokenizer.decode(list(row.ids))}"
         for item, row in zip(train.items[:PREVIEWED], rows, strict=False)
     )
-    identity = {"task": "classify", "labels": list(labels.names), "problem": labels.problem, "balance": options.balance}
+    identity = {"task": "classify", "labels": list(labels.names), "problem": labels.problem, "balance": options.balance,
+                **({"chat": True} if options.chat else {})}  # fmt: skip
 
     def report(trained: nn.Module) -> dict[str, Any]:
         found = {"task": "classify", "problem": labels.problem, "labels": list(labels.names), "train_rows": len(train)}
         if test is None:
             return found
         inputs.say(f"measuring {len(test):,} test rows and the baselines")
-        tested = label_rows(tokenizer, test, labels, sequence)
+        tested = label_rows(tokenizer, test, labels, sequence, encode)
         return {**found, **_label_report(trained, pad, labels, train, test, tested, held)}
 
-    return Job(model, RowStream(rows, pad, seed, sequence), LabelLoss(labels.problem, weights), identity, measures,
-               preview, tuple(notes), report)  # fmt: skip
+    stream: Any = RowStream(rows, pad, seed, sequence)
+    loss: Any = LabelLoss(labels.problem, weights)
+    if options.tune == "head" and not options.preview:
+        inputs.say(f"computing the hidden states of {len(rows):,} texts once; the backbone does not change")
+        stream, loss = FeatureStream(rows, features_of(model, rows, pad), stream), FeatureLoss(loss)
+    return Job(model, stream, loss, identity, measures, preview, tuple(notes), report)
 
 
 def labels_text(label: Any) -> str:

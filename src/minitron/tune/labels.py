@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..data.examples import Examples, Labelled
+from ..templates import render_conversation
 from .rows import PaddedBatch, Row, by_length, pad_rows
 
 Problem = Literal["one", "several", "number"]
@@ -23,6 +24,9 @@ PROBLEM_TYPES = {
     "number": "regression",
 }
 """transformers' `problem_type`."""
+
+
+PLACEHOLDER = "MESSAGE OF THE USER"
 
 
 class LabelError(ValueError):
@@ -118,7 +122,54 @@ def encode_texts(tokenizer: Any, texts: Sequence[tuple[str, str | None]], most: 
     return [list(ids) for ids in encoded]
 
 
-def label_rows(tokenizer: Any, examples: Examples[Labelled], labels: LabelSet, most: int) -> list[Row]:
+def encode_turns(tokenizer: Any, texts: Sequence[tuple[str, str | None]], most: int) -> list[list[int]]:
+    """Token ids of messages: each text as a user's, up to the heading of the answer; the second text, if there is one,
+    as the answer. This is what a guard of `minitron serve` reads of a prompt and of an answer.
+
+    Messages that are too long are cut at their end, the answer as well as the question.
+
+    Raises:
+        LabelError: the tokenizer has no chat template, or one that does not repeat the message.
+    """
+    if tokenizer.chat_template is None:
+        raise LabelError("the model has no chat template, so texts cannot be rendered as messages; leave out --chat")
+    rendered = render_conversation(
+        tokenizer, [{"role": "user", "content": PLACEHOLDER}], tools=None, add_generation_prompt=True
+    )
+    head, mark, tail = rendered.partition(PLACEHOLDER)
+    if not mark:
+        raise LabelError("the chat template does not repeat the user's message, so --chat cannot be used")
+
+    def ids(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    room = most - len(ids(head + tail)) - 2  # tokens may join differently at the two seams
+    if room < 2:
+        raise LabelError(f"texts may have {most} tokens, which the chat template alone takes")
+
+    def cut(text: str, room: int) -> str:
+        found = ids(text)
+        return text if len(found) <= room else tokenizer.decode(found[:room], clean_up_tokenization_spaces=False)
+
+    encoded = []
+    for text, answer in texts:
+        asked = cut(text.strip(), room if answer is None else room // 2)
+        encoded.append(ids(head + asked + tail + ("" if answer is None else cut(answer, room // 2)))[:most])
+    return encoded
+
+
+def encoder_of(config: Any) -> Callable[[Any, Sequence[tuple[str, str | None]], int], list[list[int]]]:
+    """How the texts of a saved classifier were encoded when it was trained."""
+    return encode_turns if getattr(config, "text_format", "plain") == "chat" else encode_texts
+
+
+def label_rows(
+    tokenizer: Any,
+    examples: Examples[Labelled],
+    labels: LabelSet,
+    most: int,
+    encode: Callable[[Any, Sequence[tuple[str, str | None]], int], list[list[int]]] = encode_texts,
+) -> list[Row]:
     """Examples as rows with the target `labels`.
 
     Raises:
@@ -126,7 +177,7 @@ def label_rows(tokenizer: Any, examples: Examples[Labelled], labels: LabelSet, m
     """
     texts = [(item.text, item.pair) for item in examples.items]
     rows = []
-    encoded = encode_texts(tokenizer, texts, most)
+    encoded = encode(tokenizer, texts, most)
     for ids, item, place in zip(encoded, examples.items, examples.places, strict=True):
         if not ids:
             raise LabelError(f"{place}: the text has no tokens")

@@ -18,7 +18,7 @@ from ..files import TargetError, writing
 from ..registration import register
 from .answer_job import NO_ANSWER
 from .answers import predict_spans
-from .labels import LabelSet, encode_texts, predict_logits, probabilities
+from .labels import LabelSet, encoder_of, predict_logits, probabilities
 from .models import SUFFIXES, head_of, pad_id, saved_head
 from .names import TagSet, predict_tags
 from .rows import Row
@@ -67,7 +67,8 @@ class Classifier:
     def predict(self, items: Sequence[Labelled], at_once: int) -> Iterator[dict[str, Any]]:
         """The label and the probability of every label, or a value."""
         texts = [(item.text, item.pair) for item in items]
-        rows = [Row(tuple(ids), {}) for ids in encode_texts(self.tokenizer, texts, self.sequence)]
+        encode = encoder_of(self.model.config)
+        rows = [Row(tuple(ids), {}) for ids in encode(self.tokenizer, texts, self.sequence)]
         logits = predict_logits(self.model, rows, self.model.config.pad_token_id, at_once)
         if self.labels.problem == "number":
             yield from ({"value": float(value)} for value in logits[:, 0])

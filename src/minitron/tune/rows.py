@@ -123,7 +123,7 @@ class RowStream:
 
     def batches(self, start: int, count: int, at_once: int, *, share: tuple[int, int] = (0, 1)) -> list[PaddedBatch]:
         """As of `Stream`."""
-        rows = [self._rows[self._at(start + i)] for i in range(count)]
+        rows = [self._rows[self.number_at(start + i)] for i in range(count)]
         number, ways = share
         items = sum(row.num_items for row in rows)
         mine = rows[number * count // ways : (number + 1) * count // ways]
@@ -131,7 +131,8 @@ class RowStream:
         parts = (mine[i : i + at_once] for i in range(0, len(mine), at_once))
         return [replace(pad_rows(part, self._pad), num_items=items) for part in parts]
 
-    def _at(self, position: int) -> int:
+    def number_at(self, position: int) -> int:
+        """The number of the row at a position of the stream."""
         epoch, inside = divmod(position, len(self))
         if epoch not in self._orders:
             self._orders = {epoch: random_generator(self._seed, 0x7075, epoch).permutation(len(self))}

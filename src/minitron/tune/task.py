@@ -52,6 +52,8 @@ class TuneOptions:
     """For dpo: of the likelihood of the chosen replies."""
     preview: bool = False
     """Only the first examples are wanted: prepare nothing that takes long."""
+    chat: bool = False
+    """For classify: texts are rendered as messages by the model's chat template, see `labels.encode_turns`."""
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:
@@ -60,6 +62,8 @@ class TuneOptions:
             raise ValueError(f"--heldout-share is {self.share}; it must be 0 or more and less than 0.5")
         if self.balance and (self.task, self.labels) != ("classify", "one"):
             raise ValueError("--balance weighs the classes of --task classify --labels one, and nothing else")
+        if self.task != "classify" and (self.chat or self.tune == "head"):
+            raise ValueError(f"{'--chat' if self.chat else '--tune head'} is for --task classify")
         if self.labels != "one" and self.task != "classify":
             raise ValueError(f"--labels {self.labels} is for --task classify; the task is {self.task}")
         if self.tag_names and self.task != "ner":

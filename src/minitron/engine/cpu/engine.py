@@ -97,7 +97,7 @@ class CpuEngine(DecodeEngine):
         constants, run = weights.constants, self._run_of_neurons
         self._tokens = np.zeros(max(MAX_TOKENS, capacity * min(slots, MAX_TOKENS)), np.int64)
         scratch = _scratch(weights, capacity, self.threads, run)
-        self._logits = scratch[9]
+        self._normed, self._logits = scratch[1][0], scratch[9]
         cos, sin = (np.asarray(table) for table in self.kv.rotary)
         sizes = (
             weights.hidden_size,
@@ -202,11 +202,13 @@ class CpuEngine(DecodeEngine):
         import torch
 
         assert len(set(slots)) == len(slots), f"a slot twice in {slots}"
-        parts = []
+        parts, hidden = [], []
         for first in range(0, len(tokens), MAX_TOKENS):
             part = tokens[first : first + MAX_TOKENS]
             self._run(part, slots[first : first + MAX_TOKENS])
             parts.append(self._logits[: len(part)].copy())
+            hidden.append(self.hidden)
+        self.hidden = np.concatenate(hidden)
         return torch.from_numpy(np.concatenate(parts))
 
     def greedy(
@@ -307,6 +309,7 @@ class CpuEngine(DecodeEngine):
         self.kv.lengths[:] = ends
         if first_logits < M:
             self._count(M)
+            self.hidden = self._normed[first_logits:M].copy()
 
     def _count(self, tokens: int) -> None:
         self._seen += tokens * len(self.weights.layers) * self.weights.constants.intermediate_size
