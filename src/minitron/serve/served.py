@@ -31,6 +31,7 @@ from .errors import ApiError, shown
 from .guard import guard_path, load_guard
 from .scheduler import Scheduler
 from .settings import ServeSettings
+from .tool_prompt import needs_prompt, with_tool_prompt
 
 LARGEST_DEFAULT_CONTEXT = 8192
 TURN_ENDS = (TURN_MARK, "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|endoftext|>")
@@ -86,6 +87,9 @@ class ServedModel:
             raise ApiError(
                 f"the model {self.name!r} has no chat template; use /v1/completions", param="messages", code="no_chat"
             )
+        template = self.tokenizer.chat_template
+        if isinstance(template, str) and needs_prompt(template):
+            messages, tools = with_tool_prompt(messages, tools), None
         try:
             return render_conversation(self.tokenizer, messages, tools=tools, add_generation_prompt=prompt)
         except ValueError as error:  # ChatTemplateError and templates for several purposes

@@ -14,6 +14,7 @@ from .errors import ApiError
 from .grammar import GrammarMask, json_rule, lark_mask
 from .schema import ChatRequest, NamedTool, Tool
 from .served import ServedModel
+from .tool_prompt import needs_prompt
 
 Delta = dict[str, Any]
 SHAPE_OF_CALL = re.compile(r'\s*\{\s*"name"\s*:\s*"((?:[^"\\]|\\.)*)"\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\S)')
@@ -53,6 +54,8 @@ def tool_format(model: ServedModel) -> ToolFormat:
         return HERMES
     if "tools" in template and "parameters" in template:
         return LLAMA_3
+    if needs_prompt(template):
+        return HERMES
     raise ApiError(
         f"the chat template of the model {model.name!r} has no tools; leave tools out, or use another model",
         param="tools",
