@@ -151,6 +151,45 @@ def merge_adapter(folder: Path, base: Checkpoint) -> Checkpoint:
     return replace(base, tensors=tensors, files={**base.files, **beside}, notes=notes)
 
 
+@dataclass(frozen=True)
+class LowRank:
+    """What an adapter adds to one linear module: `scale * up @ (down @ x)`."""
+
+    module: str
+    down: torch.Tensor
+    """(r, inputs)."""
+    up: torch.Tensor
+    """(outputs, r)."""
+    scale: float
+
+
+def read_low_rank(folder: Path, weights: Mapping[str, torch.Tensor]) -> list[LowRank]:
+    """The matrices of the adapter in `folder`, to be added to a base model that stays as it is.
+
+    Args:
+        folder: a LoRA adapter.
+        weights: the base model's, by name; only their shapes are read.
+
+    Raises:
+        CheckpointError: the adapter does not fit, or holds more than low-rank matrices of linear modules.
+    """
+    config, path = read_adapter_config(folder), folder / WEIGHTS
+    require(path.is_file(), f"{folder}: no {WEIGHTS} in it; adapters in other files are not read")
+    whole, pairs = _sorted_out(read_safetensors(path), path)
+    embedding = [module for module, is_embedding in pairs if is_embedding]
+    other = next(iter([*whole, *embedding]), None)
+    require(other is None, f"{path}: {other} is trained beside low-rank matrices of linear modules; merge the adapter")
+    found = []
+    for (module, _), sides in pairs.items():
+        name = f"{module}.weight"
+        require(set(sides) == {"A", "B"}, f"{path}: {module} has lora_{next(iter(sides))} only")
+        require(name in weights, f"{path}: {module} is adapted; the base model {config.base} has no {name}")
+        a, b, shape = sides["A"], sides["B"], tuple(weights[name].shape)
+        fits = len(a.shape) == len(b.shape) == 2 and shape == (b.shape[0], a.shape[1])
+        found.append(LowRank(module, a.load(), b.load(), _scale(config, module, shape, a, b, fits, path)))
+    return found
+
+
 Pairs = dict[tuple[str, bool], dict[str, LazyTensor]]
 
 
@@ -184,7 +223,7 @@ def _merged(
 ) -> LazyTensor:
     """(outputs, inputs): W + scale * B @ A, with A (r, inputs) and B (outputs, r)."""
     fits = len(a.shape) == len(b.shape) == 2 and base.shape == (b.shape[0], a.shape[1])
-    down = a.load().float() * _scale(config, module, base, a, b, fits, path)
+    down = a.load().float() * _scale(config, module, base.shape, a, b, fits, path)
 
     def rows(start: int, stop: int) -> torch.Tensor:
         return (base.rows(start, stop).float() + b.rows(start, stop).float() @ down).to(base.dtype)
@@ -197,7 +236,7 @@ def _merged_embedding(
 ) -> LazyTensor:
     """(V, D): W + scale * (B @ A).T, with A (r, V) and B (D, r)."""
     fits = len(a.shape) == len(b.shape) == 2 and base.shape == (a.shape[1], b.shape[0])
-    scale = _scale(config, module, base, a, b, fits, path)
+    scale = _scale(config, module, base.shape, a, b, fits, path)
     by_token, up = a.load().float().T, b.load().float().T * scale
 
     def rows(start: int, stop: int) -> torch.Tensor:
@@ -207,13 +246,18 @@ def _merged_embedding(
 
 
 def _scale(
-    config: AdapterConfig, module: str, base: LazyTensor, a: LazyTensor, b: LazyTensor, fits: bool, path: Path
+    config: AdapterConfig,
+    module: str,
+    shape: tuple[int, ...],
+    a: LazyTensor,
+    b: LazyTensor,
+    fits: bool,
+    path: Path,
 ) -> float:
     """The scale of a module whose matrices fit its weight, have one rank, and one that the configuration has too."""
     if not fits or a.shape[0] != b.shape[1]:
         raise CheckpointError(
-            f"{path}: {module}: lora_A {list(a.shape)} and lora_B {list(b.shape)} do not fit the weight "
-            f"{list(base.shape)}"
+            f"{path}: {module}: lora_A {list(a.shape)} and lora_B {list(b.shape)} do not fit the weight {list(shape)}"
         )
     rank = a.shape[0]
     if rank not in config.ranks:

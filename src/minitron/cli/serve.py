@@ -41,6 +41,9 @@ def serve(
     max_body: Optional[int] = typer.Option(None, help="Largest body in bytes. [default: 4194304]"),  # noqa: UP045
     max_schema: Optional[int] = typer.Option(None, help="Largest JSON schema in bytes. [default: 65536]"),  # noqa: UP045
     drain_seconds: Optional[float] = typer.Option(None, help="Longest time to finish after SIGTERM. [default: 600]"),  # noqa: UP045
+    adapters: Optional[str] = typer.Option(  # noqa: UP045
+        None, help="LoRA adapters: merged, or shared (over one base model, slower). [default: merged]"
+    ),
     guard: Optional[list[str]] = typer.Option(  # noqa: B008, UP045
         None, help="[MODEL=]HEAD: a classification head that judges prompts and answers; may be repeated."
     ),
@@ -90,6 +93,7 @@ def serve(
         "max_body": max_body,
         "max_schema": max_schema,
         "drain_seconds": drain_seconds,
+        "adapters": adapters,
         "guard": tuple(guard) if guard else None,
         "guard_block": tuple(guard_block) if guard_block else None,
         "guard_threshold": guard_threshold,

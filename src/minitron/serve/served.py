@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
@@ -13,6 +14,8 @@ from transformers import AutoModelForCausalLM
 
 from ..chat import TURN_MARK
 from ..checkpoint.limits import MAX_CONFIG_BYTES, read_json
+from ..checkpoint.lora import read_low_rank
+from ..checkpoint.sources import adapted_model
 from ..config import NemotronConfig
 from ..dtypes import parse_dtype
 from ..engine.base import DecodeEngine
@@ -25,6 +28,7 @@ from ..loading import checkpoint_folder, load, pick_device
 from ..memory import available_memory
 from ..templates import render_conversation
 from ..tokenizer import load_tokenizer
+from .adapters import adapter_folder, with_adapter
 from .classifiers import ServedClassifier, load_classifier
 from .engine_loop import EngineLoop
 from .errors import ApiError, shown
@@ -172,13 +176,53 @@ def load_models(settings: ServeSettings, say: Callable[[str], object]) -> list[A
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     found: list[AnyModel] = []
+    bases: dict[Path, tuple[Any, Any]] = {}
     for given in settings.models:
         name, path = name_and_path(given)
         if name in {model.name for model in found}:
             raise ValueError(f"two models are named {name!r}; give one another name: NAME={path}")
+        adapter = adapter_folder(path) if settings.adapters == "shared" else None
+        if adapter is not None:
+            found.append(load_adapter(name, adapter, bases, settings, say))
+            continue
         classifier = load_classifier(name, path, settings.device, say)
         found.append(classifier or load_model(name, path, settings, say))
+        if isinstance(found[-1], ServedModel):
+            bases[checkpoint_folder(path, say).resolve()] = found[-1].model, found[-1].tokenizer
     return found
+
+
+def load_adapter(
+    name: str,
+    folder: Path,
+    bases: dict[Path, tuple[Any, Any]],
+    settings: ServeSettings,
+    say: Callable[[str], object],
+) -> ServedModel:
+    """An adapter over the weights of its base model.
+
+    Args:
+        name: of the served model.
+        folder: the adapter's.
+        bases: models with their tokenizers that are in memory, by folder; the adapter's is loaded if it is missing.
+        settings: how to serve.
+        say: called with sentences.
+
+    Raises:
+        CheckpointError, ValueError: the adapter does not fit its base, or cannot be added unmerged.
+    """
+    if settings.format is not None:
+        raise ValueError(f"{folder}: adapters over shared weights need a model without --format; leave one of both out")
+    base = checkpoint_folder(adapted_model(folder), say).resolve()
+    if base not in bases:
+        bases[base] = _load(str(base), settings, say)
+    model, tokenizer = bases[base]
+    if (folder / "tokenizer.json").is_file():
+        tokenizer = load_tokenizer(folder, vocab_size=model.config.vocab_size)
+    parts = read_low_rank(folder, dict(model.named_parameters()))
+    adapted = with_adapter(model, parts)
+    reason = f"a LoRA adapter over the shared weights of {base.name}"
+    return _served(name, adapted, tokenizer, settings, say, reason)
 
 
 def name_and_path(given: str) -> tuple[str, str]:
@@ -192,9 +236,16 @@ def name_and_path(given: str) -> tuple[str, str]:
 def load_model(name: str, path: str, settings: ServeSettings, say: Callable[[str], object]) -> ServedModel:
     """Load one model and open its engine, with room for the longest request in each slot."""
     model, tokenizer = _load(path, settings, say)
+    return _served(name, model, tokenizer, settings, say, why_not_model(model))
+
+
+def _served(
+    name: str, model: Any, tokenizer: Any, settings: ServeSettings, say: Callable[[str], object], reason: str
+) -> ServedModel:
+    """A model in memory with its engine; `reason` says why it cannot be the CPU engine."""
     longest = model.config.max_position_embeddings
     context = min(longest, settings.max_context or min(longest, LARGEST_DEFAULT_CONTEXT))
-    engine, reason = _open(model, context, settings)
+    engine = _open(model, context, settings, reason)
     cache = settings.prefix_cache if engine.name != "transformers" else 0
     head = guard_path(settings, name)
     guard = None if head is None else load_guard(head, name, model, tokenizer, settings, say)
@@ -236,12 +287,11 @@ def _load(path: str, settings: ServeSettings, say: Callable[[str], object]) -> t
     return model.to(pick_device(settings.device)).eval(), tokenizer
 
 
-def _open(model: Any, context: int, settings: ServeSettings) -> tuple[DecodeEngine, str]:
-    reason = why_not_model(model)
+def _open(model: Any, context: int, settings: ServeSettings, reason: str) -> DecodeEngine:
     if reason:
         from .transformers_engine import TransformersEngine
 
-        return TransformersEngine(model, context, settings.slots), reason
+        return TransformersEngine(model, context, settings.slots)
     weights = weights_of(model)
     rows = sum(2 * layer.num_key_value_heads for layer in weights.layers) * weights.constants.head_dim
     needed, left = rows * weights.dtype.itemsize * context * settings.slots, available_memory()
@@ -252,7 +302,7 @@ def _open(model: Any, context: int, settings: ServeSettings) -> tuple[DecodeEngi
         )
     engine = open_engine(weights, context, settings.slots)
     engine.prepare()
-    return engine, ""
+    return engine
 
 
 def _end_ids(model: Any) -> frozenset[int]:

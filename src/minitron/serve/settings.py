@@ -9,6 +9,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, get_type_hints
 
+ADAPTERS = ("merged", "shared")
 GUARD_ACTIONS = ("refuse", "flag", "count")
 ADDRESS_EXAMPLES = "127.0.0.1, localhost or 0.0.0.0"
 
@@ -57,6 +58,9 @@ class ServeSettings:
     """Largest JSON schema or set of tools."""
     drain_seconds: float = 600.0
     """Longest time to finish answers after SIGTERM."""
+    adapters: str = "merged"
+    """How LoRA adapters run: merged (each a model of its own, in the fastest engine) or shared (over the weights of
+    their base model, through transformers)."""
     guard: tuple[str, ...] = ()
     """Sequence classification heads that judge each prompt and each answer: HEAD for all models, or MODEL=HEAD."""
     guard_block: tuple[str, ...] = ()
@@ -79,6 +83,8 @@ class ServeSettings:
                 raise ValueError(f"{name} is {value}; it must be from {low} to {high}")
         if not self.models:
             raise ValueError("models is empty; name at least one checkpoint")
+        if self.adapters not in ADAPTERS:
+            raise ValueError(f"adapters is {self.adapters!r}; it must be one of {', '.join(ADAPTERS)}")
         self._check_guard()
         if self.public and not self.api_keys and not self.allow_public:
             raise ValueError(

@@ -41,8 +41,6 @@ class TransformersEngine(DecodeEngine):
         self.weights: Any = None  # they are the model's
         self.kv: Any = _Slots(capacity, slots)
         self._caches: list[DynamicCache | None] = [None] * slots
-        self._kept = 1
-        model.base_model.register_forward_hook(self._keep_hidden)
 
     @property
     def device(self) -> torch.device:
@@ -90,16 +88,20 @@ class TransformersEngine(DecodeEngine):
     def close(self) -> None:
         """No threads to end."""
 
-    def _keep_hidden(self, module: Any, args: Any, out: Any) -> None:
-        self.hidden = out.last_hidden_state[0, -self._kept :].float().cpu().numpy()
-
     @torch.inference_mode()
     def _forward(self, tokens: list[int], slot: int, kept: int) -> Tensor:
         cache = self._caches[slot]
         if cache is None:
             cache = self._caches[slot] = DynamicCache(config=self._model.config)
-        self._kept = kept
+
+        def keep_hidden(module: Any, args: Any, out: Any) -> None:
+            self.hidden = out.last_hidden_state[0, -kept:].float().cpu().numpy()
+
         ids = torch.tensor([tokens], device=self.device)
-        out = self._model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=kept)
+        hook = self._model.base_model.register_forward_hook(keep_hidden)
+        try:
+            out = self._model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=kept)
+        finally:
+            hook.remove()
         self.kv.lengths[slot] += len(tokens)
         return out.logits[0].float().cpu()
