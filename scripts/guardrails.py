@@ -2,6 +2,9 @@
 
     python scripts/guardrails.py       what `make guardrails` runs; a minute, after its packages are installed
 
+It runs tests in which every rail acts against a stand-in server, and then examples/guardrails/run.py against
+`minitron serve` itself.
+
 NeMo Guardrails cannot be installed beside transformers 5 (its fastembed wants huggingface-hub below 2), so it gets an
 environment of its own, `.venv-guardrails`, and talks to the server over HTTP, as its users do.
 """
@@ -34,7 +37,9 @@ def main() -> int:
         ready.touch()
     environment = {**os.environ, "MINITRON_GUARDRAILS": str(python)}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS]
-    return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+    code = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+    example = [sys.executable, "examples/guardrails/run.py", "--python", str(python)]
+    return code or subprocess.run(example, cwd=ROOT, check=False).returncode
 
 
 if __name__ == "__main__":

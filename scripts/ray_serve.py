@@ -64,7 +64,7 @@ def main() -> int:
     print(f"replicas: {dict(replicas)}")
     serve.shutdown()
     ray.shutdown()
-    return 0 if same and later >= 6 and stream.rstrip().endswith(b"[DONE]") else 1
+    return 0 if same and later >= 6 and whole else 1
 
 
 if __name__ == "__main__":
