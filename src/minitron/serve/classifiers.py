@@ -19,6 +19,7 @@ from ..checkpoint.limits import MAX_CONFIG_BYTES, read_json
 from ..loading import checkpoint_folder, pick_device
 from ..registration import register
 from ..tokenizer import load_tokenizer
+from ..tune.labels import encode_turns, encoder_of
 from .errors import ApiError
 
 HEADS: Mapping[str, Any] = {
@@ -62,8 +63,11 @@ class ServedClassifier:
                 param="input",
                 code="context_length_exceeded",
             )
+        ids = encoded.ids
+        if task == "ForSequenceClassification" and encoder_of(self.model.config) is encode_turns:
+            [ids] = encode_turns(self.tokenizer, [(text, None)], self.context)
         with torch.inference_mode():
-            out = self.model(input_ids=torch.tensor([encoded.ids], device=self.model.device))
+            out = self.model(input_ids=torch.tensor([ids], device=self.model.device))
         if answers:
             found = _answer(out, encoded, text)
         elif task == "ForTokenClassification":

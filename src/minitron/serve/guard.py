@@ -20,6 +20,7 @@ from ..checkpoint.weight_files import read_tensors
 from ..finite import NotFiniteError
 from ..loading import checkpoint_folder
 from ..tokenizer import load_tokenizer
+from ..tune.labels import encode_turns, encoder_of
 from .classifiers import head_of, load_classifier
 
 if TYPE_CHECKING:
@@ -168,6 +169,8 @@ def load_guard(
     config: Any = read_config(folder)
     verdicts = _verdicts(path, config, settings)
     action: Any = settings.guard_action
+    if encoder_of(config) is not encode_turns:
+        say(f"{path} was trained on plain texts; here it reads conversations as the chat template writes them (--chat)")
     tensors = read_tensors(folder)
     why = _why_not_shared(config, tensors, load_tokenizer(folder, vocab_size=config.vocab_size), model, tokenizer)
     if not why:
