@@ -288,6 +288,7 @@ class Scheduler:
         for group in _groups(self._running, MAX_TOKENS):
             start = time.perf_counter()
             room = min(one.limit - len(one.tokens) for one in group)
+            room += self.guard is not None  # one step more, so that the last token has a hidden state to be judged
             fresh = self.guard is not None and not all(one.tokens for one in group)  # whose prompt must be judged first
             count = min(self._burst, room) if alone and not fresh else 1
             stops: Collection[int] = frozenset().union(*(one.ends for one in group))
