@@ -84,7 +84,7 @@ def test_a_slot_can_be_cut_and_goes_on_as_before(model) -> None:
     logits = engine.step([3, 5, 7, 9])
     engine.truncate(2)
     assert engine.kv.lengths == [2]
-    torch.testing.assert_close(engine.step([7, 9]), logits[2:], rtol=0, atol=1e-6)
+    assert float((engine.step([7, 9]) - logits[2:]).abs().max()) < 1e-5
 
 
 def test_hidden_states_are_those_before_the_head(model) -> None:
@@ -94,7 +94,9 @@ def test_hidden_states_are_those_before_the_head(model) -> None:
     engine.prefill([4], slots[1])
     logits = engine.decode([7, 9], slots)
     assert engine.hidden.shape == (2, 32)
-    torch.testing.assert_close(model.embed_out(torch.from_numpy(engine.hidden)), logits, rtol=0, atol=1e-5)
+    with torch.inference_mode():
+        from_hidden = model.get_output_embeddings()(torch.from_numpy(engine.hidden))
+        assert float((from_hidden - logits).abs().max()) < 1e-5
 
 
 def test_metrics_say_which_engine_runs_and_why(model) -> None:
