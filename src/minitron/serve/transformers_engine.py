@@ -67,7 +67,7 @@ class TransformersEngine(DecodeEngine):
         """Forget all but the first `length` tokens of a slot's sequence."""
         cache = self._caches[slot]
         if cache is not None and length < self.kv.lengths[slot]:
-            cache.crop(length)
+            cache.crop(length - self.kv.lengths[slot])  # how many to remove, as a negative number
             self.kv.lengths[slot] = length
 
     def reserve(self, capacity: int) -> None:
