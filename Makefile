@@ -52,6 +52,7 @@ guardrails: $(VENV)/.dev
 
 conformance: $(VENV)/.dev
 	$(BIN)/python scripts/conformance.py $(CONFORMANCE_ARGS)
+
 guard-example: $(VENV)/.dev
 	$(BIN)/python examples/guardrails/train_guard.py --out runs/guard $(GUARD_ARGS)
 
