@@ -68,7 +68,7 @@ def test_a_replica_answers_as_the_server_does(replica) -> None:
 
 
 def test_a_stream_comes_in_pieces_and_ends_when_nobody_reads(replica) -> None:
-    asked = {"prompt": "Once", "max_tokens": 100, "stream": True, "temperature": 0, "ignore_eos": True}
+    asked = {"model": "half", "prompt": "Once", "max_tokens": 100, "stream": True, "temperature": 0, "ignore_eos": True}
     (status, _), *pieces = respond(replica, "/v1/completions", content=json.dumps({**asked, "max_tokens": 9}).encode())
     assert status == 200
     assert pieces[-1].endswith(b"[DONE]\n\n")
