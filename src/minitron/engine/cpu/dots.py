@@ -259,6 +259,20 @@ def _ask(row, unit, ahead=AHEAD):  # type: ignore[no-untyped-def]
         ask_ahead(row, unit * unit_bytes(row) + line, ahead)
 
 
+def prefetched_units(row: Array, whole: int, ahead: int) -> int:
+    """How many of a row's units are processed in the loop that prefetches."""
+    return _only_compiled()
+
+
+@overload(prefetched_units, jit_options=INNER)
+def _prefetched_units(row, whole, ahead):  # type: ignore[no-untyped-def]
+    if row.dtype in FLOATS:
+        return lambda row, whole, ahead: whole if ahead > 0 else 0
+    # A second loop for integers would be compiled for nothing: without prefetching they were slower everywhere, and
+    # a prefetch of the line that is read anyway costs next to nothing.
+    return lambda row, whole, ahead: whole
+
+
 @njit(**INNER)
 def row_dot(row, staged, columns, ahead=AHEAD):  # type: ignore[no-untyped-def]
     """Sixteen numbers whose sum is `row . x`, but for what `formats.finish` adds; `staged` is x, staged.
@@ -267,7 +281,7 @@ def row_dot(row, staged, columns, ahead=AHEAD):  # type: ignore[no-untyped-def]
     """
     s = no_sums(row)
     whole = units(row, columns)
-    asking = whole if ahead > 0 else 0
+    asking = prefetched_units(row, whole, ahead)
     for i in range(asking):
         _ask(row, i, ahead)
         s = times(row, weights_at(row, i, columns), staged, i, s)

@@ -126,11 +126,11 @@ def matvec(w: Array, extras: Array, x: Array, staged: Array, out: Array, column:
     """
     for m in range(x.shape[0]):
         stage(w, x[m], staged[m])
-    staged_matvec(w, extras, x, staged, out, column, start, stop)
+    staged_matvec(w, extras, x, staged, out, column, start, stop, AHEAD, SHORT_ROW)
 
 
 @njit(**LEAF)
-def staged_matvec(w, extras, x, staged, out, column, start, stop, ahead=AHEAD, short=SHORT_ROW):  # type: ignore[no-untyped-def]
+def staged_matvec(w, extras, x, staged, out, column, start, stop, ahead, short):  # type: ignore[no-untyped-def]
     """`matvec` where x is staged already; the same bits for any `ahead` and `short`.
 
     Args:
@@ -233,9 +233,7 @@ def add_block(values, block, columns, scale, out):  # type: ignore[no-untyped-de
 
 
 @njit(**LEAF)
-def add_rows(
-    w: Array, extras: Array, columns: int, scales: Array, rows: Array, n: int, out: Array, ahead: int = AHEAD
-) -> None:
+def add_rows(w: Array, extras: Array, columns: int, scales: Array, rows: Array, n: int, out: Array, ahead: int) -> None:
     """`out += sum(scales[rows[j]] * w[rows[j]] for j < n)`.
 
     Args:

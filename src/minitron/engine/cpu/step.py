@@ -443,7 +443,7 @@ def _embed(kind, sizes, ends, tokens, x):  # type: ignore[no-untyped-def]
     embed, extras = _matrix_at(kind, ends[EMBED], V, D), _extras_at(ends[EMBED_EXTRAS], V)
     for m in range(x.shape[0]):
         x[m, :] = np.float32(0)
-        gemv.add_row(embed, extras, D, tokens[m], np.float32(1), x[m])
+        gemv.add_row(embed, extras, D, tokens[m], np.float32(1), x[m], formats.AHEAD)
         formats.add_escapes(embed, extras, tokens[m], np.float32(1), x[m])
 
 

@@ -31,6 +31,7 @@ from ...files.drafts import write_json
 from ...files.errors import WriteError
 from ...files.targets import TargetError
 from ...pages import SMALL
+from ..buffers import of_kind
 from ..matrix import Matrix
 from ..parts import EngineWeights
 from .compiled import announced
@@ -224,7 +225,7 @@ def _first_rows(matrix: Matrix, rows: int) -> Matrix:
         escapes = 2 * int(table[N + rows])
         first = 2 * N + 1
         parts = (table[:rows], table[N : N + rows + 1], table[first : first + escapes])
-        extras = np.ascontiguousarray(np.concatenate(parts))
+        extras = of_kind(np.concatenate(parts), extras)
     return dataclasses.replace(matrix, shape=(rows, matrix.shape[1]), data=matrix.data[:rows], extras=extras)
 
 
