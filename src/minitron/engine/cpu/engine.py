@@ -149,6 +149,7 @@ class CpuEngine(DecodeEngine):
 
     def tune(self, again: bool = False) -> Report:
         """Choose how weights are read, see `engine.cpu.tuning.tuned`."""
+        self.close()
         _compile(self.weights, self._arguments)
         report = tuned(self.weights, self.threads, compiled.DIGEST, self._trial, again)
         self._apply(report.chosen)

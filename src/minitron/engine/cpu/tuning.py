@@ -11,6 +11,7 @@ kernels change. A file that cannot be read or written costs a measurement in eac
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import logging
 import math
@@ -241,6 +242,7 @@ def _largest_cache() -> int:
 # --- the file ----------------------------------------------------------------------------------------------------
 
 
+@functools.cache
 def processor() -> str:
     """The processor, as far as the system and LLVM name it, with the target that kernels are compiled for."""
     from llvmlite.binding import get_host_cpu_name
