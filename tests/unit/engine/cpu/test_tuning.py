@@ -238,9 +238,13 @@ def test_an_engine_tunes_itself_before_its_first_step(cache: Path, monkeypatch: 
         assert engine._running == 1
 
 
-def test_bench_shows_the_choice_and_measures_again_when_asked(cache: Path, tmp_path: Path) -> None:
-    tiny_model(torch.bfloat16).save_pretrained(tmp_path / "model")
-    command = ["bench", str(tmp_path / "model"), "--prompt-tokens", "5", "-n", "3", "--rounds", "1", "--peers", "none"]
+def test_bench_shows_the_choice_and_measures_again_when_asked(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model(torch.bfloat16)
+    monkeypatch.setattr("minitron.loading.load", lambda *_, **__: type("Loaded", (), {"model": model}))
+    monkeypatch.setattr("minitron.bench.measure.BANDWIDTH_BYTES", 1 << 20)
+    command = ["bench", str(tmp_path), "--prompt-tokens", "5", "-n", "3", "--rounds", "1", "--peers", "none"]
     origins = []
     for extra in ([], [], ["--retune"]):
         new_process()
