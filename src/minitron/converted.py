@@ -5,7 +5,6 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
-import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,13 +13,8 @@ from .checkpoint.detect import detect
 from .checkpoint.limits import CheckpointError
 from .checkpoint.sources import adapted_model
 from .convert import ConversionOptions, convert
+from .files.cache_folder import cache_folder
 from .version import __version__
-
-
-def cache_folder() -> Path:
-    """The cache of converted checkpoints; it may be deleted at any time."""
-    named = os.environ.get("MINITRON_CACHE")
-    return (Path(named).expanduser() if named else Path.home() / ".cache" / "minitron") / "converted"
 
 
 def converted_folder(source: Path, say: Callable[[str], object] = lambda sentence: None) -> Path:
@@ -34,7 +28,7 @@ def converted_folder(source: Path, say: Callable[[str], object] = lambda sentenc
         CheckpointError: see `convert.convert`.
     """
     kind = detect(source)
-    target = cache_folder() / f"{source.resolve().name}-{_state_of(source, kind)}"
+    target = cache_folder("converted") / f"{source.resolve().name}-{_state_of(source, kind)}"
     if (target / "config.json").is_file():
         return target
     name = "LoRA adapter and its base" if kind == "lora" else kind

@@ -175,6 +175,24 @@ def decode(weights: EngineWeights, prompt: list[int], new_tokens: int) -> Decodi
     return Decoding(seconds, weights.bytes_per_token(active), 1 - active, first - start, chosen)
 
 
+def tuning_of(weights: EngineWeights, again: bool = False) -> dict[str, Any] | None:
+    """How the compiled engine reads these weights on this machine, and what was measured for that.
+
+    Args:
+        weights: of a model.
+        again: measure even if an earlier measurement was kept.
+
+    Returns:
+        `origin`, `chosen` and `measured` of an `engine.cpu.tuning.Report`; None where the engine is not compiled.
+    """
+    engine = open_engine(weights, 1)
+    try:
+        tune = getattr(engine, "tune", None)
+        return None if tune is None else tune(again).as_json()
+    finally:
+        engine.close()
+
+
 def compare(
     weights: EngineWeights, peers: dict[str, Peer], prompt: list[int], new_tokens: int, rounds: int
 ) -> dict[str, Any]:

@@ -21,6 +21,8 @@ from .common import (
 )
 
 PEERS = ("transformers", "llama.cpp")
+MANY_COLUMNS = 1 << 20
+"""More columns than any row has."""
 
 
 @sentence_errors
@@ -38,6 +40,7 @@ def bench(
     new_tokens: int = typer.Option(32, "--new-tokens", "-n", help="Tokens to decode per round."),
     rounds: int = typer.Option(5, help="Rounds; engine and peers take turns."),
     peers: str = typer.Option("all", help="transformers, llama.cpp (if installed), all or none."),
+    retune: bool = typer.Option(False, "--retune", help="Measure again how weights are read fastest on this machine."),
     plot: Optional[Path] = typer.Option(None, help="Write the roofline as a picture (.png, .svg, .pdf)."),  # noqa: B008, UP045
     as_json: bool = JsonOption,
 ) -> None:
@@ -73,7 +76,7 @@ def bench(
     quiet_libraries()
     import torch
 
-    from ..bench.measure import compare
+    from ..bench.measure import compare, tuning_of
     from ..bench.peers import TransformersPeer, llama_peer
     from ..engine.model_weights import weights_of
     from ..engine.models import why_not_model
@@ -85,6 +88,7 @@ def bench(
     generator = torch.Generator().manual_seed(0)
     prompt = torch.randint(subject.config.vocab_size, (prompt_tokens,), generator=generator).tolist()
     stored = weights_of(subject, format)  # type: ignore[arg-type]
+    tuning = tuning_of(stored, retune)
     others: dict[str, Any] = {}
     if peers in ("all", "transformers"):
         others["transformers"] = TransformersPeer(subject)
@@ -92,7 +96,7 @@ def bench(
         if peers == "llama.cpp" and not llama:
             raise ValueError("--peers llama.cpp: llama.cpp does not load this shape")
         result = compare(stored, others | llama, prompt, new_tokens, rounds)
-    result = {"model": name, "weights": weights, "format": stored.format, **result}
+    result = {"model": name, "weights": weights, "format": stored.format, **result, "tuning": tuning}
     if plot is not None:
         from ..bench.roofline import draw_roofline
 
@@ -169,5 +173,31 @@ def _print_table(result: dict[str, Any]) -> None:
         )
         for name, peer in result["peers"].items()
     ]
-    for name, value in lines:
+    for name, value in lines + _tuning_lines(result["tuning"], result["threads"]):
         typer.echo(f"{name:15} {value}")
+
+
+def _tuning_lines(tuning: dict[str, Any] | None, threads: int) -> list[tuple[str, str]]:
+    """How weights are read, and the other ways that were tried."""
+    if tuning is None:
+        return []
+    origin = {
+        "small model": "not measured: the model fits into the caches",
+        "measured": "measured in this run",
+        "kept": "measured earlier on this machine; --retune measures again",
+    }[tuning["origin"]]
+    rates = [(_reading(tried, threads), f"{tried['gb_per_s']:.1f} GB/s") for tried in tuning["measured"]]
+    return [("tuning", f"{_reading(tuning['chosen'], threads)} ({origin})")] + [
+        ("", f"{rate}  {way}") for way, rate in rates
+    ]
+
+
+def _reading(tuning: dict[str, Any], threads: int) -> str:
+    """One way to read weights, in words."""
+    ahead, short = tuning["ahead"], tuning["short"]
+    shares = "fixed shares" if tuning["fixed"] else f"{tuning['parts']} parts a thread"
+    rows = "one row at a time"
+    if short:
+        rows = "four rows at a time" + (f" up to {short:,} columns" if short < MANY_COLUMNS else "")
+    prefetch = f"prefetch {ahead:,} bytes ahead" if ahead else "no prefetch"
+    return f"{prefetch}, {rows}, {shares}, {tuning['threads'] or threads} threads"

@@ -6,7 +6,7 @@ import logging
 import threading
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,23 +18,28 @@ from .formats import FAST
 SILENT_SECONDS = 1.0
 """Loading compiled code from the disk takes less than this, compiling it more."""
 _log = logging.getLogger("minitron")
-_compiled: set[str] = set()
+_announced: set[str] = set()
 _lock = threading.Lock()
 
 
-@contextmanager
-def compiling(what: str) -> Iterator[None]:
+def compiling(what: str) -> AbstractContextManager[None]:
     """Log, once a process, that `what` is being compiled if this block takes long."""
+    return announced(f"compiling {what}")
+
+
+@contextmanager
+def announced(work: str) -> Iterator[None]:
+    """Log, once a process, what is being done once per machine if this block takes long."""
     with _lock:
-        if what in _compiled:
+        if work in _announced:
             known = True
         else:
             known = False
-            _compiled.add(what)
+            _announced.add(work)
     if known:
         yield
         return
-    text = f"compiling {what}, once per machine and version ..."
+    text = f"{work}, once per machine and version ..."
     note = threading.Timer(SILENT_SECONDS, _log.warning, [text])
     note.daemon = True
     note.start()
@@ -45,14 +50,19 @@ def compiling(what: str) -> Iterator[None]:
         note.join()
 
 
+def source_digest(file: str, *modules: ModuleType) -> int:
+    """A checksum of the source of a file and of modules: the version of what is compiled from them."""
+    files = (file, *(module.__file__ or "" for module in modules))
+    return zlib.crc32(b"".join(Path(name).read_bytes() for name in files))
+
+
 def cached(build: Callable[[int], Any], file: str, *modules: ModuleType) -> Any:
     """`build(digest)`, compiled without the GIL, and cached on disk where there is a writable folder.
 
     Numba looks only at the file of a cached function, and at the values of its closure: the function that `build`
-    returns must use `digest`, a checksum of the source of `file` and of the modules.
+    returns must use `digest`, the `source_digest` of `file` and of the modules.
     """
-    files = (file, *(module.__file__ or "" for module in modules))
-    function = build(zlib.crc32(b"".join(Path(name).read_bytes() for name in files)))
+    function = build(source_digest(file, *modules))
     try:
         return njit(cache=True, **FAST)(function)
     except RuntimeError:  # no writable folder: compiled anew in each process

@@ -18,7 +18,21 @@ import numpy as np
 from numba import njit
 from numba.extending import overload
 
-from .formats import _BF12, _BF16, _FP32, _INT4, _INT8, BLOCK, HEADER, INNER, Array, ask_ahead, unpacked, whole_blocks
+from .formats import (
+    _BF12,
+    _BF16,
+    _FP32,
+    _INT4,
+    _INT8,
+    AHEAD,
+    BLOCK,
+    HEADER,
+    INNER,
+    Array,
+    ask_ahead,
+    unpacked,
+    whole_blocks,
+)
 from .lanes import (
     as_floats,
     load_four_scales,
@@ -37,6 +51,7 @@ from .lanes import (
     number_at,
     pair_dot,
     plus,
+    prefetch,
     prefetch_far,
     product,
     spread,
@@ -239,18 +254,38 @@ def _summed(row, sums, staged):  # type: ignore[no-untyped-def]
 
 
 @njit(**INNER)
-def _ask(row, unit):  # type: ignore[no-untyped-def]
+def _ask(row, unit, ahead=AHEAD):  # type: ignore[no-untyped-def]
     for line in range(0, unit_bytes(row), 64):
-        ask_ahead(row, unit * unit_bytes(row) + line)
+        ask_ahead(row, unit * unit_bytes(row) + line, ahead)
+
+
+def prefetched_units(row: Array, whole: int, ahead: int) -> int:
+    """How many of a row's units are processed in the loop that prefetches."""
+    return _only_compiled()
+
+
+@overload(prefetched_units, jit_options=INNER)
+def _prefetched_units(row, whole, ahead):  # type: ignore[no-untyped-def]
+    if row.dtype in FLOATS:
+        return lambda row, whole, ahead: whole if ahead > 0 else 0
+    # A second loop for integers would be compiled for nothing: without prefetching they were slower everywhere, and
+    # a prefetch of the line that is read anyway costs next to nothing.
+    return lambda row, whole, ahead: whole
 
 
 @njit(**INNER)
-def row_dot(row, staged, columns):  # type: ignore[no-untyped-def]
-    """Sixteen numbers whose sum is `row . x`, but for what `formats.finish` adds; `staged` is x, staged."""
+def row_dot(row, staged, columns, ahead=AHEAD):  # type: ignore[no-untyped-def]
+    """Sixteen numbers whose sum is `row . x`, but for what `formats.finish` adds; `staged` is x, staged.
+
+    Memory is prefetched `ahead` bytes before it is needed, not at all if that is 0.
+    """
     s = no_sums(row)
     whole = units(row, columns)
-    for i in range(whole):
-        _ask(row, i)
+    asking = prefetched_units(row, whole, ahead)
+    for i in range(asking):
+        _ask(row, i, ahead)
+        s = times(row, weights_at(row, i, columns), staged, i, s)
+    for i in range(asking, whole):
         s = times(row, weights_at(row, i, columns), staged, i, s)
     for i in range(whole, whole + last_units(row, columns)):  # behind an `if` Numba counts references
         s = times(row, last_weights(row, i, columns), staged, i, s)
@@ -325,28 +360,43 @@ def panel_of_four(row, x0, x1, x2, x3, first, last, sums, after, shift):  # type
 # --- four rows ---------------------------------------------------------------------------------------------------
 
 
-def four_dots(w0: Array, w1: Array, w2: Array, w3: Array, staged: Array, columns: int) -> Any:
-    """`row_dot` of four short rows, the same bits: numbers side by side, integers one after the other."""
+def four_dots(w0: Array, w1: Array, w2: Array, w3: Array, staged: Array, columns: int, ahead: int) -> Any:
+    """`row_dot` of four rows, the same bits: numbers side by side, integers one after the other."""
     return _only_compiled()
 
 
 @njit(**INNER)
-def _four_float_dots(w0, w1, w2, w3, staged, columns):  # type: ignore[no-untyped-def]
+def _ask_for_next_four(row, unit):  # type: ignore[no-untyped-def]
+    for line in range(0, unit_bytes(row), 64):
+        prefetch(row, 4 * row.shape[0] * row.itemsize + unit * unit_bytes(row) + line)  # type: ignore[call-arg]
+
+
+@njit(**INNER)
+def _four_float_dots(w0, w1, w2, w3, staged, columns, ahead):  # type: ignore[no-untyped-def]
     s0, s1, s2, s3 = _no_floats(), _no_floats(), _no_floats(), _no_floats()
-    for i in range(whole_blocks(w0, columns)):
+    whole = whole_blocks(w0, columns)
+    asking = whole if ahead > 0 else 0
+    for i in range(asking):
+        _ask_for_next_four(w0, i)
+        _ask_for_next_four(w1, i)
+        _ask_for_next_four(w2, i)
+        _ask_for_next_four(w3, i)
+        s0, s1 = times_floats(unpacked(w0, i), staged, i, s0), times_floats(unpacked(w1, i), staged, i, s1)
+        s2, s3 = times_floats(unpacked(w2, i), staged, i, s2), times_floats(unpacked(w3, i), staged, i, s3)
+    for i in range(asking, whole):
         s0, s1 = times_floats(unpacked(w0, i), staged, i, s0), times_floats(unpacked(w1, i), staged, i, s1)
         s2, s3 = times_floats(unpacked(w2, i), staged, i, s2), times_floats(unpacked(w3, i), staged, i, s3)
     return sum_of_four(*s0), sum_of_four(*s1), sum_of_four(*s2), sum_of_four(*s3)
 
 
 @njit(**INNER)
-def _four_single_dots(w0, w1, w2, w3, staged, columns):  # type: ignore[no-untyped-def]
-    s0, s1 = row_dot(w0, staged, columns), row_dot(w1, staged, columns)
-    return s0, s1, row_dot(w2, staged, columns), row_dot(w3, staged, columns)
+def _four_single_dots(w0, w1, w2, w3, staged, columns, ahead):  # type: ignore[no-untyped-def]
+    s0, s1 = row_dot(w0, staged, columns, ahead), row_dot(w1, staged, columns, ahead)
+    return s0, s1, row_dot(w2, staged, columns, ahead), row_dot(w3, staged, columns, ahead)
 
 
 @overload(four_dots, jit_options=INNER)
-def _four_dots(w0, w1, w2, w3, staged, columns):  # type: ignore[no-untyped-def]
+def _four_dots(w0, w1, w2, w3, staged, columns, ahead):  # type: ignore[no-untyped-def]
     if w0.dtype in FLOATS:
-        return lambda w0, w1, w2, w3, staged, columns: _four_float_dots(w0, w1, w2, w3, staged, columns)
-    return lambda w0, w1, w2, w3, staged, columns: _four_single_dots(w0, w1, w2, w3, staged, columns)
+        return lambda w0, w1, w2, w3, staged, columns, ahead: _four_float_dots(w0, w1, w2, w3, staged, columns, ahead)
+    return lambda w0, w1, w2, w3, staged, columns, ahead: _four_single_dots(w0, w1, w2, w3, staged, columns, ahead)

@@ -30,6 +30,7 @@ from .formats import KINDS, STAGED_BLOCK
 from .picking import choose_until, pick
 from .team import Team, interruptions
 from .threads import SYNC_SIZE
+from .tuning import USUAL, Report, Tuning, tuned
 
 if TYPE_CHECKING:
     import torch
@@ -56,6 +57,7 @@ class CpuEngine(DecodeEngine):
         threads: int | None = None,
         slots: int = 1,
         kv: KeyValues | None = None,
+        tuning: Tuning | None = None,
     ) -> None:
         """Allocate the cache for `capacity` tokens in each of `slots` slots.
 
@@ -65,6 +67,7 @@ class CpuEngine(DecodeEngine):
             threads: the most that decode; as many as torch has if None.
             slots: number of sequences.
             kv: a cache of another engine with the same layers, to share instead; it must not grow.
+            tuning: how weights are read; if None the first step chooses it, see `engine.cpu.tuning`.
 
         Raises:
             ValueError: the weights are in a dtype that the kernels do not read.
@@ -86,6 +89,7 @@ class CpuEngine(DecodeEngine):
         self._sync = np.zeros(SYNC_SIZE, np.int64)
         self._workers: list[threading.Thread] = []
         self._team = Team(self.threads)
+        self._tuning = tuning
         self._running = 0
         """Threads that are running, this one included; 0 before the first step."""
         self._run_of_neurons = max(LEAST_RUN, -(-weights.constants.intermediate_size // RUNS // 4) * 4)
@@ -106,11 +110,11 @@ class CpuEngine(DecodeEngine):
             constants.head_dim,
             capacity,
             run,
-            # Without layers nothing sets back the counters by which threads take parts.
-            weights.nbytes <= SMALL or not weights.layers,
+            *self._reading(self._tuning or USUAL),
         )
         extras = (_extras_at(weights.embed), _extras_at(weights.head))
         ends = (address(weights.embed.data), address(weights.head.data), *extras, *_norm_at(weights.norm))
+        self._sizes = np.array(sizes, np.int64)
         self._arguments = (
             self._sync,
             (*(np.zeros(0, KINDS[name]) for name in _kinds(weights)), np.zeros(0, _mlp_kind(weights))),
@@ -119,7 +123,7 @@ class CpuEngine(DecodeEngine):
             self._slot_mapping,
             self._stops,
             self._draws,
-            np.array(sizes, np.int64),
+            self._sizes,
             np.float32(constants.norm_eps),
             _layer_table(weights, self.kv),
             np.array(ends, np.int64),
@@ -128,6 +132,40 @@ class CpuEngine(DecodeEngine):
             sin,
             self._zeros,
         )
+
+    def _reading(self, tuning: Tuning) -> tuple[int, int, int, int]:
+        """FIXED_SHARES, AHEAD, SHORT and PARTS of the step's sizes."""
+        # Parts of a small model are so short that taking one costs more than waiting for the slowest thread. Without
+        # layers nothing sets back the counters by which threads take parts.
+        fixed = tuning.fixed or self.weights.nbytes <= SMALL or not self.weights.layers
+        return int(fixed), tuning.ahead, tuning.short, tuning.parts
+
+    def _apply(self, tuning: Tuning) -> None:
+        """Let the next step read weights in this way."""
+        if (tuning.threads or self.threads) != self._team.options[0]:
+            self._team = Team(tuning.threads or self.threads)
+        self._tuning = tuning
+        self._sizes[compiled.FIXED_SHARES :] = self._reading(tuning)
+
+    def tune(self, again: bool = False) -> Report:
+        """Choose how weights are read, see `engine.cpu.tuning.tuned`."""
+        self.close()
+        _compile(self.weights, self._arguments)
+        report = tuned(self.weights, self.threads, compiled.DIGEST, self._trial, again)
+        self._apply(report.chosen)
+        return report
+
+    def _trial(self, part: EngineWeights) -> CpuEngine:
+        return CpuEngine(part, 1, self.threads, tuning=USUAL)
+
+    def time_step(self, tuning: Tuning) -> float:
+        """Seconds of a step with the first token of an empty context, which stays empty."""
+        self._apply(tuning)
+        start = time.perf_counter()
+        self._run([0], [0])
+        seconds = time.perf_counter() - start
+        self.kv.lengths[0] = 0
+        return seconds
 
     @property
     def device(self) -> torch.device:
@@ -158,7 +196,7 @@ class CpuEngine(DecodeEngine):
         Args:
             prompt: the length of the longest prompt, in tokens; None if prompts of any length may follow.
         """
-        _compile(self.weights, self._arguments)
+        self.tune()
         if prompt is None or prompt > self.short_prompt:
             self._prefill_by_torch().prepare()
 
@@ -297,6 +335,8 @@ class CpuEngine(DecodeEngine):
             self._slot_mapping[:, m] = ends[slot], slot
             ends[slot] += 1
         assert max(ends) <= self.kv.capacity, f"{max(ends)} tokens in a cache of {self.kv.capacity}"
+        if self._tuning is None:
+            self.tune()
         if self._running != self._team.size:
             self.close()
             self._start(self._team.size)

@@ -255,16 +255,16 @@ def _stage(w, x, staged):  # type: ignore[no-untyped-def]
 
 
 AHEAD = 4096
-"""Bytes by which loops over rows ask for memory before they need it."""
+"""Bytes by which loops over rows ask for memory before they need it, where `tuning` has not chosen another number."""
 
 
 @njit(**INNER)
-def ask_ahead(row, offset):  # type: ignore[no-untyped-def]
-    """Prefetch what lies AHEAD of a row's byte offset; unpacking keeps the processor from looking that far.
+def ask_ahead(row, offset, ahead=AHEAD):  # type: ignore[no-untyped-def]
+    """Prefetch what lies `ahead` bytes behind a row's byte offset; unpacking keeps the processor from looking that far.
 
     After a row comes the next one. A prefetch behind the last row does nothing.
     """
-    prefetch(row, offset + AHEAD)  # type: ignore[call-arg]
+    prefetch(row, offset + ahead)  # type: ignore[call-arg]
 
 
 # --- unpacked blocks ----------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from numba.extending import overload
 
 from .dots import SHORT_ROW, four_dots, load_sums, row_dot, store_sums
 from .formats import (
+    AHEAD,
     BLOCK,
     INNER,
     LEAF,
@@ -125,23 +126,28 @@ def matvec(w: Array, extras: Array, x: Array, staged: Array, out: Array, column:
     """
     for m in range(x.shape[0]):
         stage(w, x[m], staged[m])
-    staged_matvec(w, extras, x, staged, out, column, start, stop)
+    staged_matvec(w, extras, x, staged, out, column, start, stop, AHEAD, SHORT_ROW)
 
 
 @njit(**LEAF)
-def staged_matvec(w, extras, x, staged, out, column, start, stop):  # type: ignore[no-untyped-def]
-    """`matvec` where x is staged already."""
+def staged_matvec(w, extras, x, staged, out, column, start, stop, ahead, short):  # type: ignore[no-untyped-def]
+    """`matvec` where x is staged already; the same bits for any `ahead` and `short`.
+
+    Args:
+        ahead: bytes by which memory is prefetched before it is needed; 0 for not at all.
+        short: columns up to which four rows are read side by side.
+    """
     M, K = x.shape
-    whole = start if K > SHORT_ROW else start + (stop - start) // ROW_BLOCK * ROW_BLOCK
+    whole = start if short < K else start + (stop - start) // ROW_BLOCK * ROW_BLOCK
     for r in range(start, whole, ROW_BLOCK):
         w0, w1, w2, w3 = w[r], w[r + 1], w[r + 2], w[r + 3]
         for m in range(M):
-            s0, s1, s2, s3 = four_dots(w0, w1, w2, w3, staged[m], K)
+            s0, s1, s2, s3 = four_dots(w0, w1, w2, w3, staged[m], K, ahead)
             store_totals(out[m], 4 * (column + r), s0, s1, s2, s3)  # type: ignore[call-arg]
     for r in range(whole, stop):
         row = w[r]
         for m in range(M):
-            out[m, column + r] = total(row_dot(row, staged[m], K))  # type: ignore[call-arg]
+            out[m, column + r] = total(row_dot(row, staged[m], K, ahead))  # type: ignore[call-arg]
     finish(w, extras, x, out, column, start, stop)
 
 
@@ -201,15 +207,18 @@ def _add_four(w, columns, f0, f1, f2, f3, s0, s1, s2, s3, after, out):  # type: 
 
 
 @njit(**LEAF)
-def add_row(w: Array, extras: Array, columns: int, row: int, scale: Any, out: Array) -> None:
+def add_row(w: Array, extras: Array, columns: int, row: int, scale: Any, out: Array, ahead: int = AHEAD) -> None:
     """`out += scale * w[row]` but for bf12's escapes, see `add_rows`."""
     scale *= row_factor(w, extras, row)
     values = w[row]
     blocks = whole_blocks(w, columns)
+    asking = blocks if ahead > 0 else 0
     step = values.shape[0] * w.itemsize // max(blocks, 1)
-    for block in range(blocks):
-        ask_ahead(values, block * step)
-        ask_ahead(values, block * step + 64)
+    for block in range(asking):
+        ask_ahead(values, block * step, ahead)
+        ask_ahead(values, block * step + 64, ahead)
+        add_block(values, block, columns, scale, out)
+    for block in range(asking, blocks):
         add_block(values, block, columns, scale, out)
     for k in range(blocks * BLOCK, columns):
         out[k] += scale * widen(values[k])
@@ -224,13 +233,14 @@ def add_block(values, block, columns, scale, out):  # type: ignore[no-untyped-de
 
 
 @njit(**LEAF)
-def add_rows(w: Array, extras: Array, columns: int, scales: Array, rows: Array, n: int, out: Array) -> None:
+def add_rows(w: Array, extras: Array, columns: int, scales: Array, rows: Array, n: int, out: Array, ahead: int) -> None:
     """`out += sum(scales[rows[j]] * w[rows[j]] for j < n)`.
 
     Args:
         w: (F, items of a row of `columns`). extras: as in `matvec`.
         scales: (F,) float32. rows: (>= n,) int32.
         out: (>= columns,) float32; where w is packed, columns are rounded up to 64.
+        ahead: as in `staged_matvec`, where rows follow each other.
     """
     whole = n // 4 * 4
     long = w.shape[1] * w.itemsize >= LONG_ROW
@@ -238,14 +248,14 @@ def add_rows(w: Array, extras: Array, columns: int, scales: Array, rows: Array, 
         f0, f1, f2, f3 = rows[j], rows[j + 1], rows[j + 2], rows[j + 3]
         if f3 - f0 == 3 and long:  # without a gap, memory is fastest in one stream
             for f in range(f0, f0 + 4):
-                add_row(w, extras, columns, f, scales[f], out)
+                add_row(w, extras, columns, f, scales[f], out, ahead)
             continue
         s0, s1 = scales[f0] * row_factor(w, extras, f0), scales[f1] * row_factor(w, extras, f1)
         s2, s3 = scales[f2] * row_factor(w, extras, f2), scales[f3] * row_factor(w, extras, f3)
         after = min(j + 4, n - 4)
         _add_four(w, columns, f0, f1, f2, f3, s0, s1, s2, s3, rows[after : after + 4], out)
     for j in range(whole, n):
-        add_row(w, extras, columns, rows[j], scales[rows[j]], out)
+        add_row(w, extras, columns, rows[j], scales[rows[j]], out, ahead)
     for j in range(n):
         add_escapes(w, extras, rows[j], scales[rows[j]], out)
 

@@ -25,7 +25,7 @@ from numba.np.numpy_support import as_dtype, from_dtype
 
 from . import choice, dots, formats, gemv, lanes, mersenne, tiles
 from . import threads as threads_file
-from .compiled import cached
+from .compiled import cached, source_digest
 from .formats import FAST, row_items
 from .gemv import NONE, ROW_BLOCK, exp_of, matvec, narrowed, share
 from .lanes import pointer
@@ -42,7 +42,9 @@ LAYER_COLUMNS = 29
 # Columns of the table of tensors outside the layers.
 EMBED, HEAD, EMBED_EXTRAS, HEAD_EXTRAS, GAIN, OFFSET = range(6)
 # Sizes.
-HIDDEN, NEURONS, VOCABULARY, HEAD_DIM, CAPACITY, RUN_OF_NEURONS, IN_TURN = range(7)
+HIDDEN, NEURONS, VOCABULARY, HEAD_DIM, CAPACITY, RUN_OF_NEURONS = range(6)
+# How memory is read, see `engine.cpu.tuning`; no bit of a result depends on it. FIXED_SHARES is 0 or 1.
+FIXED_SHARES, AHEAD, SHORT, PARTS = range(6, 10)
 # What a call computes: M, the first token whose logits are needed, and how many further tokens to choose after each,
 # each the input of the next step. The call writes to CHOSEN how many it has chosen.
 TOKENS, FIRST_LOGITS, MORE, CHOSEN = range(4)
@@ -50,8 +52,8 @@ MLP_KIND = 4
 """Index in `kinds`."""
 # Counters of the parts of work that threads take as they become free: `threads.take`.
 ATTENTION, PROJECTION, MLP, HEAD_ROWS, DOWN_ROWS = (np.int64(counter) for counter in range(5))
-PARTS_OF_A_THREAD, LEAST_PART = 4, 128
-"""Rows of a matrix are divided into so many parts for each thread, of at least so many rows."""
+LEAST_PART = 128
+"""Rows of a matrix are divided into `sizes[PARTS]` parts for each thread, of at least so many rows."""
 # Rows of the mapping of new tokens into the KV cache: their positions, and the slots of their sequences.
 POSITIONS, SLOTS = range(2)
 
@@ -94,10 +96,13 @@ def _extras_at(address, rows):  # type: ignore[no-untyped-def]
 
 
 @njit(**FAST)
-def _multiply(kind, address, extras, rows, x, staged, out, column, start, stop):  # type: ignore[no-untyped-def]
-    """`tiles.multiply` with the (rows, K) matrix at an address; `staged` is x, see `_stage`."""
-    w = _matrix_at(kind, address, rows, x.shape[1])
-    tiles.multiply(w, _extras_at(extras, rows), x, staged, out, column, start, stop)
+def _multiply(kind, address, extras, rows, x, staged, out, column, start, stop, sizes):  # type: ignore[no-untyped-def]
+    """Products with rows `start` to `stop` of the (rows, K) matrix at an address; `staged` is x, see `_stage`."""
+    w, escapes = _matrix_at(kind, address, rows, x.shape[1]), _extras_at(extras, rows)
+    if x.shape[0] == 1:
+        gemv.staged_matvec(w, escapes, x, staged, out, column, start, stop, sizes[AHEAD], sizes[SHORT])
+    else:
+        tiles.multiply(w, escapes, x, staged, out, column, start, stop)
 
 
 @njit(**FAST)
@@ -114,16 +119,16 @@ def _next(sync, which, sizes, thread, threads, before, parts):  # type: ignore[n
     It is the next free part, or one of the thread's fixed share where parts are so short that taking a free one costs
     more than waiting at the barrier.
     """
-    if sizes[IN_TURN] == 0:
+    if sizes[FIXED_SHARES] == 0:
         return min(take(sync, which), parts)
     index = parts * thread // threads if before < 0 else before + 1
     return index if index < parts * (thread + 1) // threads else parts
 
 
 @njit(**FAST)
-def _parts(rows, threads):  # type: ignore[no-untyped-def]
+def _parts(rows, threads, sizes):  # type: ignore[no-untyped-def]
     """Into how many parts the rows of a matrix are divided."""
-    return min(PARTS_OF_A_THREAD * threads, max(threads, rows // LEAST_PART))
+    return min(sizes[PARTS] * threads, max(threads, rows // LEAST_PART))
 
 
 @njit(**FAST)
@@ -272,7 +277,7 @@ def _some_heads(group, groups, kinds, sizes, eps, layer, whole, normed, staged, 
         if whole or matrix > 0:
             start, stop = heads * H * group // groups, heads * H * (group + 1) // groups
             address, extras = layer[Q + matrix], layer[Q + matrix + EXTRAS]
-            _multiply(kinds[0], address, extras, heads * H, normed, staged, qkv, column, start, stop)
+            _multiply(kinds[0], address, extras, heads * H, normed, staged, qkv, column, start, stop, sizes)
             _add_bias(layer[QKV_BIAS], qkv, column + start, column + stop)
             first, last = (column + start) // H, (column + stop) // H
             _store_heads(kinds[1], first, last, sizes, eps, layer, qkv, cos, sin, mapping)
@@ -304,7 +309,7 @@ def _heads(thread, threads, sync, kinds, sizes, eps, layer, whole, normed, stage
         heads = N if matrix == 0 else groups
         start, stop = share(heads * H, ROW_BLOCK, thread, threads)
         address, extras = layer[Q + matrix], layer[Q + matrix + EXTRAS]
-        _multiply(kind, address, extras, heads * H, normed, staged[0], qkv, column, start, stop)
+        _multiply(kind, address, extras, heads * H, normed, staged[0], qkv, column, start, stop, sizes)
         _add_bias(layer[QKV_BIAS], qkv, column + start, column + stop)
         column += heads * H
     barrier(sync, threads)
@@ -337,11 +342,11 @@ def _attention(thread, threads, sync, kinds, sizes, eps, layer, whole, scratch, 
         reset(sync, ATTENTION, thread)
         return
     _stage(kinds[0], attended, staged[0])
-    parts = _parts(D, threads)
+    parts = _parts(D, threads, sizes)
     part = _next(sync, PROJECTION, sizes, thread, threads, -1, parts)
     while part < parts:
         start, stop = share(D, ROW_BLOCK, part, parts)
-        _multiply(kinds[0], layer[O], layer[O + EXTRAS], D, attended, staged[0], projected, 0, start, stop)
+        _multiply(kinds[0], layer[O], layer[O + EXTRAS], D, attended, staged[0], projected, 0, start, stop, sizes)
         _add_bias(layer[O_BIAS], projected, start, stop)
         part = _next(sync, PROJECTION, sizes, thread, threads, part, parts)
     barrier(sync, threads)
@@ -376,13 +381,16 @@ def _relu2_mlp(thread, threads, sync, kinds, sizes, eps, layer, scratch, M):  # 
     r = _next(sync, MLP, sizes, thread, threads, -1, runs)
     while r < runs:
         start, stop = r * run, min((r + 1) * run, F)
-        _multiply(kinds[0], layer[UP], layer[UP + EXTRAS], F, normed, staged[0], h, 0, start, stop)
+        _multiply(kinds[0], layer[UP], layer[UP + EXTRAS], F, normed, staged[0], h, 0, start, stop, sizes)
         _add_bias(layer[UP_BIAS], h, start, stop)
         for m in range(M):
             listed[m] = gemv.squared_relu_list(h[m], active[m], start, stop)
             partial[r, m, :] = np.float32(0)
             counted += listed[m]
-        tiles.add_rows_of(down, extras, D, h, active[:, start:stop], listed, start, stop, partial[r])
+        if M == 1:
+            gemv.add_rows(down, extras, D, h[0], active[0, start:stop], listed[0], partial[r, 0], sizes[AHEAD])
+        else:
+            tiles.add_rows_of(down, extras, D, h, active[:, start:stop], listed, start, stop, partial[r])
         r = _next(sync, MLP, sizes, thread, threads, r, runs)
     barrier(sync, threads)
     reset(sync, PROJECTION, thread)
@@ -401,13 +409,13 @@ def _gated_mlp(thread, threads, sync, kinds, sizes, eps, layer, scratch, M):  # 
     h, gate, projected = all_h[:M], scratch[11][:M], all_projected[:M]
     _norm(x, layer[GAIN_2], layer[OFFSET_2], eps, normed)
     _stage(kinds[0], normed, staged[0])
-    counted, parts = 0, _parts(F, threads)
+    counted, parts = 0, _parts(F, threads, sizes)
     part = _next(sync, MLP, sizes, thread, threads, -1, parts)
     while part < parts:
         start, stop = share(F, ROW_BLOCK, part, parts)
-        _multiply(kinds[0], layer[GATE], layer[GATE + EXTRAS], F, normed, staged[0], gate, 0, start, stop)
+        _multiply(kinds[0], layer[GATE], layer[GATE + EXTRAS], F, normed, staged[0], gate, 0, start, stop, sizes)
         _add_bias(layer[GATE_BIAS], gate, start, stop)
-        _multiply(kinds[0], layer[UP], layer[UP + EXTRAS], F, normed, staged[0], h, 0, start, stop)
+        _multiply(kinds[0], layer[UP], layer[UP + EXTRAS], F, normed, staged[0], h, 0, start, stop, sizes)
         _add_bias(layer[UP_BIAS], h, start, stop)
         for m in range(M):
             gemv.times_silu(gate[m, start:stop], h[m, start:stop])
@@ -416,11 +424,11 @@ def _gated_mlp(thread, threads, sync, kinds, sizes, eps, layer, scratch, M):  # 
     barrier(sync, threads)
     reset(sync, PROJECTION, thread)
     _stage(kinds[0], h, staged[0])
-    parts = _parts(D, threads)
+    parts = _parts(D, threads, sizes)
     part = _next(sync, DOWN_ROWS, sizes, thread, threads, -1, parts)
     while part < parts:
         start, stop = share(D, ROW_BLOCK, part, parts)
-        _multiply(kinds[0], layer[DOWN], layer[DOWN + EXTRAS], D, h, staged[0], projected, 0, start, stop)
+        _multiply(kinds[0], layer[DOWN], layer[DOWN + EXTRAS], D, h, staged[0], projected, 0, start, stop, sizes)
         _add_bias(layer[DOWN_BIAS], projected, start, stop)
         part = _next(sync, DOWN_ROWS, sizes, thread, threads, part, parts)
     barrier(sync, threads)
@@ -435,7 +443,7 @@ def _embed(kind, sizes, ends, tokens, x):  # type: ignore[no-untyped-def]
     embed, extras = _matrix_at(kind, ends[EMBED], V, D), _extras_at(ends[EMBED_EXTRAS], V)
     for m in range(x.shape[0]):
         x[m, :] = np.float32(0)
-        gemv.add_row(embed, extras, D, tokens[m], np.float32(1), x[m])
+        gemv.add_row(embed, extras, D, tokens[m], np.float32(1), x[m], formats.AHEAD)
         formats.add_escapes(embed, extras, tokens[m], np.float32(1), x[m])
 
 
@@ -459,11 +467,11 @@ def _step(thread, threads, sync, kinds, tokens, mapping, first, sizes, eps, laye
     staged = scratch[2][thread, 0]
     _stage(kinds[3], normed[first:], staged)
     head = (kinds[3], ends[HEAD], ends[HEAD_EXTRAS], rows)
-    parts = _parts(rows, threads)
+    parts = _parts(rows, threads, sizes)
     part = _next(sync, HEAD_ROWS, sizes, thread, threads, -1, parts)
     while part < parts:
         start, stop = share(rows, ROW_BLOCK, part, parts)
-        _multiply(*head, normed[first:], staged, logits[: M - first], 0, start, stop)
+        _multiply(*head, normed[first:], staged, logits[: M - first], 0, start, stop, sizes)
         part = _next(sync, HEAD_ROWS, sizes, thread, threads, part, parts)
     barrier(sync, threads)
 
@@ -544,7 +552,7 @@ def _compiled(digest: int) -> Any:
             mapping: int64 (2, >= M), the POSITIONS and SLOTS of the new tokens; chosen tokens follow them.
             stops: int64, tokens after which, in any sequence, no more are chosen.
             draws: int64, (ON, ..., FIRST_ROW + M), see `engine.cpu.choice`.
-            sizes: int64, (HIDDEN, ..., IN_TURN).
+            sizes: int64, (HIDDEN, ..., PARTS).
             eps: of the norms, fp32.
             layers: int64 (layers, LAYER_COLUMNS). ends: int64, (EMBED, ..., OFFSET).
             scratch: see `engine.cpu.engine`.
@@ -572,4 +580,7 @@ def _compiled(digest: int) -> Any:
     return run
 
 
-run = cached(_compiled, __file__, choice, dots, formats, gemv, lanes, mersenne, tiles, threads_file)
+SOURCES = (choice, dots, formats, gemv, lanes, mersenne, tiles, threads_file)
+DIGEST = source_digest(__file__, *SOURCES)
+"""The version of the compiled step."""
+run = cached(_compiled, __file__, *SOURCES)

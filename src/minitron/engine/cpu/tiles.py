@@ -12,8 +12,8 @@ from numba import njit
 from numba.extending import overload
 
 from .dots import FLOATS, dots_of_four, dots_of_two, load_sums, panel_of_four, row_dot, sum_of_four
-from .formats import BLOCK, FAST, LEAF, Array, add_escapes, finish, row_factor, whole_blocks
-from .gemv import add_block, add_rows, staged_matvec
+from .formats import AHEAD, BLOCK, FAST, LEAF, Array, add_escapes, finish, row_factor, whole_blocks
+from .gemv import add_block, add_rows
 from .lanes import prefetch, store_totals, total
 
 PANEL = 24
@@ -110,9 +110,6 @@ def _overload_several(w, staged, columns, M, out, column, start, stop):  # type:
 def _multiply(w, extras, x, staged, out, column, start, stop):  # type: ignore[no-untyped-def]
     def run(w, extras, x, staged, out, column, start, stop):  # type: ignore[no-untyped-def]
         M, K = x.shape
-        if M == 1:
-            staged_matvec(w, extras, x, staged, out, column, start, stop)
-            return
         _several(w, staged, K, M, out, column, start, stop)
         finish(w, extras, x, out, column, start, stop)
 
@@ -133,7 +130,7 @@ def add_rows_of(w, extras, columns, scales, rows, counts, start, stop, out):  # 
     # Columns behind the last whole block are added in fours, whose order depends on the vector's own rows.
     if M == 1 or columns % BLOCK != 0:
         for m in range(M):
-            add_rows(w, extras, columns, scales[m], rows[m], counts[m], out[m])
+            add_rows(w, extras, columns, scales[m], rows[m], counts[m], out[m], AHEAD)
         return
     union = np.empty(stop - start, np.int32)
     n = 0

@@ -119,7 +119,7 @@ def test_row_widths_of_the_presets(format: str, K: int) -> None:
     assert untouched(out, whole)
     scales, rows = np.abs(x[0, :7]), np.array([0, 1, 2, 3, 5, 6], np.int32)  # four without a gap, and two
     out, whole = guarded(1, K)
-    gemv.add_rows(*arrays(matrix), K, scales, rows, 6, out[0])
+    gemv.add_rows(*arrays(matrix), K, scales, rows, 6, out[0], formats.AHEAD)
     size = scales[rows].astype(np.float64)
     assert (np.abs(out[0] - size @ exact(matrix)[rows]) <= 3e-6 * (size @ np.abs(exact(matrix)[rows])) + 1e-6).all()
     assert untouched(out, whole)
@@ -173,8 +173,8 @@ def test_down_with_zeros(format: str, F: int, D: int, zeros: float, seed: int) -
     assert [*active[:first], *active[half : half + second]] == np.flatnonzero(h).tolist()
     width = D if format in ("bf16", "fp32") else -(-D // 64) * 64
     out, whole = guarded(1, width)
-    gemv.add_rows(w, extras, D, h, active, first, out[0])
-    gemv.add_rows(w, extras, D, h, active[half:], second, out[0])
+    gemv.add_rows(w, extras, D, h, active, first, out[0], formats.AHEAD)
+    gemv.add_rows(w, extras, D, h, active[half:], second, out[0], formats.AHEAD)
     bound = 3e-6 * (h @ np.abs(exact(matrix))) + 1e-6
     assert (np.abs(out[0, :D] - h.astype(np.float64) @ exact(matrix)) <= bound).all()
     assert untouched(out, whole)
@@ -192,11 +192,11 @@ def test_rows_of_inactive_neurons_are_not_read(format: str) -> None:
             matrix.data.view(torch.uint8)[torch.from_numpy(inactive)] = 255
             h[inactive] = np.nan
         out, _ = guarded(1, 64)
-        gemv.add_rows(*arrays(matrix), 64, h, active, n, out[0])
+        gemv.add_rows(*arrays(matrix), 64, h, active, n, out[0], formats.AHEAD)
         outs.append(out)
     assert (outs[0] == outs[1]).all()
     out, _ = guarded(1, 64)
-    gemv.add_rows(*arrays(matrix), 64, h, np.arange(256, dtype=np.int32), 256, out[0])
+    gemv.add_rows(*arrays(matrix), 64, h, np.arange(256, dtype=np.int32), 256, out[0], formats.AHEAD)
     assert not np.isfinite(out).all()  # had they been read, it would show
 
 
@@ -207,7 +207,7 @@ def test_a_bad_activation_is_not_hidden(bad: float) -> None:
     active = np.zeros(8, np.int32)
     n = gemv.squared_relu_list(h, active, 0, 8)
     out, _ = guarded(1, 4)
-    gemv.add_rows(np.ones((8, 4), np.float32), gemv.NONE, 4, h, active, n, out[0])
+    gemv.add_rows(np.ones((8, 4), np.float32), gemv.NONE, 4, h, active, n, out[0], formats.AHEAD)
     assert not np.isfinite(out).any()
 
 
@@ -303,7 +303,7 @@ def test_neurons_of_several_vectors(format: str, M: int, F: int, D: int, zeros: 
     expected = np.zeros((M, width), np.float32)
     for m in range(M):
         counts[m] = gemv.squared_relu_list(h[m], active[m], start, F)
-        gemv.add_rows(w, extras, D, h[m], active[m, start:], counts[m], expected[m])
+        gemv.add_rows(w, extras, D, h[m], active[m, start:], counts[m], expected[m], formats.AHEAD)
     out, whole = guarded(M, width)
     tiles.add_rows_of(w, extras, D, h, active[:, start:], counts, start, F, out)
     assert (out == expected).all()
