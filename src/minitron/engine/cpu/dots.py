@@ -18,7 +18,21 @@ import numpy as np
 from numba import njit
 from numba.extending import overload
 
-from .formats import _BF12, _BF16, _FP32, _INT4, _INT8, BLOCK, HEADER, INNER, Array, ask_ahead, unpacked, whole_blocks
+from .formats import (
+    _BF12,
+    _BF16,
+    _FP32,
+    _INT4,
+    _INT8,
+    BLOCK,
+    HEADER,
+    INNER,
+    ORDERED,
+    Array,
+    ask_ahead,
+    unpacked,
+    whole_blocks,
+)
 from .lanes import (
     as_floats,
     load_four_scales,
@@ -96,7 +110,7 @@ def summed(row: Array, sums: Any, staged: Array) -> Any:
 # --- fp32, bf16, bf12 --------------------------------------------------------------------------------------------
 
 
-@njit(fastmath={"contract", "nsz"}, nogil=True, forceinline=True)
+@njit(**ORDERED, forceinline=True)
 def sum_of_four(a, b, c, d):  # type: ignore[no-untyped-def]
     """Four times sixteen sums as sixteen; in this order everywhere, because it determines a product's bits."""
     return plus(plus(a, b), plus(c, d))  # type: ignore[call-arg]

@@ -23,7 +23,7 @@ from numba import carray, njit  # type: ignore[reportPrivateImportUsage] (docume
 from numba.extending import overload
 from numba.np.numpy_support import as_dtype, from_dtype
 
-from . import choice, dots, formats, gemv, lanes, mersenne, tiles
+from . import choice, dots, formats, gemv, lanes, mersenne, microkernels, tiles
 from . import threads as threads_file
 from .compiled import cached
 from .formats import FAST, row_items
@@ -572,4 +572,4 @@ def _compiled(digest: int) -> Any:
     return run
 
 
-run = cached(_compiled, __file__, choice, dots, formats, gemv, lanes, mersenne, tiles, threads_file)
+run = cached(_compiled, __file__, choice, dots, formats, gemv, lanes, mersenne, microkernels, tiles, threads_file)
