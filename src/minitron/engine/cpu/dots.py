@@ -27,7 +27,6 @@ from .formats import (
     BLOCK,
     HEADER,
     INNER,
-    ORDERED,
     Array,
     ask_ahead,
     unpacked,
@@ -110,7 +109,7 @@ def summed(row: Array, sums: Any, staged: Array) -> Any:
 # --- fp32, bf16, bf12 --------------------------------------------------------------------------------------------
 
 
-@njit(**ORDERED, forceinline=True)
+@njit(fastmath={"contract", "nsz"}, nogil=True, forceinline=True)
 def sum_of_four(a, b, c, d):  # type: ignore[no-untyped-def]
     """Four times sixteen sums as sixteen; in this order everywhere, because it determines a product's bits."""
     return plus(plus(a, b), plus(c, d))  # type: ignore[call-arg]

@@ -1,9 +1,9 @@
-"""Register tiles of fp32 products, as LLVM code: a few rows of weights times a few vectors, with sums in registers.
+"""Register tiles of products, as LLVM code: a few rows of weights times a few vectors, with sums in registers.
 
 A product of a row and a vector is kept as 64 sums side by side, as in `dots`. These do not depend on each other, so a
 tile computes only as many of them as a register holds, for all columns, and for several rows and vectors at once: with
 AVX2, 4 rows times 3 vectors are 12 of 16 registers, and 7 loads serve 12 multiplications. Each sum is added up in the
-order of `dots`, hence the same bits. Both operands are packed (by `tiles`), so that a tile reads two streams.
+order of `dots`, hence the same bits. Both operands are packed (by `register_tiles`), so that a tile reads two streams.
 
 These tiles are for processors with sixteen registers of eight numbers. With AVX-512 the loops of `tiles` over four
 vectors fit into registers, and are used there.
@@ -25,8 +25,10 @@ WIDTH = 8
 """Sums that a tile computes side by side."""
 REGISTER = 4 * WIDTH
 """Bytes of as many."""
-GROUPS = 64 // WIDTH
-"""Tiles that make up the sums of a product."""
+SETS = 64 // WIDTH
+"""Registers of sums of a product."""
+PRODUCT = 256
+"""Bytes of the sums of a product."""
 TILE_ROWS, MOST_VECTORS = 4, 3
 """Rows of a tile, and its most vectors. The least is 2: any number from 2 on is divided into tiles without a rest."""
 
@@ -69,15 +71,15 @@ class _Code:
 
 
 def _product_tile(vectors: int) -> Any:
-    """An intrinsic `f(panel, at, x, x_at, sums, out_at, units)`: the product of packed rows and packed vectors.
+    """An intrinsic `f(panel, at, x, x_at, sums, out_at, blocks)`: the product of packed rows and packed vectors.
 
     Args (of the intrinsic; offsets are in bytes):
-        panel: for each unit, a register of each of TILE_ROWS rows. x: for each unit, a register of each vector.
-        sums: (vectors, TILE_ROWS, 64) fp32 from `out_at` on, of which the tile writes a register each.
+        panel: for each block, a register of each of TILE_ROWS rows. x: for each block, a register of each vector.
+        sums: (vectors, TILE_ROWS) products, PRODUCT bytes each, from `out_at` on; the tile writes a register of each.
     """
 
     @intrinsic
-    def tile(typingctx, panel, at, x, x_at, sums, out_at, units):  # type: ignore[no-untyped-def]
+    def tile(typingctx, panel, at, x, x_at, sums, out_at, blocks):  # type: ignore[no-untyped-def]
         def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
             code, kinds = _Code(builder), signature.args
             rows = address_of(context, builder, kinds[0], args[0], args[1], _BYTE)
@@ -97,7 +99,7 @@ def _product_tile(vectors: int) -> Any:
                         code.multiply_add(row, part, found[r][v])
             for r in range(TILE_ROWS):
                 for v in range(vectors):
-                    code.store(found[r][v], out, 256 * (v * TILE_ROWS + r))
+                    code.store(found[r][v], out, PRODUCT * (v * TILE_ROWS + r))
             return context.get_dummy_value()
 
         return types.void(panel, types.intp, x, types.intp, sums, types.intp, types.intp), codegen

@@ -12,35 +12,20 @@ import numpy as np
 from numba import njit
 from numba.extending import overload
 
+from . import formats
 from .dots import FLOATS, dots_of_four, dots_of_two, load_sums, panel_of_four, row_dot, sum_of_four
-from .formats import (
-    BLOCK,
-    FAST,
-    LEAF,
-    ORDERED,
-    Array,
-    add_escapes,
-    finish,
-    row_factor,
-    unpacked,
-    whole_blocks,
-)
+from .formats import BLOCK, FAST, LEAF, Array, add_escapes, finish, row_factor, whole_blocks
 from .gemv import add_block, add_rows, staged_matvec
-from .lanes import load_fp32, piecewise, prefetch, prefetch_far, store_totals, total
-from .microkernels import (
-    GROUPS,
-    MOST_VECTORS,
-    REGISTER,
-    TILE_ROWS,
-    USED,
-    tile_of_three,
-    tile_of_two,
-)
+from .lanes import prefetch, store_totals, total
+from .microkernels import USED
+from .register_tiles import LEAST_VECTORS, multiply_packed, pack_vectors
 
 PANEL = 24
 """Units of rows in a panel, used where whole vectors do not stay in the first-level cache."""
 GROUP = 16
 """Rows whose panels are processed before their next panels."""
+VECTORS_IN_CACHE = 8
+"""Vectors up to which a row is multiplied with all of them before the next row."""
 COLUMNS_AT_ONCE = 16
 """Blocks of rows that are added for all vectors at a time: their sums stay in the first-level cache."""
 
@@ -49,14 +34,17 @@ COLUMNS_AT_ONCE = 16
 def _side_by_side(w, staged, columns, M, four, out, column, start, stop):  # type: ignore[no-untyped-def]
     """Products with staged vectors (M, ...); `four` is scratch for as many numbers."""
     whole = (M + 1) // 4 * 4  # a remainder of three is computed as four
-    for r in range(start, stop):
-        row = w[r]
+    rows = GROUP if M > VECTORS_IN_CACHE else 1
+    for top in range(start, stop, rows):
         for m in range(0, whole, 4):
             x0, x1, x2, x3 = staged[m], staged[m + 1], staged[m + 2], staged[min(m + 3, M - 1)]
-            s0, s1, s2, s3 = dots_of_four(row, x0, x1, x2, x3, columns)
-            store_totals(four, 0, s0, s1, s2, s3)  # type: ignore[call-arg]
-            for i in range(min(4, M - m)):
-                out[m + i, column + r] = four[i]
+            for r in range(top, min(top + rows, stop)):
+                s0, s1, s2, s3 = dots_of_four(w[r], x0, x1, x2, x3, columns)
+                store_totals(four, 0, s0, s1, s2, s3)  # type: ignore[call-arg]
+                for i in range(min(4, M - m)):
+                    out[m + i, column + r] = four[i]
+    for r in range(start, stop if whole < M else start):
+        row = w[r]
         for m in range(whole, M - 1):  # a remainder of two
             s0, s1 = dots_of_two(row, staged[m], staged[m + 1], columns)
             out[m, column + r], out[m + 1, column + r] = total(s0), total(s1)  # type: ignore[call-arg]
@@ -97,115 +85,38 @@ def _in_panels(w, staged, columns, M, sums, four, out, column, start, stop):  # 
                     out[m, column + top + i] = four[m - 4 * turn]
 
 
-# --- register tiles ----------------------------------------------------------------------------------------------
-
-LEAST_VECTORS = 4
-"""Vectors of fp32 numbers from which on register tiles are used, and the rows of a panel that is unpacked for them."""
-ROWS_OF_PANEL = 2 * TILE_ROWS
-_store_pieces = piecewise(64 // REGISTER)
-
-
-@njit(**FAST)
-def _aligned(size):  # type: ignore[no-untyped-def]
-    """Scratch memory of so many fp32 numbers, which begins with a cache line."""
-    memory = np.empty(size + 16, np.float32)
-    first = -(memory.ctypes.data // 4) % 16
-    return memory[first : first + size]
-
-
-@njit(**LEAF)
-def turn_of(M, turn):  # type: ignore[no-untyped-def]
-    """The first vector and the number of vectors of a turn; the numbers of all turns differ by at most 1."""
-    turns = (M + MOST_VECTORS - 1) // MOST_VECTORS
-    least, larger = M // turns, M % turns
-    return turn * least + min(turn, larger), least + (turn < larger)
-
-
-@njit(**LEAF)
-def _pack_vectors(staged, blocks, M, packed):  # type: ignore[no-untyped-def]
-    """Staged vectors for tiles: of each turn, group of sums and block, a register of each vector."""
-    for turn in range((M + MOST_VECTORS - 1) // MOST_VECTORS):
-        first, count = turn_of(M, turn)
-        for v in range(count):
-            row, at = staged[first + v], 256 * first * blocks + v * REGISTER
-            for block in range(blocks):
-                for i in range(4):
-                    value = load_fp32(row, 256 * block + 64 * i)  # type: ignore[call-arg]
-                    here = at + (i * GROUPS // 4 * blocks + block) * count * REGISTER
-                    _store_pieces(packed, here, blocks * count * REGISTER, value)  # type: ignore[call-arg]
-
-
-@njit(**LEAF)
-def _pack_rows(w, top, stop, blocks, panel):  # type: ignore[no-untyped-def]
-    """Unpack ROWS_OF_PANEL rows from `top` on for tiles; the last row stands for those from `stop` on."""
-    stride = blocks * TILE_ROWS * REGISTER
-    for i in range(ROWS_OF_PANEL):
-        row, at = w[min(top + i, stop - 1)], i // TILE_ROWS * GROUPS * stride + i % TILE_ROWS * REGISTER
-        for block in range(blocks):
-            weights = unpacked(row, block)
-            for j in range(4):
-                here = at + j * GROUPS // 4 * stride + block * TILE_ROWS * REGISTER
-                _store_pieces(panel, here, stride, weights[j])  # type: ignore[call-arg]
-
-
-@njit(**ORDERED)
-def _tile(panel, at, count, packed, x_at, sums, out_at, blocks):  # type: ignore[no-untyped-def]
-    if count == 2:
-        tile_of_two(panel, at, packed, x_at, sums, out_at, blocks)  # type: ignore[call-arg]
-    else:
-        tile_of_three(panel, at, packed, x_at, sums, out_at, blocks)  # type: ignore[call-arg]
-
-
-@njit(**LEAF)
-def _panel_sums(M, blocks, packed, panel, sums, after):  # type: ignore[no-untyped-def]
-    """The sums of a panel's rows and all vectors; meanwhile the rows `after` are prefetched."""
-    turns, stride = (M + MOST_VECTORS - 1) // MOST_VECTORS, blocks * TILE_ROWS * REGISTER
-    tiles_of_panel = ROWS_OF_PANEL // TILE_ROWS
-    lines, parts, part = after.size * after.itemsize // 64, GROUPS * turns, 0
-    for group in range(GROUPS):
-        for turn in range(turns):
-            first, count = turn_of(M, turn)
-            x_at = 256 * first * blocks + group * blocks * count * REGISTER
-            for line in range(lines * part // parts, lines * (part + 1) // parts):
-                prefetch_far(after, 64 * line)  # type: ignore[call-arg]
-            part += 1
-            for i in range(tiles_of_panel):
-                out_at = 256 * TILE_ROWS * (i * M + first) + group * REGISTER
-                _tile(panel, (i * GROUPS + group) * stride, count, packed, x_at, sums, out_at, blocks)
-
-
-@njit(**ORDERED)
-def _write_totals(M, sums, four, rows, out, column):  # type: ignore[no-untyped-def]
-    """Write the products of `rows` rows of a panel to `out`; `four` is scratch for as many numbers."""
-    for i in range(0, rows, TILE_ROWS):
-        for m in range(M):
-            at = 256 * TILE_ROWS * (i // TILE_ROWS * M + m)
-            s0, s1 = sum_of_four(*load_sums(sums, at)), sum_of_four(*load_sums(sums, at + 256))
-            s2, s3 = sum_of_four(*load_sums(sums, at + 512)), sum_of_four(*load_sums(sums, at + 768))
-            store_totals(four, 0, s0, s1, s2, s3)  # type: ignore[call-arg]
-            for j in range(min(TILE_ROWS, rows - i)):
-                out[m, column + i + j] = four[j]
-
-
-@njit(**FAST)
-def _in_tiles(w, staged, columns, M, out, column, start, stop):  # type: ignore[no-untyped-def]
-    """As `_side_by_side` for formats in FLOATS; M is 2 or more."""
-    blocks = whole_blocks(w, columns)
-    packed, panel = _aligned(M * blocks * BLOCK), _aligned(ROWS_OF_PANEL * blocks * BLOCK)
-    sums, four = _aligned(ROWS_OF_PANEL * M * BLOCK), np.empty(4, np.float32)
-    _pack_vectors(staged, blocks, M, packed)
-    for top in range(start, stop, ROWS_OF_PANEL):
-        rows = min(ROWS_OF_PANEL, stop - top)
-        _pack_rows(w, top, stop, blocks, panel)
-        _panel_sums(M, blocks, packed, panel, sums, w[top + rows : min(top + rows + ROWS_OF_PANEL, stop)])
-        _write_totals(M, sums, four, rows, out, column + top)
-
-
 # --- products of several vectors ---------------------------------------------------------------------------------
 
 
+def stage(w: Array, x: Array, staged: Array) -> None:
+    """Lay out vectors x (M, K) for `multiply`.
+
+    Args:
+        w: see `gemv.matvec`.
+        staged: (>= M, >= STAGED_BLOCK * ceil(K / 64)) float32, contiguous.
+    """
+    raise NotImplementedError("only within compiled code")
+
+
+@njit(**LEAF)
+def _stage_each(w, x, staged):  # type: ignore[no-untyped-def]
+    for m in range(x.shape[0]):
+        formats.stage(w, x[m], staged[m])
+
+
+@overload(stage)
+def _overload_stage(w, x, staged):  # type: ignore[no-untyped-def]
+    def for_tiles(w, x, staged):  # type: ignore[no-untyped-def]
+        if x.shape[0] < LEAST_VECTORS:
+            _stage_each(w, x, staged)
+        else:
+            pack_vectors(w, x, staged.reshape(-1))
+
+    return for_tiles if USED and w.dtype in FLOATS else lambda w, x, staged: _stage_each(w, x, staged)
+
+
 def multiply(w: Array, extras: Array, x: Array, staged: Array, out: Array, column: int, start: int, stop: int) -> None:
-    """As `gemv.staged_matvec`, bit for bit, in less time for several vectors."""
+    """As `gemv.staged_matvec`, bit for bit, in less time for several vectors; `staged` is x, see `stage`."""
     raise NotImplementedError("only within compiled code")
 
 
@@ -235,7 +146,7 @@ def _overload_several(w, staged, columns, M, out, column, start, stop):  # type:
         if M < LEAST_VECTORS:
             _side_by_side(w, staged, columns, M, np.empty(4, np.float32), out, column, start, stop)
         else:
-            _in_tiles(w, staged, columns, M, out, column, start, stop)
+            multiply_packed(w, columns, M, staged.reshape(-1), out, column, start, stop)
 
     if w.dtype not in FLOATS:
         return one_stream

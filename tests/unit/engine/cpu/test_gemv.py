@@ -253,8 +253,7 @@ def test_shares_cover_everything_once(total: int, unit: int, threads: int) -> No
 
 @numba.njit(nogil=True)
 def by_tiles(w, extras, x, staged, out, start, stop):  # type: ignore[no-untyped-def]
-    for m in range(x.shape[0]):
-        formats.stage(w, x[m], staged[m])
+    tiles.stage(w, x, staged)
     tiles.multiply(w, extras, x, staged, out, 0, start, stop)
 
 
