@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from decode import SMALL
-from machine import describe
+from machine import seconds
 
 import minitron
 from minitron import NemotronConfig
@@ -68,6 +68,16 @@ def batch_seconds(weights: EngineWeights, prompts: list[list[int]], tokens: int)
         return (time.perf_counter() - start) / tokens
     finally:
         engine.close()
+
+
+def machine(smoke: bool) -> dict[str, float]:
+    """What the machine gives: GB/s of a sum over memory, and GFLOP/s of torch's matrix product in fp32."""
+    n = 128 if smoke else 1024
+    a = torch.randn(n, n)
+    return {
+        "read_bandwidth_gb_per_s": 0.0 if smoke else round(measure.read_bandwidth(), 1),
+        "matmul_float32_gflop_per_s": round(2 * n**3 / seconds(lambda: a @ a) / 1e9, 1),
+    }
 
 
 class LlamaBatch:
@@ -183,8 +193,9 @@ def main() -> None:
         model, name = measure.random_model(config, args.zeros), f"{args.preset}, {config.num_hidden_layers} layers"
     else:
         model, name = minitron.load(args.model).model, str(args.model or "bundled model")
-    result = {"machine": describe(smoke=args.smoke), "rows": rows_of(model, name, args)}
+    result: dict[str, Any] = {"threads": torch.get_num_threads(), "machine": machine(args.smoke)}
     print(json.dumps(result["machine"]), flush=True)
+    result["rows"] = rows_of(model, name, args)
     if args.out:
         args.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 

@@ -277,7 +277,8 @@ class CpuEngine(DecodeEngine):
         before, start = interruptions(), time.perf_counter()
         compiled.run(0, self._running, *self._arguments)
         seconds = time.perf_counter() - start
-        self._team.saw(max(1, int(self._batch[compiled.CHOSEN])), seconds, interruptions() > before)
+        if first_logits < M:  # the steps of a prompt take longer, and would mislead
+            self._team.saw(max(1, int(self._batch[compiled.CHOSEN])), seconds, interruptions() > before)
         self.kv.lengths[:] = ends
         if first_logits < M:
             self._count(M)
