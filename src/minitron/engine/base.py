@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from .draws import Array, Draws
 
-MAX_TOKENS = 8
+MAX_TOKENS = 32
 """New tokens in one step of the compiled engine."""
 MOST_STOPS = 64
 """Stop tokens that `DecodeEngine.greedy` can look for."""

@@ -27,8 +27,7 @@ from .text_output import TextOutput
 from .token_choice import TokenChooser, TokenLogprobs, logprobs_of, prepare_choice
 
 CHUNK = 32
-"""Prompt tokens in one prefill between two decode steps. The CPU engine prefills so many by decode steps in small and
-quantized models, several times as fast as torch does where the processor has no bf16 instructions."""
+"""Prompt tokens in one prefill between two decode steps. The CPU engine prefills so many in one step."""
 BURST_SECONDS = 0.015
 """Time for which greedy sequences decode without a look at who waits."""
 RETRY_SECONDS = 5

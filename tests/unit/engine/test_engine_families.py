@@ -89,7 +89,8 @@ def test_thread_counts_and_pieces_give_the_same_bits(format: Format) -> None:
 
 
 @pytest.mark.parametrize("sample", ["llama-3", "qwen2", "qwen3-biased"])
-def test_a_prefill_by_torch_is_that_of_single_steps(sample: str) -> None:
+def test_a_prefill_by_torch_is_that_of_single_steps(sample: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CpuEngine, "short_prompt", 8)
     config, tokens = kind_config(sample), some_tokens(60)
     for dtype, bound in ((torch.float32, 1e-4), (torch.bfloat16, 0.05)):
         weights = from_model(decoding_model(config, dtype))

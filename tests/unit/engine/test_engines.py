@@ -223,7 +223,8 @@ def test_packing_shares_all_but_the_transposed_matrix() -> None:
 @pytest.mark.parametrize("format", ["fp32", "bf16", "bf12", "int8", "int4"])
 def test_texts_side_by_side_have_the_bits_of_each_alone(format: Format) -> None:
     weights = from_model(tiny_model(torch.bfloat16, intermediate_size=300), format)
-    texts = [some_tokens(n, seed=n) for n in (3, 12, 1, 20, 7, 9, 2, 15, 4, 6)]  # more than one step takes
+    lengths = (3, 12, 1, 20, 7, 9, 2, 15, 4, 6) * 4  # more texts than one step takes
+    texts = [some_tokens(n, seed=index) for index, n in enumerate(lengths)]
     expected = [logits_of(cpu.CpuEngine(weights, 30), text, len(text) - 1, 1)[-1] for text in texts]
     engine = cpu.CpuEngine(weights, 30, threads=2, slots=len(texts))
     for slot, text in enumerate(texts):
@@ -236,9 +237,26 @@ def test_texts_side_by_side_have_the_bits_of_each_alone(format: Format) -> None:
     engine.close()
 
 
-def test_no_other_pool_of_threads_is_started() -> None:
+@pytest.mark.parametrize("format", ["fp32", "bf16", "bf12", "int8", "int4"])
+def test_a_prompt_has_the_bits_of_single_steps_however_it_is_divided(format: Format) -> None:
+    weights = from_model(tiny_model(torch.bfloat16, intermediate_size=300), format)
+    tokens = some_tokens(min(75, cpu.CpuEngine(weights, 1).short_prompt))
+    cached = []
+    for threads, pieces in ((1, [1] * 75), (1, [75]), (2, [75]), (2, [3, 31, 2, 39])):
+        with cpu.CpuEngine(weights, 75, threads=threads) as engine:
+            first = 0
+            for piece in pieces:
+                engine.prefill(tokens[first : first + piece])
+                first += piece
+            cached.append([*engine.kv.keys, *engine.kv.values])
+    for found in cached[1:]:
+        assert all(map(torch.equal, found, cached[0]))
+
+
+def test_no_other_pool_of_threads_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
     from numba.np.ufunc import parallel
 
+    monkeypatch.setattr(cpu.CpuEngine, "short_prompt", 8)
     before = parallel._is_initialized, torch.get_num_threads()
     with cpu.CpuEngine(from_model(tiny_model()), 60, threads=2) as engine:
         engine.prefill(some_tokens(40))  # by torch, whose threads sleep before the engine's are started

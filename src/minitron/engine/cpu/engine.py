@@ -2,12 +2,13 @@
 
 Neither torch's nor Numba's thread pool is used while decoding. The engine starts threads of its own when it decodes (at
 most as many as `torch.get_num_threads()` says, fewer where other programs use the cores, see `team`) and ends them when
-it is closed. The prefill of a long prompt is done by torch, whose pool sleeps afterwards; the engine's threads start
-after it.
+it is closed. Prompts are prefilled by steps of MAX_TOKENS tokens. With AVX-512 torch prefills long prompts; its pool
+sleeps afterwards, and the engine's threads start after it.
 """
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Collection, Sequence
@@ -27,6 +28,7 @@ from . import choice
 from . import step as compiled
 from .compiled import compiling
 from .formats import KINDS, STAGED_BLOCK
+from .microkernels import USED as REGISTER_TILES
 from .picking import choose_until, pick
 from .team import Team, interruptions
 from .threads import SYNC_SIZE
@@ -38,9 +40,11 @@ if TYPE_CHECKING:
 
     from .prefill import Prefill
 
-SHORT_PROMPT = 32
-"""Prompts of at most so many tokens are prefilled in decode steps where weights are quantized, because unpacking them
-for torch takes longer, and where they are few, because calls of torch take longer."""
+SHORT_PROMPT, SHORT_PROMPT_OF_LARGE = 32, 8
+"""With AVX-512, prompts of at most so many tokens are prefilled in steps: in bf16, torch's products are faster there.
+The first number is for weights that are quantized, because unpacking them for torch takes longer, and for those that
+are few, because calls of torch take longer."""
+ANY_PROMPT = sys.maxsize
 RUNS, LEAST_RUN = 32, 128
 """Neurons are computed in at most so many runs, of at least so many neurons."""
 
@@ -202,8 +206,13 @@ class CpuEngine(DecodeEngine):
 
     @property
     def short_prompt(self) -> int:
-        """The largest number of tokens that `prefill` appends in decode steps; for longer prompts it imports torch."""
-        return MAX_TOKENS if self._large else SHORT_PROMPT
+        """The largest number of tokens that `prefill` appends in decode steps; for longer prompts it imports torch.
+
+        Without AVX-512, steps are faster than torch at any length.
+        """
+        if REGISTER_TILES:
+            return ANY_PROMPT
+        return SHORT_PROMPT_OF_LARGE if self._large else SHORT_PROMPT
 
     def prefill(self, tokens: list[int], slot: int = 0) -> None:
         """Append tokens to a slot's sequence."""
@@ -345,7 +354,8 @@ class CpuEngine(DecodeEngine):
         before, start = interruptions(), time.perf_counter()
         compiled.run(0, self._running, *self._arguments)
         seconds = time.perf_counter() - start
-        self._team.saw(max(1, int(self._batch[compiled.CHOSEN])), seconds, interruptions() > before)
+        if first_logits < M:  # the steps of a prompt take longer, and would mislead
+            self._team.saw(max(1, int(self._batch[compiled.CHOSEN])), seconds, interruptions() > before)
         self.kv.lengths[:] = ends
         if first_logits < M:
             self._count(M)

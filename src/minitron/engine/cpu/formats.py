@@ -61,6 +61,9 @@ on a short row."""
 INNER: Any = {**LEAF, "forceinline": True}
 """For functions that must be inlined into their caller's loop: a call returns sixteen numbers through memory."""
 
+ORDERED: Any = {**LEAF, "fastmath": {"contract", "nsz"}}
+"""For functions whose order of additions determines a product's bits."""
+
 BLOCK = 64
 STAGED_BLOCK = 96
 """Largest number of fp32 values in a staged block."""

@@ -52,7 +52,8 @@ def _constant(value: int, kind: Any = _WORDS) -> ir.Constant:
     return ir.Constant(kind, [value] * kind.count)
 
 
-def _address(context: Any, builder: Any, kind: Any, array: Any, offset: Any, element: Any) -> Any:
+def address_of(context: Any, builder: Any, kind: Any, array: Any, offset: Any, element: Any) -> Any:
+    """The LLVM pointer to an `element` at a byte offset in an array."""
     data = context.make_array(kind)(context, builder, array).data
     data = builder.gep(builder.bitcast(data, cgutils.voidptr_t), [offset])
     return builder.bitcast(data, element.as_pointer())
@@ -74,7 +75,7 @@ def _loader(element: Any, result: Any, unpack: Any, count: int = LANES) -> Any:
     def load(typingctx, array, offset):  # type: ignore[no-untyped-def]
         def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
             kind = ir.VectorType(element, count)
-            address = _address(context, builder, signature.args[0], args[0], args[1], kind)
+            address = address_of(context, builder, signature.args[0], args[0], args[1], kind)
             return unpack(builder, builder.load(address, align=1))
 
         return result(array, types.intp), codegen
@@ -244,7 +245,7 @@ def store_rounded(typingctx, array, offset, value):  # type: ignore[no-untyped-d
 
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
         value = _rounded(builder, args[2])
-        builder.store(value, _address(context, builder, signature.args[0], args[0], args[1], value.type), align=1)
+        builder.store(value, address_of(context, builder, signature.args[0], args[0], args[1], value.type), align=1)
         return context.get_dummy_value()
 
     return types.void(array, types.intp, floats), codegen
@@ -258,7 +259,7 @@ def store_rounded_apart(typingctx, array, offset, other, value):  # type: ignore
         value = _rounded(builder, args[3])
         for offset, first in ((args[1], 0), (args[2], 1)):
             part = _shuffled(builder, value, value, [*range(first, LANES, 2)])
-            builder.store(part, _address(context, builder, signature.args[0], args[0], offset, part.type), align=1)
+            builder.store(part, address_of(context, builder, signature.args[0], args[0], offset, part.type), align=1)
         return context.get_dummy_value()
 
     return types.void(array, types.intp, types.intp, floats), codegen
@@ -276,7 +277,7 @@ def store_code_offsets(typingctx, array, offset, a, b, c, d):  # type: ignore[no
             for start in (0, 1):
                 value = builder.sub(value, _shuffled(builder, numbers, numbers, [*range(start, 2 * LANES, 2)]))
         value = builder.mul(value, _constant(8))
-        builder.store(value, _address(context, builder, signature.args[0], args[0], args[1], _WORDS), align=1)
+        builder.store(value, address_of(context, builder, signature.args[0], args[0], args[1], _WORDS), align=1)
         return context.get_dummy_value()
 
     return types.void(array, types.intp, halves, halves, halves, halves), codegen
@@ -352,7 +353,7 @@ def store_totals(typingctx, array, offset, a, b, c, d):  # type: ignore[no-untyp
         for apart in (2, 1):
             value = builder.fadd(value, _shuffled(builder, value, value, [i ^ apart for i in range(LANES)]))
         four = _shuffled(builder, value, value, [0, 4, 8, 12])
-        builder.store(four, _address(context, builder, signature.args[0], args[0], args[1], four.type), align=4)
+        builder.store(four, address_of(context, builder, signature.args[0], args[0], args[1], four.type), align=4)
         return context.get_dummy_value()
 
     return types.void(array, types.intp, floats, floats, floats, floats), codegen
@@ -363,11 +364,35 @@ def store(typingctx, array, offset, value):  # type: ignore[no-untyped-def]
     """Write sixteen fp32 numbers at a byte offset."""
 
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        address = _address(context, builder, signature.args[0], args[0], args[1], _FLOATS)
+        address = address_of(context, builder, signature.args[0], args[0], args[1], _FLOATS)
         builder.store(args[2], address, align=1)
         return context.get_dummy_value()
 
     return types.void(array, types.intp, floats), codegen
+
+
+def pieces(builder: Any, value: Any, count: int) -> list[Any]:
+    """An LLVM vector divided into so many vectors of equal size."""
+    size = value.type.count // count
+    parts = ([*range(first, first + size)] for first in range(0, value.type.count, size))
+    return [_shuffled(builder, value, value, lanes) for lanes in parts]
+
+
+def piecewise(count: int) -> Any:
+    """An intrinsic `f(array, offset, stride, value)`: write `count` pieces of a value, `stride` bytes apart."""
+
+    @intrinsic
+    def store_pieces(typingctx, array, offset, stride, value):  # type: ignore[no-untyped-def]
+        def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+            for index, piece in enumerate(pieces(builder, args[3], count)):
+                at = builder.add(args[1], builder.mul(args[2], args[1].type(index)))
+                target = address_of(context, builder, signature.args[0], args[0], at, piece.type)
+                builder.store(piece, target, align=1)
+            return context.get_dummy_value()
+
+        return types.void(array, types.intp, types.intp, value), codegen
+
+    return store_pieces
 
 
 @intrinsic
@@ -379,7 +404,7 @@ def store_bf16(typingctx, array, offset, value):  # type: ignore[no-untyped-def]
         last = builder.and_(builder.lshr(bits, _constant(16)), _constant(1))
         bits = builder.lshr(builder.add(builder.add(bits, _constant(0x7FFF)), last), _constant(16))
         half = builder.trunc(bits, ir.VectorType(_HALF, LANES))
-        builder.store(half, _address(context, builder, signature.args[0], args[0], args[1], half.type), align=1)
+        builder.store(half, address_of(context, builder, signature.args[0], args[0], args[1], half.type), align=1)
         return context.get_dummy_value()
 
     return types.void(array, types.intp, floats), codegen
@@ -410,7 +435,7 @@ def number_at(typingctx, array, offset):  # type: ignore[no-untyped-def]
     """One bf16 number at a byte offset, as fp32."""
 
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        address = _address(context, builder, signature.args[0], args[0], args[1], _HALF)
+        address = address_of(context, builder, signature.args[0], args[0], args[1], _HALF)
         bits = builder.shl(builder.zext(builder.load(address, align=1), _WORD), _WORD(16))
         return builder.bitcast(bits, _FLOAT)
 
@@ -423,7 +448,7 @@ def _prefetcher(locality: int) -> Any:
     @intrinsic
     def ask(typingctx, array, offset):  # type: ignore[no-untyped-def]
         def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-            address = _address(context, builder, signature.args[0], args[0], args[1], _BYTE)
+            address = address_of(context, builder, signature.args[0], args[0], args[1], _BYTE)
             flag = ir.IntType(32)
             kind = ir.FunctionType(ir.VoidType(), [address.type, flag, flag, flag])
             function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")

@@ -23,7 +23,7 @@ from numba import carray, njit  # type: ignore[reportPrivateImportUsage] (docume
 from numba.extending import overload
 from numba.np.numpy_support import as_dtype, from_dtype
 
-from . import choice, dots, formats, gemv, lanes, mersenne, tiles
+from . import choice, dots, formats, gemv, lanes, mersenne, microkernels, register_tiles, tiles
 from . import threads as threads_file
 from .compiled import cached, source_digest
 from .formats import FAST, row_items
@@ -54,6 +54,8 @@ MLP_KIND = 4
 ATTENTION, PROJECTION, MLP, HEAD_ROWS, DOWN_ROWS = (np.int64(counter) for counter in range(5))
 LEAST_PART = 128
 """Rows of a matrix are divided into `sizes[PARTS]` parts for each thread, of at least so many rows."""
+FEW = 8
+"""Tokens up to which a barrier costs more than threads that wait for one with more heads."""
 # Rows of the mapping of new tokens into the KV cache: their positions, and the slots of their sequences.
 POSITIONS, SLOTS = range(2)
 
@@ -97,19 +99,12 @@ def _extras_at(address, rows):  # type: ignore[no-untyped-def]
 
 @njit(**FAST)
 def _multiply(kind, address, extras, rows, x, staged, out, column, start, stop, sizes):  # type: ignore[no-untyped-def]
-    """Products with rows `start` to `stop` of the (rows, K) matrix at an address; `staged` is x, see `_stage`."""
+    """Products with rows `start` to `stop` of the (rows, K) matrix at an address; `staged` is x, see `tiles.stage`."""
     w, escapes = _matrix_at(kind, address, rows, x.shape[1]), _extras_at(extras, rows)
     if x.shape[0] == 1:
         gemv.staged_matvec(w, escapes, x, staged, out, column, start, stop, sizes[AHEAD], sizes[SHORT])
     else:
         tiles.multiply(w, escapes, x, staged, out, column, start, stop)
-
-
-@njit(**FAST)
-def _stage(kind, x, staged):  # type: ignore[no-untyped-def]
-    """Stage vectors for products with matrices of a kind."""
-    for m in range(x.shape[0]):
-        formats.stage(kind, x[m], staged[m])
 
 
 @njit(**FAST)
@@ -289,12 +284,13 @@ def _heads(thread, threads, sync, kinds, sizes, eps, layer, whole, normed, stage
     """Store keys and values of the normed tokens; if `whole`, compute attention too.
 
     Threads divide groups of heads among them, each from its weights to attention's result. Where there are fewer groups
-    than threads or heads have odd sizes, they divide rows, and then heads.
+    than threads or heads have odd sizes, they divide rows, and then heads; so also where many tokens would wait for the
+    thread that has a group more than the others.
     """
     (kind, kv_kind), (cos, sin, mapping) = kinds[:2], tables
     N, groups, H = layer[HEADS], layer[KV_HEADS], sizes[HEAD_DIM]
-    _stage(kind, normed, staged[0])
-    if groups >= threads and H % ROW_BLOCK == 0:
+    tiles.stage(kind, normed, staged[0])
+    if H % ROW_BLOCK == 0 and (groups % threads == 0 if qkv.shape[0] > FEW else groups >= threads):
         group = _next(sync, ATTENTION, sizes, thread, threads, -1, groups)
         while group < groups:
             _some_heads(group, groups, kinds, sizes, eps, layer, whole, normed, staged[0], qkv, cos, sin, mapping)
@@ -341,7 +337,7 @@ def _attention(thread, threads, sync, kinds, sizes, eps, layer, whole, scratch, 
     if not whole:
         reset(sync, ATTENTION, thread)
         return
-    _stage(kinds[0], attended, staged[0])
+    tiles.stage(kinds[0], attended, staged[0])
     parts = _parts(D, threads, sizes)
     part = _next(sync, PROJECTION, sizes, thread, threads, -1, parts)
     while part < parts:
@@ -377,7 +373,7 @@ def _relu2_mlp(thread, threads, sync, kinds, sizes, eps, layer, scratch, M):  # 
     down, extras = _matrix_at(kinds[0], layer[DOWN], F, D), _extras_at(layer[DOWN + EXTRAS], F)
     runs = (F + run - 1) // run
     counted, listed = 0, np.empty(M, np.int64)
-    _stage(kinds[0], normed, staged[0])
+    tiles.stage(kinds[0], normed, staged[0])
     r = _next(sync, MLP, sizes, thread, threads, -1, runs)
     while r < runs:
         start, stop = r * run, min((r + 1) * run, F)
@@ -408,7 +404,7 @@ def _gated_mlp(thread, threads, sync, kinds, sizes, eps, layer, scratch, M):  # 
     x, normed, staged = all_x[thread, :M], all_normed[thread, :M], all_staged[thread]
     h, gate, projected = all_h[:M], scratch[11][:M], all_projected[:M]
     _norm(x, layer[GAIN_2], layer[OFFSET_2], eps, normed)
-    _stage(kinds[0], normed, staged[0])
+    tiles.stage(kinds[0], normed, staged[0])
     counted, parts = 0, _parts(F, threads, sizes)
     part = _next(sync, MLP, sizes, thread, threads, -1, parts)
     while part < parts:
@@ -423,7 +419,7 @@ def _gated_mlp(thread, threads, sync, kinds, sizes, eps, layer, scratch, M):  # 
         part = _next(sync, MLP, sizes, thread, threads, part, parts)
     barrier(sync, threads)
     reset(sync, PROJECTION, thread)
-    _stage(kinds[0], h, staged[0])
+    tiles.stage(kinds[0], h, staged[0])
     parts = _parts(D, threads, sizes)
     part = _next(sync, DOWN_ROWS, sizes, thread, threads, -1, parts)
     while part < parts:
@@ -465,7 +461,7 @@ def _step(thread, threads, sync, kinds, tokens, mapping, first, sizes, eps, laye
     _norm(x[first:], ends[GAIN], ends[OFFSET], eps, normed[first:])
     rows, logits = sizes[VOCABULARY], scratch[9]
     staged = scratch[2][thread, 0]
-    _stage(kinds[3], normed[first:], staged)
+    tiles.stage(kinds[3], normed[first:], staged)
     head = (kinds[3], ends[HEAD], ends[HEAD_EXTRAS], rows)
     parts = _parts(rows, threads, sizes)
     part = _next(sync, HEAD_ROWS, sizes, thread, threads, -1, parts)
@@ -580,7 +576,7 @@ def _compiled(digest: int) -> Any:
     return run
 
 
-SOURCES = (choice, dots, formats, gemv, lanes, mersenne, tiles, threads_file)
+SOURCES = (choice, dots, formats, gemv, lanes, mersenne, microkernels, register_tiles, tiles, threads_file)
 DIGEST = source_digest(__file__, *SOURCES)
 """The version of the compiled step."""
 run = cached(_compiled, __file__, *SOURCES)
