@@ -83,16 +83,17 @@ def encode_pairs(
     bad: list[str] = []
     for item, place in zip(examples.items, examples.places, strict=True):
         try:
-            rows = [_row(tokenizer, reply, item.prompt_messages) for reply in (item.chosen, item.rejected)]
+            chosen = _row(tokenizer, item.chosen, item.prompt_messages)
+            rejected = _row(tokenizer, item.rejected, item.prompt_messages)
         except ValueError as error:
             if not skip_bad:
                 raise ConversationError(f"{place}: {error}") from None
             bad.append(f"{place}: {error}")
             continue
-        if max(len(row.ids) for row in rows) > most:
+        if max(len(chosen.ids), len(rejected.ids)) > most:
             long.append(place)
         else:
-            pairs.append(Pair(*rows))
+            pairs.append(Pair(chosen, rejected))
     notes = []
     if long:
         notes.append(f"{len(long):,} pairs have more than {most:,} tokens and were skipped, the first: {long[0]}")
