@@ -50,12 +50,11 @@ BAD: list[tuple[str, bytes, int]] = [
 PATIENCE = 600.0
 """Seconds after which a request counts as stuck; a busy machine may stop for minutes."""
 KILLED_CLIENT = """
-import socket, sys
+import socket, sys, time
 connection = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
 connection.sendall(sys.stdin.buffer.read())
 print(connection.recv(64) is not None, flush=True)
-connection.recv(1 << 20)
-input()
+time.sleep(60)
 """
 
 Request = tuple[str, dict[str, Any]]

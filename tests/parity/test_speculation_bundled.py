@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoint_samples import data_folder
+from forced_drafts import force_drafts
 
 import minitron
 
@@ -33,7 +34,8 @@ def some_texts(folder: Path) -> list[str]:
     return texts
 
 
-def test_speculation_leaves_the_text() -> None:
+def test_speculation_leaves_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    force_drafts(monkeypatch)
     folder = data_folder()
     if folder is None:
         pytest.skip("the data folder is not at hand (MINITRON_DATA)")

@@ -55,7 +55,7 @@ def test_each_family_is_checked_with_a_model_of_its_own(model: Any, monkeypatch:
     forward = attention.forward
 
     def without_cache(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return forward(self, *args, **{**kwargs, "past_key_values": None})
+        return forward(self, *args, **{**kwargs, CACHE_NAME: None})
 
     monkeypatch.setattr(attention, "forward", without_cache)
     greedy(model)

@@ -169,9 +169,10 @@ def read_items(data: ByteRange, first: int, count: int, dtype: torch.dtype) -> t
     the same size left, so that reading in blocks keeps much of what it frees.
     """
     data.part(first * dtype.itemsize, count * dtype.itemsize)
+    if not count:  # NumPy's empty arrays have strides that torch does not view
+        return torch.empty(0, dtype=dtype)
     out = np.empty(count * dtype.itemsize, np.uint8)
-    if count:
-        data.read_into(out.data, first * dtype.itemsize)
+    data.read_into(out.data, first * dtype.itemsize)
     return torch.from_numpy(out).view(dtype)
 
 

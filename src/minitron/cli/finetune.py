@@ -99,9 +99,13 @@ def finetune(
     from ..tune.task import TuneOptions
 
     rows = RowFormat(names, header, run.encoding, run.skip_bad)
-    chosen = TuneOptions(task, tuple(run.data), tuple(validation or ()), tuple(test or ()), split, rows,
-                         labels, balance, tune, lora_rank, column_names(tag_names, "--tag-names"), attention,
-                         preference_loss, beta, sft_weight, preview, chat)  # type: ignore[arg-type]  # fmt: skip
+    chosen = TuneOptions(
+        task, tuple(run.data), tuple(validation or ()), tuple(test or ()), split, rows,
+        labels,  # type: ignore[arg-type]
+        balance, tune, lora_rank, column_names(tag_names, "--tag-names"), attention,
+        preference_loss,  # type: ignore[arg-type]
+        beta, sft_weight, preview, chat,
+    )  # fmt: skip
     with options.processes(run.device, 1) as (world, place):
         _run(run, model, chosen, None if given else epochs or 3.0, preview, world, place)
 

@@ -118,9 +118,9 @@ def _tag_name(tag: Any, names: Sequence[str]) -> str | Bad:
         if not 0 <= tag < len(names):
             return Bad(f"tag {tag} has no name; --tag-names has {len(names)}")
         return _tag_name(names[tag], ())
-    kind = tag[2:] if isinstance(tag, str) and tag[1:2] in ("-", "_") else ""
-    if tag == OUTSIDE or (kind and tag[0] in _BEGINS + _GOES_ON):
-        return str(tag)
+    text = tag if isinstance(tag, str) else ""
+    if text == OUTSIDE or (len(text) > 2 and text[0] in _BEGINS + _GOES_ON and text[1] in "-_"):
+        return text
     return Bad(f"tag {tag!r:.40} is none of the schemes BIO and BILOU; expected O, B-TYPE or I-TYPE")
 
 
@@ -240,10 +240,12 @@ def _answers(value: Any, start: Any) -> tuple[list[str] | Bad, list[int | None]]
         value = [each.get("text") for each in value]
     if not isinstance(value, list | tuple) or not all(isinstance(each, str) for each in value):
         return Bad(f"answers is {value!r:.60}; expected texts, or SQuAD's object of text and answer_start"), []
-    starts = [start] if type(start) is int else list(start or [])
-    if starts and (len(starts) != len(value) or any(type(each) is not int for each in starts)):
+    places: list[Any] = list(start) if isinstance(start, list | tuple) else [] if start is None else [start]
+    # Columns of CSV files hold numbers as text.
+    places = [int(each) if isinstance(each, str) and each.isdecimal() else each for each in places]
+    if places and (len(places) != len(value) or any(type(each) is not int for each in places)):
         return Bad(f"there are {len(value)} answers and answer_start is {start!r:.60}; each needs a number"), []
-    return list(value), starts or [None] * len(value)
+    return list(value), places or [None] * len(value)
 
 
 def squad_questions(values: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:

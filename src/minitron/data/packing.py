@@ -43,6 +43,21 @@ def random_generator(*entropy: int) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(list(entropy)))
 
 
+class EpochOrder:
+    """A new random order of `count` examples in every epoch, for a seed and a purpose."""
+
+    def __init__(self, count: int, *entropy: int) -> None:
+        self._count, self._entropy = count, entropy
+        self._epoch, self._order = -1, np.empty(0, np.int64)
+
+    def at(self, position: int) -> int:
+        """The number of the example at a position of the endless stream."""
+        epoch, inside = divmod(position, self._count)
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, random_generator(*self._entropy, epoch).permutation(self._count)
+        return int(self._order[inside])
+
+
 # --- blocks ------------------------------------------------------------------------------------------------------
 
 

@@ -21,7 +21,7 @@ class AdaptedLinear(nn.Module):
     def __init__(self, linear: nn.Module, part: LowRank) -> None:
         super().__init__()
         self.linear, self.scale = linear, part.scale
-        device = linear.weight.device  # type: ignore[union-attr]
+        device: Any = linear.weight.device
         self.register_buffer("down", part.down.to(device), persistent=False)
         self.register_buffer("up", part.up.to(device), persistent=False)
 

@@ -15,12 +15,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
 from .settings import ServeSettings
 
 if TYPE_CHECKING:
-    from ray.serve import Application
+    from ray.serve import Application  # type: ignore[reportMissingImports] (an extra)
 
 PREFIX = 256
 """Characters at the beginning of a prompt that decide which replica answers."""
@@ -66,7 +67,7 @@ class Replica:
         """The response to a request, piece by piece: first status and headers, then bytes."""
         if key:
             await self.remember(key)
-        pieces: asyncio.Queue[Any] = asyncio.Queue(maxsize=64)
+        pieces: asyncio.Queue[Any] = asyncio.Queue()  # as large as an answer: the app never waits for a reader
         left = asyncio.Event()
         given = False
 
@@ -79,13 +80,13 @@ class Replica:
             return {"type": "http.disconnect"}
 
         async def send(message: dict[str, Any]) -> None:
-            await pieces.put(message)
+            pieces.put_nowait(message)
 
         async def run() -> None:
             try:
                 await self._app(scope, receive, send)
             finally:
-                await pieces.put(None)
+                pieces.put_nowait(None)
 
         running = asyncio.ensure_future(run())
         try:
@@ -120,7 +121,7 @@ class Router:
         pieces = target.respond.remote(scope, body, key)
         status, headers = await anext(aiter(pieces))
 
-        async def rest() -> Any:
+        async def rest() -> AsyncIterator[bytes]:
             async for piece in pieces:
                 yield piece
 
@@ -158,7 +159,7 @@ def deployment(settings: ServeSettings, least: int = 1, most: int = 1, cpus: flo
     if not 1 <= least <= most:
         raise ValueError(f"least is {least} and most is {most}; they must be at least 1, in this order")
     try:
-        from ray import serve
+        from ray import serve  # type: ignore[reportMissingImports, reportAttributeAccessIssue] (an extra)
     except ImportError:
         raise ValueError("Ray Serve is missing; install it with: pip install 'minitron[ray,serve]'") from None
 

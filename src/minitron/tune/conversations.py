@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from ..data.examples import Conversation, Examples
-from ..data.packing import Batch, best_fit, collate, random_generator
+from ..data.packing import Batch, EpochOrder, best_fit, collate, random_generator
 from ..ops.loss import IGNORE_INDEX
 from ..templates import render_conversation
 
@@ -130,7 +130,7 @@ class PackedConversations:
         self._members = best_fit(np.asarray([len(t.ids) for t in self._turns]), block)
         self._digest = digest
         self.num_learned = int(sum(t.learned.sum() for t in turns))
-        self._orders: dict[int, np.ndarray] = {}
+        self._order = EpochOrder(len(self._members), seed, 0xE90C)
 
     def __len__(self) -> int:
         """Blocks in an epoch."""
@@ -167,7 +167,7 @@ class PackedConversations:
 
     def batches(self, start: int, count: int, at_once: int, *, share: tuple[int, int] = (0, 1)) -> list[Batch]:
         """As of `Stream`: blocks in a new order in every epoch."""
-        numbers = [self._at(start + i) for i in range(count)]
+        numbers = [self._order.at(start + i) for i in range(count)]
         items = sum(self._scored(n) for n in numbers)
         number, ways = share
         mine = numbers[number * count // ways : (number + 1) * count // ways]
@@ -176,12 +176,6 @@ class PackedConversations:
     def _scored(self, number: int) -> int:
         # The first token of a conversation has nothing before it to be predicted from.
         return sum(int(self._turns[m].learned[1:].sum()) for m in self._members[number])
-
-    def _at(self, position: int) -> int:
-        epoch, inside = divmod(position, len(self))
-        if epoch not in self._orders:
-            self._orders = {epoch: random_generator(self.seed, 0xE90C, epoch).permutation(len(self))}
-        return int(self._orders[epoch][inside])
 
 
 @dataclass(frozen=True)

@@ -216,11 +216,6 @@ def _labelled(window: Window, labels: Sequence[int]) -> Row | int:
 class TokenLoss(nn.Module):
     """Cross-entropy over the labelled tokens of a step: a `train.LossFunction`."""
 
-    def __init__(self, weights: Tensor | None = None) -> None:
-        super().__init__()
-        self.weights: Tensor | None
-        self.register_buffer("weights", weights, persistent=False)
-
     def forward(self, model: nn.Module, batch: PaddedBatch) -> tuple[Tensor, dict[str, Tensor | float]]:
         """The batch's part of the mean over `batch.num_items` tokens."""
         logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits.float()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..data.examples import Conversation, Examples
-from ..data.packing import random_generator
+from ..data.packing import EpochOrder
 from ..data.preferences import Preference, Replied
 from ..ops.loss import IGNORE_INDEX
 from .conversations import ConversationError, Turns, render_turns, show_learned
@@ -83,16 +83,17 @@ def encode_pairs(
     bad: list[str] = []
     for item, place in zip(examples.items, examples.places, strict=True):
         try:
-            rows = [_row(tokenizer, reply, item.prompt_messages) for reply in (item.chosen, item.rejected)]
+            chosen = _row(tokenizer, item.chosen, item.prompt_messages)
+            rejected = _row(tokenizer, item.rejected, item.prompt_messages)
         except ValueError as error:
             if not skip_bad:
                 raise ConversationError(f"{place}: {error}") from None
             bad.append(f"{place}: {error}")
             continue
-        if max(len(row.ids) for row in rows) > most:
+        if max(len(chosen.ids), len(rejected.ids)) > most:
             long.append(place)
         else:
-            pairs.append(Pair(*rows))
+            pairs.append(Pair(chosen, rejected))
     notes = []
     if long:
         notes.append(f"{len(long):,} pairs have more than {most:,} tokens and were skipped, the first: {long[0]}")
@@ -153,7 +154,7 @@ class PairStream:
 
     def __init__(self, pairs: Sequence[Pair], pad: int, seed: int, sequence: int) -> None:
         self._pairs, self._pad, self._seed, self._sequence = list(pairs), pad, seed, sequence
-        self._orders: dict[int, np.ndarray] = {}
+        self._order = EpochOrder(len(self._pairs), seed, 0xD70)
 
     def __len__(self) -> int:
         """Pairs in an epoch."""
@@ -181,13 +182,7 @@ class PairStream:
         """As of `Stream`."""
         number, ways = share
         positions = range(start + number * count // ways, start + (number + 1) * count // ways)
-        mine = [self._pairs[self._at(position)] for position in positions]
+        mine = [self._pairs[self._order.at(position)] for position in positions]
         mine.sort(key=lambda pair: max(len(pair.chosen.ids), len(pair.rejected.ids)))
         parts = (mine[i : i + at_once] for i in range(0, len(mine), at_once))
         return [replace(pad_pairs(part, self._pad), num_items=count) for part in parts]
-
-    def _at(self, position: int) -> int:
-        epoch, inside = divmod(position, len(self))
-        if epoch not in self._orders:
-            self._orders = {epoch: random_generator(self._seed, 0xD70, epoch).permutation(len(self))}
-        return int(self._orders[epoch][inside])

@@ -30,10 +30,15 @@ WINDOW = 2048
 class Predictor(Protocol):
     """A saved model with a trained head."""
 
-    task: str
-    """Key of `data.examples.FIELDS`."""
-    sequence: int
-    """Tokens that are read at once."""
+    @property
+    def task(self) -> str:
+        """Key of `data.examples.FIELDS`."""
+        ...
+
+    @property
+    def sequence(self) -> int:
+        """Tokens that are read at once."""
+        ...
 
     def convert(self, fields: Mapping[str, Any]) -> Any:
         """An example without its target, of the fields of a row; `Bad` if it is none."""

@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.packing import random_generator
+from ..data.packing import EpochOrder
 from ..ops.loss import IGNORE_INDEX
 
 
@@ -93,7 +92,7 @@ class RowStream:
 
     def __init__(self, rows: Sequence[Row], pad: int, seed: int, sequence: int) -> None:
         self._rows, self._pad, self._seed, self._sequence = list(rows), pad, seed, sequence
-        self._orders: dict[int, np.ndarray] = {}
+        self._order = EpochOrder(len(self._rows), seed, 0x7075)
 
     def __len__(self) -> int:
         """Rows in an epoch."""
@@ -133,10 +132,7 @@ class RowStream:
 
     def number_at(self, position: int) -> int:
         """The number of the row at a position of the stream."""
-        epoch, inside = divmod(position, len(self))
-        if epoch not in self._orders:
-            self._orders = {epoch: random_generator(self._seed, 0x7075, epoch).permutation(len(self))}
-        return int(self._orders[epoch][inside])
+        return self._order.at(position)
 
 
 def by_length(rows: Sequence[Row], at_once: int) -> list[list[int]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import random
 from collections import Counter
 
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from engine_models import some_tokens, tiny_model
+from forced_drafts import force_drafts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
@@ -28,20 +28,10 @@ from minitron.engine.sampling import acceptance, residual
 from minitron.sampling_parameters import SamplingParameters
 
 
-class Always(DraftLength):
-    """Drafts whether or not it pays: one token, two, and so on."""
-
-    def next(self, left: int = 1 << 30) -> int:
-        super().next(left)
-        return self._steps % self.most + 1
-
-
 @pytest.fixture(autouse=True)
 def drafting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drafts are always tried: these models are too small and their texts too short for drafts to pay."""
-    monkeypatch.setattr(draft_choice, "DraftLength", Always)
-    monkeypatch.setattr(draft_choice, "_pace", draft_choice._Pace(math.inf))
-    monkeypatch.setattr(draft_choice, "SUMMED_PER_SECOND", math.inf)
+    force_drafts(monkeypatch)
 
 
 def repetitive(seed: int, words: int = 6, length: int = 40) -> torch.Tensor:

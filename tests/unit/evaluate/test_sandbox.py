@@ -59,6 +59,17 @@ def test_honest_programs_pass_and_wrong_ones_fail() -> None:
     assert run("open('/tmp/mine', 'w').write('x')\nassert open('/tmp/mine').read() == 'x'").passed
 
 
+def test_a_caller_with_many_open_files() -> None:
+    """The pipes have the caller's numbers: whichever those are, none is closed or overwritten, and none is left."""
+    left = "import os\ndef answer():\n    return sorted(int(n) for n in range(6000) if is_open(n))\n"
+    left += "def is_open(n):\n    try:\n        return bool(os.fstat(n))\n    except OSError:\n        return False\n"
+    checks = Checks("answer", "def check(candidate): assert candidate() == [0, 1, 2, 3, 4]")
+    with contextlib.ExitStack() as stack:
+        for _ in range(70):
+            stack.enter_context(open(os.devnull))
+            assert run_tests(left, checks).reason == "passed"
+
+
 @pytest.mark.parametrize("end", ["import os; os._exit(0)", "import sys; sys.exit(0)", "raise KeyboardInterrupt"])
 def test_ending_early_is_not_passing(end: str) -> None:
     assert not run(f"{end}\n").passed

@@ -266,8 +266,10 @@ def test_what_is_trained_is_chosen() -> None:
     assert {name for name, p in norms.named_parameters() if p.requires_grad} == {
         name for name, _ in norms.named_parameters() if "norm" in name
     }
-    with pytest.raises(TrainError, match="tune is 'bias'; it must be one of full, norms, lora"):
+    with pytest.raises(TrainError, match="tune is 'bias'; it must be one of full, norms, head, lora"):
         choose_trained(small_model(), "bias")
+    with pytest.raises(TrainError, match="tune 'head' needs a model with a head of its own"):
+        choose_trained(small_model(), "head")
     with pytest.raises(TrainError, match="rank of the adapters is 0"):
         choose_trained(small_model(), "lora", 0)
 

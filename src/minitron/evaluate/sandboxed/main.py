@@ -8,6 +8,7 @@ kills everything that they may have started.
 import contextlib
 import ctypes
 import errno
+import fcntl
 import json
 import os
 import platform
@@ -181,13 +182,13 @@ def start(job: dict[str, Any], requests: int, answers: int) -> tuple[int, int]:
     null = os.open("/dev/null", os.O_RDWR)
     for number in range(3):
         os.dup2(null, number)
-    # Copy to numbers above those in use first, so that none is overwritten before it is copied.
-    for place, number in enumerate((requests, answers, write)):
-        os.dup2(number, 32 + place)
-    for place in range(3):
-        os.dup2(32 + place, 3 + place)
+    # The pipes have the numbers that they had in the parent: any. So they are copied to free numbers above 5, which
+    # overwrites nothing, then to their places.
+    copies = [fcntl.fcntl(number, fcntl.F_DUPFD, 6) for number in (requests, answers, write)]
+    for place, copy in enumerate(copies, 3):
+        os.dup2(copy, place)
     judging = job["role"] == "judge"
-    os.closerange(6 if judging else 5, 64)
+    os.closerange(6 if judging else 5, max(requests, answers, write, *copies) + 1)
     if not judging:
         program.run(job, 3, 4)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # so that a program that has ended gives an error to report
