@@ -233,7 +233,9 @@ def add_block(values, block, columns, scale, out):  # type: ignore[no-untyped-de
 
 
 @njit(**LEAF)
-def add_rows(w: Array, extras: Array, columns: int, scales: Array, rows: Array, n: int, out: Array, ahead: int = AHEAD) -> None:
+def add_rows(
+    w: Array, extras: Array, columns: int, scales: Array, rows: Array, n: int, out: Array, ahead: int = AHEAD
+) -> None:
     """`out += sum(scales[rows[j]] * w[rows[j]] for j < n)`.
 
     Args:
