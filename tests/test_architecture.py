@@ -23,7 +23,7 @@ MOST_LINES_OF_A_FUNCTION = 80
 LAYERS = {
     0: [
         *("characters", "config", "dtypes", "families", "files", "framework", "memory", "presets", "quiet"),
-        *("rope_parameters", "shapes", "submodules", "supported", "version", "world"),
+        *("rope_parameters", "shapes", "submodules", "supported", "tested", "version", "world"),
     ],
     1: ["assets", "chat", "data", "ops", "pages", "template_child", "templates", "tokenizer", "written_code"],
     2: [
@@ -57,7 +57,7 @@ LAYERS = {
         ),
         "train",
     ],
-    4: ["compress", "curate", "distill", "evaluate", "report", "serve", "tune"],
+    4: ["compress", "curate", "distill", "doctor", "evaluate", "report", "serve", "tune"],
     5: ["__main__", "cli"],
 }
 LAYER_OF = {part: layer for layer, parts in LAYERS.items() for part in parts}

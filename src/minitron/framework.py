@@ -31,6 +31,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from .tested import TRANSFORMERS as TESTED
+
 __all__ = [
     "ACT2FN",
     "ALL_ATTENTION_FUNCTIONS",
@@ -55,9 +57,6 @@ __all__ = [
     "update_cache",
     "with_framework_name",
 ]
-
-TESTED = ("5.23.0",)
-"""The releases of transformers on which the whole suite, or all of `make compat`, passed: docs/compatibility.md."""
 
 CACHE_NAMES = ("past_key_values", "cache")
 """The argument that holds the cache: until 5.23, and from 5.24 on. Both names work with every release."""

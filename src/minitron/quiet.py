@@ -1,4 +1,4 @@
-"""Keep messages and progress bars of other packages that tell the user nothing off the terminal."""
+"""Keep messages and progress bars of other packages that tell the user nothing off the terminal; which bar to draw."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 LARGE_BYTES = 1_000_000_000
 """Reading or writing less than this is too quick for a progress bar."""
@@ -55,3 +56,24 @@ def progress_bars(nbytes: int) -> Iterator[None]:
         with warnings.catch_warnings():  # the hub's client warns if the environment disables its own bars
             warnings.simplefilter("ignore")
             theirs.enable_progress_bar()
+
+
+def in_notebook() -> bool:
+    """Whether this process is the kernel of a notebook, where stderr is no terminal and is shown all the same."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return "IPKernelApp" in getattr(shell, "config", {})
+
+
+def bar_class() -> tuple[Any, bool]:
+    """tqdm's class for where this process shows its output, and whether a person watches the bar move.
+
+    In a notebook it is a widget; without ipywidgets it is text.
+    """
+    if in_notebook():
+        with warnings.catch_warnings():  # tqdm warns if ipywidgets is missing, and then draws text
+            warnings.simplefilter("ignore")
+            from tqdm.autonotebook import tqdm
+        return tqdm, True
+    from tqdm import tqdm
+
+    return tqdm, sys.stderr.isatty()

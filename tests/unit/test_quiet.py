@@ -7,11 +7,12 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from transformers.utils import logging as transformers_logging
 
-from minitron.quiet import drop_import_messages, progress_bars
+from minitron.quiet import bar_class, drop_import_messages, progress_bars
 
 
 def test_loading_and_generating_in_python_prints_nothing(tmp_path: Path) -> None:
@@ -57,3 +58,20 @@ def test_progress_bars_are_as_before_afterwards(shown: bool, monkeypatch: pytest
         assert transformers_logging.is_progress_bar_enabled() is shown
         warnings.simplefilter("ignore")
         (transformers_logging.enable_progress_bar if before else transformers_logging.disable_progress_bar)()
+
+
+@pytest.mark.parametrize("kernel", [True, False])
+def test_the_bar_of_a_notebook_is_its_own(kernel: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In IPython on a terminal the bar is the terminal's."""
+    shell = SimpleNamespace(config={"IPKernelApp": {}} if kernel else {"TerminalIPythonApp": {}})
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+    for name in ("tqdm.autonotebook", "tqdm.notebook"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    found, watched = bar_class()
+    assert watched is kernel or sys.stderr.isatty()
+    assert ("tqdm.autonotebook" in sys.modules) == kernel
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        bar = found(total=1.0, disable=True)
+        bar.write("a line", file=sys.stderr)
+        bar.close()

@@ -35,6 +35,7 @@ _VERBS = {
     "bench": "Measure decoding speed on the CPU.",
     "demo": "Write a story with the bundled model.",
     "eval": "Evaluate models on benchmarks or on text.",
+    "doctor": "Examine this machine and installation.",
 }
 _GROUPS = ("guard",)
 """Verbs that have verbs of their own."""

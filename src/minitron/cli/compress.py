@@ -19,6 +19,7 @@ from .common import (
     say,
     sentence_errors,
 )
+from .quiet_option import with_quiet
 from .training import processes
 
 # Typer reads the annotations at run time, where it wants Optional.
@@ -26,6 +27,7 @@ from .training import processes
 
 
 @sentence_errors
+@with_quiet
 def compress(
     model: Annotated[
         Optional[str], typer.Argument(help="Checkpoint folder; the recipe's, or the bundled model.")

@@ -9,6 +9,7 @@ import typer
 
 from ..locate import fetch, locate
 from .common import MODEL_HELP, JsonOption, human_bytes, human_count, print_json, quiet_libraries, sentence_errors
+from .quiet_option import with_quiet
 
 _Source = typer.Argument(..., help=MODEL_HELP)
 _Target = typer.Argument(..., help="What to write: a folder, NAME.nemo or NAME.gguf.")
@@ -16,6 +17,7 @@ _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
 @sentence_errors
+@with_quiet
 def convert(
     source: str = _Source,
     target: Path = _Target,

@@ -8,12 +8,14 @@ from typing import Annotated, Any, Optional
 import typer
 
 from .common import JsonOption, print_json, say, sentence_errors
+from .quiet_option import with_quiet
 
 # Typer reads the annotations at run time, where it wants Optional.
 # ruff: noqa: UP045
 
 
 @sentence_errors
+@with_quiet
 def curate(
     inputs: Annotated[list[str], typer.Argument(metavar="IN...", help="Text files, folders or patterns.")],
     out: Annotated[
@@ -89,5 +91,5 @@ def curate(
         return
     typer.echo(table(made.as_dict()))
     if made.bad:
-        typer.echo(f"{made.bad:,} documents could not be read and were skipped: {made.bad_named[0]}", err=True)
+        typer.echo(f"note: {made.bad:,} documents could not be read and were skipped: {made.bad_named[0]}", err=True)
     typer.echo(f"shards: {out / 'shards'}; report: {out / 'report.html'}")

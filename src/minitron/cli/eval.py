@@ -12,9 +12,11 @@ import typer
 from ..files import write_text
 from ..locate import locate
 from .common import DeviceOption, DtypeOption, JsonOption, check_output, print_json, quiet_libraries, sentence_errors
+from .quiet_option import with_quiet
 
 
 @sentence_errors
+@with_quiet
 def eval_(
     models: Annotated[
         list[str] | None,

@@ -11,6 +11,7 @@ import typer
 from ..locate import locate
 from . import training as options
 from .common import MODEL_HELP, print_json, quiet_libraries, say, sentence_errors
+from .quiet_option import with_quiet
 
 # Typer reads the annotations at run time, where it wants Optional.
 # ruff: noqa: UP045
@@ -19,6 +20,7 @@ _WITHOUT = ("heldout", "heldout_share", "field", "cache", "tensor_parallel", "co
 
 
 @sentence_errors
+@with_quiet
 @options.with_run_options(
     without=_WITHOUT, lr=1e-4, warmup=20, batch=16, sequence=512, schedule="cosine", weight_decay=0.01, eval_every=0,
     save_every=200,

@@ -20,12 +20,14 @@ from .common import (
     say,
     sentence_errors,
 )
+from .quiet_option import with_quiet
 
 # Typer reads the annotations at run time, where it wants Optional.
 # ruff: noqa: UP045
 
 
 @sentence_errors
+@with_quiet
 def predict(
     model: Annotated[str, typer.Argument(help=MODEL_HELP)],
     file: Annotated[str, typer.Argument(metavar="FILE", help="Rows: JSON lines, CSV, Parquet, CoNLL, ...")],

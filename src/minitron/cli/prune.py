@@ -9,12 +9,14 @@ import typer
 
 from ..locate import locate
 from .common import MODEL_HELP, JsonOption, print_json, quiet_libraries, sentence_errors
+from .quiet_option import with_quiet
 
 # Typer reads the annotations at run time, where it wants Optional.
 # ruff: noqa: UP045
 
 
 @sentence_errors
+@with_quiet
 def prune(
     model: Annotated[str, typer.Argument(help=MODEL_HELP)],
     out: Annotated[Path, typer.Argument(help="Folder to make.")],

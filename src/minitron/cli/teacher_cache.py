@@ -21,12 +21,14 @@ from .common import (
     say,
     sentence_errors,
 )
+from .quiet_option import with_quiet
 
 # Typer reads the annotations at run time, where it wants Optional.
 # ruff: noqa: UP045
 
 
 @sentence_errors
+@with_quiet
 def teacher_cache(
     teacher: Annotated[str, typer.Argument(help=MODEL_HELP)],
     data: Annotated[list[str], options.DataOption],

@@ -11,12 +11,14 @@ import typer
 from ..locate import locate
 from . import training as options
 from .common import MODEL_HELP, quiet_libraries, say, sentence_errors
+from .quiet_option import with_quiet
 
 # Typer reads the annotations at run time, where it wants Optional.
 # ruff: noqa: UP045
 
 
 @sentence_errors
+@with_quiet
 @options.with_run_options()
 def train(
     run: options.RunOptions,

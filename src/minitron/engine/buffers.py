@@ -16,7 +16,7 @@ import numpy as np
 from ..pages import LINE, ask_for_large_pages
 
 Buffer: TypeAlias = Any
-"""A tensor on the CPU or a NumPy array. What both have may be used: `shape`, `nbytes`, indexing, assignment."""
+"""A tensor or a NumPy array. What both have may be used: `shape`, `nbytes`, indexing, assignment."""
 
 NUMPY_DTYPES: dict[str, Any] = {
     "bf16": np.uint16,
@@ -39,14 +39,14 @@ def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
 
 
 def zeros(shape: tuple[int, ...], kind: str, like: Buffer) -> Buffer:
-    """Zeros of one of NUMPY_DTYPES, of the sort of buffer that `like` is, aligned to cache lines.
+    """Zeros of one of NUMPY_DTYPES, of the sort of buffer that `like` is and on its device, aligned to cache lines.
 
     Memory that is never written to is never touched.
     """
     if not isinstance(like, np.ndarray):
         import torch
 
-        return torch.zeros(shape, dtype=getattr(torch, _TORCH_DTYPES[kind]))
+        return torch.zeros(shape, dtype=getattr(torch, _TORCH_DTYPES[kind]), device=like.device)
     dtype = np.dtype(NUMPY_DTYPES[kind])
     size = math.prod(shape) * dtype.itemsize
     memory = np.zeros(size + LINE, np.uint8)
@@ -64,7 +64,7 @@ def address(buffer: Buffer) -> int:
 
 
 def of_kind(array: np.ndarray, like: Buffer) -> Buffer:
-    """The array aligned to cache lines; as a tensor if `like` is one."""
+    """The array aligned to cache lines; as a tensor on its device if `like` is one."""
     if address(array) % LINE:
         aligned = empty(array.shape, array.dtype)
         aligned[...] = array
@@ -73,7 +73,7 @@ def of_kind(array: np.ndarray, like: Buffer) -> Buffer:
         return array
     import torch
 
-    return torch.from_numpy(array)
+    return torch.from_numpy(array).to(like.device)
 
 
 def most_threads() -> int:

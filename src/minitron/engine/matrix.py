@@ -72,7 +72,7 @@ class Matrix:
 
         K = self.shape[1]
         step = max(1, WEIGHTS_AT_ONCE // K)
-        out = torch.empty((rows.stop - start, K), dtype=dtype)
+        out = torch.empty((rows.stop - start, K), dtype=dtype, device=self.data.device)
         for first in range(start, rows.stop, step):
             last = min(first + step, rows.stop)
             out[first - start : last - start] = _UNPACK[self.format](self, first, last)[:, :K]

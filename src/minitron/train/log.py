@@ -8,9 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from ..files import write_text, writing
+from ..quiet import bar_class
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -45,14 +44,14 @@ class RunLog:
             self.note = "tensorboard is not installed, so only metrics.jsonl is written: pip install 'minitron[train]'"
         else:
             self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
-        terminal = sys.stderr.isatty()
-        self._bar = tqdm(
+        bar, watched = bar_class()
+        self._bar = bar(
             total=1.0,
             initial=done,
             disable=quiet,
             bar_format="{percentage:5.1f}% |{bar}| {desc}",
-            mininterval=0.2 if terminal else 30,
-            dynamic_ncols=terminal,
+            mininterval=0.2 if watched else 30,
+            dynamic_ncols=watched,
         )
 
     def write(self, step: int, values: dict[str, float]) -> None:
@@ -76,7 +75,7 @@ class RunLog:
     def say(self, text: str) -> None:
         """Print a line beside the progress bar, to stderr."""
         if self._bar is not None:
-            tqdm.write(text, file=sys.stderr)
+            self._bar.write(text, file=sys.stderr)
 
     def flush(self) -> None:
         """Pass everything to the operating system."""
