@@ -9,6 +9,9 @@ reads what another one writes. Otherwise a kernel before writes those of all row
 Letters of shapes: M rows, N query heads, K key/value heads, H head_dim, R rotated channels, P parts.
 """
 
+# Kernels are written in a language of their own inside Python, whose constants and tensors type checkers do not know.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportOperatorIssue=false
+
 from __future__ import annotations
 
 import torch
@@ -181,9 +184,7 @@ def _attend(
     out = ((row * HEADS + heads) * parts + part).to(tl.int64)
     tl.store(highest + out, top, mask=inside)
     tl.store(weight + out, total, mask=inside)
-    tl.store(
-        sums + out[:, None] * HEAD + channels[None, :], mixed, mask=inside[:, None] & (channels[None, :] < HEAD)
-    )
+    tl.store(sums + out[:, None] * HEAD + channels[None, :], mixed, mask=inside[:, None] & (channels[None, :] < HEAD))
 
 
 @triton.jit
@@ -246,7 +247,7 @@ def attend(
         qkv, keys, values, *rotary, query_gain, key_gain, slots, positions, sums, highest, weight,
         keys.stride(0), capacity, H**-0.5, eps, **cached,
         QUERIES=max(16, triton.next_power_of_2(heads // groups)), KEYS=BLOCK_KEYS, FUSED=own_slots,
-        num_stages=1 if keys.dtype == torch.float32 else 2,  # a third stage of fp32 is more shared memory than some have
+        num_stages=1 if keys.dtype == torch.float32 else 2,  # more of fp32 does not fit into some shared memories
     )  # fmt: skip
     _join[(M * heads,)](sums, highest, weight, out, parts, **shape, PARTS=triton.next_power_of_2(parts))
     return out

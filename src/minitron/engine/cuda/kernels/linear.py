@@ -1,6 +1,9 @@
 """One row or a few through a norm and a matrix, with what is added to the product: QKV, `o_proj`, a gated `down_proj`,
 the LM head."""
 
+# Kernels are written in a language of their own inside Python, whose constants and tensors type checkers do not know.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
+
 from __future__ import annotations
 
 import torch
@@ -10,14 +13,11 @@ from torch import Tensor
 
 from ...matrix import PLAIN_BYTES, Matrix
 from ...parts import Norm
+from . import FORMATS, MOST_ROWS
 from .products import LAYER_NORM, NO_NORM, RMS_NORM, normalized, project, row_statistics
 
 TYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
 """Dtypes that the kernels compute products in."""
-FORMATS = ("bf16", "fp16", "fp32", "int8", "int4")
-"""Formats of matrices that the kernels read."""
-MOST_ROWS = 32
-"""Rows of one call."""
 FUSED_NORM_ROWS = 4
 """Above so many rows a norm runs once, in a kernel of its own; below, every program normalizes the rows for itself."""
 
@@ -46,7 +46,24 @@ def _linear(
 ):
     outputs = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     found = project(
-        x, gain, offset, weight, scales, bias, outputs, M, N, K, stride, eps, NORM, FORMAT, DTYPE, ROWS, BLOCK_N, BLOCK_K
+        x,
+        gain,
+        offset,
+        weight,
+        scales,
+        bias,
+        outputs,
+        M,
+        N,
+        K,
+        stride,
+        eps,
+        NORM,
+        FORMAT,
+        DTYPE,
+        ROWS,
+        BLOCK_N,
+        BLOCK_K,
     )
     rows = tl.arange(0, ROWS)
     inside = (rows[:, None] < M) & (outputs[None, :] < N)
@@ -57,9 +74,7 @@ def _linear(
 
 
 @triton.jit
-def _normalize(
-    x, gain, offset, out, K, eps, NORM: tl.constexpr, DTYPE: tl.constexpr, BLOCK_K: tl.constexpr
-):
+def _normalize(x, gain, offset, out, K, eps, NORM: tl.constexpr, DTYPE: tl.constexpr, BLOCK_K: tl.constexpr):
     row = tl.program_id(0).to(tl.int64) * K
     mean, deviation = row_statistics(x + row, 1, K, eps, NORM, 1, BLOCK_K)
     for first in range(0, K, BLOCK_K):
@@ -109,9 +124,7 @@ def normalize(x: Tensor, norm: Norm, eps: float, dtype: torch.dtype) -> Tensor:
     """Rows (M, K) fp32 normalized, in a dtype."""
     M, K = x.shape
     out = torch.empty((M, K), dtype=dtype, device=x.device)
-    _normalize[(M,)](
-        x, norm.gain, norm.offset, out, K, eps, NORM=kind_of(norm), DTYPE=TYPES[dtype], BLOCK_K=1024
-    )
+    _normalize[(M,)](x, norm.gain, norm.offset, out, K, eps, NORM=kind_of(norm), DTYPE=TYPES[dtype], BLOCK_K=1024)
     return out
 
 

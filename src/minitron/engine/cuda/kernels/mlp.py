@@ -9,6 +9,9 @@ order, with the residual stream.
 Letters of shapes: M rows, D hidden, F neurons, S blocks of neurons.
 """
 
+# Kernels are written in a language of their own inside Python, whose constants and tensors type checkers do not know.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
+
 from __future__ import annotations
 
 import torch

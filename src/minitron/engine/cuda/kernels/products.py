@@ -6,10 +6,14 @@ come. Columns of 4-bit codes lie in halves of bytes, so such a piece takes two p
 Letters of shapes: M rows, N outputs, K inputs.
 """
 
+# Kernels are written in a language of their own inside Python, whose constants and tensors type checkers do not know.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
+
 from __future__ import annotations
 
 import triton
 import triton.language as tl
+from triton import knobs
 
 from ...matrix import BLOCK as PADDING
 from ...matrix import GROUP
@@ -24,7 +28,7 @@ _GROUP = tl.constexpr(GROUP)
 _HALF_GROUP = tl.constexpr(GROUP // 2)
 _PADDING = tl.constexpr(PADDING)
 # The interpreter multiplies the bits of bf16 numbers; in fp32 the products of rounded numbers are the same.
-_INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
+_INTERPRETED = tl.constexpr(bool(knobs.runtime.interpret))
 
 
 @triton.jit
@@ -185,10 +189,7 @@ def project(
             other = columns + _HALF_GROUP
             some = normalized(x, other, M, K, mean, deviation, gain, offset, NORM, ROWS, DTYPE)
             sums = multiply_add(sums, some, high, ROWS)
-    if ROWS == 1:
-        found = tl.sum(sums, axis=1)[None, :]
-    else:
-        found = sums
+    found = tl.sum(sums, axis=1)[None, :] if ROWS == 1 else sums
     if bias is not None:
         found += tl.load(bias + outputs, mask=outputs < N, other=0.0)[None, :]
     return found
