@@ -13,6 +13,9 @@ import torch
 # The models of these tests are so small that starting a second thread costs more than it does.
 torch.set_num_threads(1)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Triton's kernels run in its interpreter where there is no GPU. Triton reads this when it is imported.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # What a machine may lack. Any other skip is a failure: it would hide a renamed module or a missing dependency.
 ALLOWED_SKIPS = {

@@ -5,7 +5,7 @@ for the device, and all memory that outlives the step is given, so that a step c
 residual stream is fp32; matrix products are in the weights' dtype, or dequantized into it. Letters of shapes are those
 of `engine.parts`, and M rows.
 
-`TorchSteps` is the reference. Kernels plug in as a subclass that replaces some of its methods; see `steps_for`.
+`TorchSteps` is the reference. Kernels plug in as a subclass that replaces some of its methods; see `triton_steps`.
 """
 
 from __future__ import annotations
@@ -138,15 +138,6 @@ class TorchSteps:
         """The last norm of x (M, D), (M, D) fp32, and logits (M, V) fp32."""
         hidden = norm(x, weights.norm, weights.constants.norm_eps)
         return hidden, product(hidden, weights.head)
-
-
-def steps_for(weights: EngineWeights) -> TorchSteps:
-    """The pieces that these weights decode with: kernels where there are some for the device, otherwise the reference.
-
-    Args:
-        weights: on the device.
-    """
-    return TorchSteps()
 
 
 def decode_step(
