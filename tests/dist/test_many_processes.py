@@ -80,6 +80,18 @@ def test_another_number_of_processes_continues_a_run(folder: Path, results: dict
     assert_same_run(folder / "one", folder / name, ("loss", "grad_norm"))
 
 
+@pytest.mark.parametrize(("name", "tolerance"), [("8-bit-2-2", 0.0), ("8-bit-2-1", 1e-4), ("8-bit-1-2", 1e-4)])
+def test_8_bit_averages_continue_in_any_number_of_processes(
+    folder: Path, results: dict[str, Any], name: str, tolerance: float
+) -> None:
+    """In as many processes as before bit for bit: what is stored in fp32 comes back as the same bytes."""
+    assert "error" not in results["8-bit"], results["8-bit"]
+    assert results[name].get("before", {}).get("stopped_by") == "until=3", results[name]
+    found, expected = (numbers(folder / each, "loss") for each in (name, "8-bit"))
+    assert len(expected) == STEPS
+    assert found == pytest.approx(expected, rel=tolerance, abs=0)
+
+
 def test_distillation_in_two_processes_is_that_in_one(folder: Path, results: dict[str, Any]) -> None:
     """With a projection and a teacher that are trained too, and continued by one process."""
     names = ("loss", "kl", "ce", "top1", "hidden", "teacher_ce", "grad_norm", "teacher_grad_norm")

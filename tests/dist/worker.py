@@ -79,6 +79,20 @@ def pretrain(run: Path, tensor: int, until: int | None, kind: str | None = None,
     )
 
 
+def in_eight_bits(run: Path, tensor: int, until: int | None) -> Any:
+    """As `pretrain` with 8-bit averages; matrices are large enough to have some."""
+    torch.compile = lambda function, **_: function  # type: ignore[assignment]  # compiling takes a minute
+    return train(
+        model(0, hidden_size=64, intermediate_size=128),
+        small_stream(),
+        settings(optimizer="adamw8bit"),
+        run,
+        world=make_world(tensor),
+        quiet=True,
+        until=until,
+    )
+
+
 def from_teacher(run: Path, tensor: int, until: int | None, **changes: object) -> Any:
     """Distillation with a trained projection and a teacher that learns beside."""
     stream = small_stream()
@@ -157,6 +171,12 @@ def main(folder: Path) -> None:
     for kind, size in (("llama-biased", 2), ("qwen2", 2), ("qwen3", 4)):
         results[f"{kind}-one"] = run(1, pretrain, folder / f"{kind}-one", 1, None, kind=kind)
         results[f"{kind}-many"] = run(size, pretrain, folder / f"{kind}-many", 2, None, kind=kind)
+    results["8-bit"] = run(2, in_eight_bits, folder / "8-bit", 1, None)
+    for size in (2, 1):
+        before = run(2, in_eight_bits, folder / f"8-bit-2-{size}", 1, 3)
+        results[f"8-bit-2-{size}"] = {"before": before, **run(size, in_eight_bits, folder / f"8-bit-2-{size}", 1, None)}
+    before = run(1, in_eight_bits, folder / "8-bit-1-2", 1, 3)
+    results["8-bit-1-2"] = {"before": before, **run(2, in_eight_bits, folder / "8-bit-1-2", 1, None)}
     before = run(2, from_teacher, folder / "distill-2-1", 1, 3)
     results["distill-2-1"] = {"before": before, **run(1, from_teacher, folder / "distill-2-1", 1, None)}
     (folder / "results.json").write_text(json.dumps(results, indent=1, default=str), encoding="utf-8")

@@ -90,7 +90,8 @@ class RunOptions:
     ] = 0.0
     tensor_parallel: Annotated[int, typer.Option(help="Processes that share each matrix (torchrun).")] = 1
     peak_tflops: Annotated[
-        Optional[float], typer.Option(help="Peak TFLOP/s of a device, for MFU; measured if not given.")
+        Optional[float],
+        typer.Option(help="Peak TFLOP/s of a device, for MFU; by default of its data sheet (GPUs) or measured (CPUs)."),
     ] = None
     device: Annotated[str, typer.Option(help=DEVICE_HELP)] = "auto"
     as_json: Annotated[bool, typer.Option("--json", help=JSON_HELP)] = False
@@ -220,11 +221,11 @@ class Measured:
 
 def prepare(
     run: RunOptions, notes: Iterable[str], subject: Measured, settings: Any, world: Any, place: Any
-) -> tuple[float, dict[str, Any] | None]:
+) -> tuple[float | None, dict[str, Any] | None]:
     """Print notes on the text and, in one process, how long the run takes and what memory it needs.
 
     Returns:
-        Operations per second of all devices, and what was printed as numbers.
+        Operations per second of all devices, None if they are not known; and what was printed as numbers.
     """
     from ..train.loop import estimate
 
@@ -235,27 +236,32 @@ def prepare(
         return peak, None
     cost = estimate(subject.model, subject.stream, settings, subject.loss)
     count = sum(p.numel() for p in subject.model.parameters())
-    how = "given" if run.peak_tflops else "measured"
+    how = "given" if run.peak_tflops else "measured" if place.type != "cuda" else "specified"
     return peak, announce(cost, subject.stream, settings, count, peak, subject.flops_per_token, how)
 
 
-def peak_flops(given: float | None, place: Any, dtype: str, world: Any) -> float:
-    """Operations per second of all devices together: as given for one in TFLOP/s, or measured."""
-    from ..train.machine import measured_peak
+def peak_flops(given: float | None, place: Any, dtype: str, world: Any) -> float | None:
+    """Operations per second of all devices together, None if not known: as given for one in TFLOP/s, or `peak_of`."""
+    from ..train.machine import peak_of
 
-    return world.size * (given * 1e12 if given else world.agree(measured_peak(place, dtype)))
+    # Of several processes the first one's devices count, so that all agree; 0 is "not known".
+    peak = given * 1e12 if given else world.agree(peak_of(place, dtype) or 0.0)
+    return world.size * peak or None
 
 
-def announce(cost: Any, stream: Any, settings: Any, count: int, peak: float, flops: float, how: str) -> dict[str, Any]:
+def announce(
+    cost: Any, stream: Any, settings: Any, count: int, peak: float | None, flops: float, how: str
+) -> dict[str, Any]:
     """Say on stderr how long the run will take and what memory it needs, as one measured step suggests."""
     steps = settings.total_steps or int(3600 * settings.hours / cost.seconds_per_step)
     tokens = steps * settings.tokens_per_step
     speed = settings.tokens_per_step / cost.seconds_per_step
+    mfu = f"{speed * flops / peak:.0%} of the {how} {peak / 1e12:.3g} TFLOP/s" if peak else "not known (--peak-tflops)"
     typer.echo(
         f"{human_count(count)} parameters. About {steps:,} steps, {human_count(tokens)} tokens: "
         f"{steps * settings.batch / len(stream):.1f} passes over the data, {tokens / count:.1f} tokens per parameter. "
         f"About {steps * cost.seconds_per_step / 3600:.2f} hours at {speed:,.0f} tokens/s, "
-        f"MFU {speed * flops / peak:.0%} of the {how} {peak / 1e12:.3g} TFLOP/s, "
+        f"MFU {mfu}, "
         f"{human_bytes(cost.peak_bytes)} of memory.",
         err=True,
     )

@@ -128,7 +128,7 @@ def train(
         world: the processes, from `parallel.make_world`; this one alone if None.
         export_dtype: of the weights in `run/model`; as trained if None.
         peak_flops: operations per second that the devices can do. With `flops_per_token`, the operations that a token
-            takes, their ratio (MFU) is logged.
+            takes, their ratio (MFU) is logged; otherwise the progress says that it is not known.
         flops_per_token: see `peak_flops`.
         until: stop after this step with a checkpoint, as after a signal, and with the measurements of an end; a later
             call continues from there.
@@ -275,7 +275,7 @@ class _Loop:
         parts = [f"step {state.step}", f"loss {numbers['loss']:.3f}"]
         parts += [f"KL {numbers['kl']:.4f}"] if "kl" in numbers else []
         parts += [f"top-1 {numbers['top1']:.1%}"] if "top1" in numbers else []
-        parts += [f"{speed:,.0f} tokens/s", *([f"MFU {mfu['mfu']:.1%}"] if mfu else []), f"{clock(left)} left"]
+        parts += [f"{speed:,.0f} tokens/s", f"MFU {mfu['mfu']:.1%}" if mfu else "MFU not known", f"{clock(left)} left"]
         self.log.show(done, ", ".join(parts))
         for text in self.trainer.events:
             self.log.say(text)

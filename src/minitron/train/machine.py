@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 import resource
 import sys
 import time
@@ -78,8 +79,54 @@ class Stopwatch:
         return time.monotonic() - self._start
 
 
+PEAKS: dict[str, float] = {
+    "B200": 2250e12,
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "H800": 989e12,
+    "H20": 148e12,
+    "A100": 312e12,
+    "A800": 312e12,
+    "A40": 150e12,
+    "A10": 125e12,
+    "A30": 165e12,
+    "L40S": 362e12,
+    "L40": 181e12,
+    "L4": 121e12,
+    "RTX 4090": 165e12,
+    "RTX 3090": 71e12,
+}
+"""Operations per second of dense bf16 products with fp32 sums, as the makers' data sheets give them, by a part of the
+device's name. The first that fits counts, so longer names come before those that they contain."""
+
+
+def known_peak(name: str, dtype: str) -> float | None:
+    """The peak of a CUDA device by its name, for products in bfloat16; None if it is not known.
+
+    Args:
+        name: as `torch.cuda.get_device_name` gives it.
+        dtype: what products run in, "bfloat16" or "float32"; of the latter no peak is known.
+    """
+    if dtype != "bfloat16":
+        return None
+    return next((peak for part, peak in PEAKS.items() if re.search(rf"\b{part}\b", name)), None)
+
+
+def peak_of(device: torch.device, dtype: str) -> float | None:
+    """Operations per second that a device can do for `TrainConfig.dtype`: the denominator of MFU.
+
+    Of a CUDA device what its data sheet says, if it is known here; of others what a matrix product reaches.
+    """
+    if device.type != "cuda":
+        return measured_peak(device, dtype)
+    runs_in = "bfloat16" if uses_bfloat16(device, dtype) else "float32"
+    return known_peak(torch.cuda.get_device_name(device), runs_in)
+
+
 def measured_peak(device: torch.device, dtype: str) -> float:
-    """Operations per second of a large square matrix product, the best of several: the denominator of MFU."""
+    """Operations per second of a large square matrix product, the best of several."""
     size = 8192 if device.type == "cuda" else 1024
     a = torch.randn(size, size, device=device, dtype=torch.bfloat16 if uses_bfloat16(device, dtype) else torch.float32)
     best = 0.0

@@ -201,7 +201,7 @@ def _setting_that_fits(config: TrainConfig, processes: int, fits: Callable[[Trai
     share = config.batch // processes
     now = config.at_once(processes)
     divisors = [n for n in range(now, 0, -1) if share % n == 0]
-    for optimizer in dict.fromkeys((config.optimizer, "adamw8bit") if processes == 1 else (config.optimizer,)):
+    for optimizer in dict.fromkeys((config.optimizer, "adamw8bit")):
         for recompute in dict.fromkeys((config.recompute, "mlp", "layers")):
             for micro in divisors:
                 settings = replace(config, optimizer=optimizer, recompute=recompute, micro_batch=micro)

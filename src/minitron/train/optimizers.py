@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from . import eight_bits
 from .run_folder import TrainError
 from .schedule import TrainConfig
 
@@ -43,8 +44,8 @@ def make_optimizer(
         # One pass over memory instead of a dozen; torch has such a kernel for CPU and CUDA.
         fused = all(p.device.type in ("cpu", "cuda") for p in trained)
         return torch.optim.AdamW(split, lr=config.lr, betas=config.betas, fused=fused)
-    if any(isinstance(p, DTensor) for p in trained):
-        raise TrainError(f"optimizer {config.optimizer!r} works in one process only; use adamw, whose state is sharded")
+    if config.optimizer == "offload" and any(isinstance(p, DTensor) for p in trained):
+        raise TrainError("optimizer 'offload' works in one process only; adamw and adamw8bit shard their state")
     try:
         from torchao.optim import AdamW8bit, CPUOffloadOptimizer  # heavy, and an extra
     except ImportError:
@@ -86,16 +87,24 @@ def _state_of(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict
 
 
 def state_tensors(optimizer: torch.optim.Optimizer, named: Named) -> dict[str, Tensor]:
-    """The optimizer's state: `step.NAME`, `exp_avg.NAME`, `exp_avg_sq.NAME`; 8-bit averages as their parts."""
+    """The optimizer's state: `step.NAME`, `exp_avg.NAME`, `exp_avg_sq.NAME`; 8-bit averages as their parts, and sharded
+    ones as those of `eight_bits.to_parts`."""
     tensors: dict[str, Tensor] = {}
     for name, parameter in named:
         for key, value in (_state_of(optimizer, parameter) if parameter.requires_grad else {}).items():
-            if hasattr(value, "codes"):
-                parts, _ = value.__tensor_flatten__()
-                tensors |= {f"{key}/{part}.{name}": getattr(value, part) for part in parts}
+            if hasattr(value, eight_bits.CODES):
+                parts = {part: getattr(value, part) for part in value.__tensor_flatten__()[0]}
+            elif _has_eight_bits(optimizer) and isinstance(value, DTensor):
+                parts = eight_bits.to_parts(value)
             else:
                 tensors[f"{key}.{name}"] = value
+                continue
+            tensors |= {f"{key}/{part}.{name}": tensor for part, tensor in parts.items()}
     return tensors
+
+
+def _has_eight_bits(optimizer: torch.optim.Optimizer) -> bool:
+    return hasattr(optimizer, "block_size")
 
 
 def load_state(optimizer: torch.optim.Optimizer, named: Named, tensors: Mapping[str, Tensor]) -> None:
@@ -106,13 +115,32 @@ def load_state(optimizer: torch.optim.Optimizer, named: Named, tensors: Mapping[
         state = _state_of(optimizer, parameter)
         inner = getattr(optimizer, "param_d2h_map", {}).get(parameter, parameter)
         state["step"] = tensors[f"step.{name}"]
-        if not (inner.device.type == "cpu" or hasattr(optimizer, "block_size")):
+        if not (inner.device.type == "cpu" or _has_eight_bits(optimizer)):
             state["step"] = state["step"].to(inner.device)
         for key in _AVERAGES:
-            if f"{key}/codes.{name}" in tensors:
-                state[key] = _eight_bits(key, name, tensors, inner.device)
-            else:
-                state[key] = placed_like(tensors[f"{key}.{name}"], inner)
+            state[key] = _average(optimizer, key, name, tensors, inner)
+
+
+def _average(
+    optimizer: torch.optim.Optimizer, key: str, name: str, tensors: Mapping[str, Tensor], like: Tensor
+) -> Tensor:
+    """An average of a parameter, in the form in which the optimizer keeps it."""
+    if not _has_eight_bits(optimizer):
+        return placed_like(tensors[f"{key}.{name}"], like)
+    signed = key == "exp_avg"
+    if f"{key}/{eight_bits.SCALES}.{name}" in tensors:  # of several processes
+        codes, scales = (tensors[f"{key}/{part}.{name}"] for part in (eight_bits.CODES, eight_bits.SCALES))
+    elif f"{key}/{eight_bits.CODES}.{name}" in tensors:
+        whole: Any = _eight_bits(key, name, tensors, like.device)
+        if not isinstance(like, DTensor):
+            return whole
+        codes, scales = whole.codes, whole.scale.repeat_interleave(whole.block_size).view(whole.shape)
+    else:
+        scales = tensors[f"{key}.{name}"]
+        codes = torch.full_like(scales, 255, dtype=torch.uint8)
+    average = optimizer._new_buffer(like, signed)  # type: ignore[attr-defined]
+    eight_bits.fill(average, placed_like(codes, like), placed_like(scales, like), signed)
+    return average
 
 
 def _eight_bits(key: str, name: str, tensors: Mapping[str, Tensor], device: torch.device) -> Tensor:

@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor
 from ..checkpoint.limits import CheckpointError
 from ..files import explain
 from ..world import World
+from . import eight_bits
 from .resume import begin_step, failed_step, file_sha256, finish_step
 
 FOLDER = "sharded"
@@ -118,6 +119,10 @@ def load(folder: Path, like: Mapping[str, nn.Parameter], names: Iterable[str], s
                         f"{folder}: {name} has shape {list(metadata[key].size)}, the model's {list(parameter.shape)}"
                     )
                 wanted[key] = torch.empty_like(parameter)
+        for key in ("exp_avg", "exp_avg_sq"):
+            for part, dtype in ((eight_bits.CODES, torch.uint8), (eight_bits.SCALES, torch.float32)):
+                if f"{key}/{part}.{name}" in metadata:
+                    wanted[f"{key}/{part}.{name}"] = torch.empty_like(parameter, dtype=dtype)
         if f"step.{name}" in metadata:
             wanted[f"step.{name}"] = torch.zeros(())
         if f"parameter.{name}" not in metadata:
