@@ -12,6 +12,7 @@ Letters of shapes: N rows, D hidden, V vocabulary (of this process, where the he
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -146,6 +147,20 @@ class _Loss:
         return torch.stack(sums)
 
 
+# Devices whose losses run as Triton kernels, where Triton is installed.
+_KERNEL_DEVICES = ("cuda",)
+_KERNEL_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+# Rows of a tile of matrix products on a GPU: chunks are whole tiles.
+_TILE = 128
+
+
+def _kernels_serve(logits: Tensor, rows: Vocabulary) -> bool:
+    """Whether `loss_kernels` computes the loss of these logits."""
+    if logits.device.type not in _KERNEL_DEVICES or logits.dtype not in _KERNEL_DTYPES or rows.group:
+        return False
+    return importlib.util.find_spec("triton") is not None
+
+
 # --- the operator ------------------------------------------------------------------------------------------------
 
 
@@ -183,6 +198,21 @@ class _Inputs:
         teacher = None
         if self.teacher_hidden is not None and self.teacher_weight is not None:
             teacher = self.teacher_hidden[at] @ self.teacher_weight[columns].t()
+        loss = loss_of(slice(None))
+        if self.ids is None and _kernels_serve(logits, loss.rows):
+            from .loss_kernels import differentiate
+
+            return logits, differentiate(
+                loss.rows,
+                logits,
+                teacher,
+                self.labels[at],
+                kind=loss.kind,
+                temperature=loss.temperature,
+                ce_weight=loss.ce_weight,
+                gradients=loss.gradients,
+                known=isinstance(loss.rows, Replay),
+            )
         sums = torch.zeros(3, dtype=self.wide, device=logits.device)
         rows_at_once = max(1, _CACHED_VALUES // len(head)) if in_cache else max(1, len(at))
         for first in range(0, len(at), rows_at_once):
@@ -354,6 +384,8 @@ def head_loss(
     hidden, weight = hidden.to(dtype), weight.to(dtype)
     if rows_per_chunk is None:
         rows_per_chunk = max(1, _CHUNK_BYTES // (weight.element_size() * weight.shape[0]))
+        if hidden.device.type == "cuda" and rows_per_chunk > _TILE:
+            rows_per_chunk -= rows_per_chunk % _TILE
     count = (labels != IGNORE_INDEX).sum() if num_items is None else torch.as_tensor(num_items, device=hidden.device)
     teacher_hidden, teacher_weight, ids, shares, top = None, None, None, None, None
     if teacher is not None:
