@@ -167,6 +167,11 @@ class DistillLoss(nn.Module):
 def _layer_map(options: DistillOptions, teacher: int, student: int) -> tuple[tuple[int, int], ...]:
     if not teacher:
         raise ValueError("a hidden-state loss needs the teacher's hidden states, which a cache does not hold")
+    if options.layer_map is None and min(teacher, student) < 3:
+        raise ValueError(
+            f"without a layer map the third layers from the end are compared; the teacher has {teacher} layers and the "
+            f"student {student}: name pairs of layers, such as --layer-map {teacher - 1}:{student - 1}"
+        )
     pairs = options.layer_map if options.layer_map is not None else ((teacher - 3, student - 3),)
     for t, s in pairs:
         if not (0 <= t < teacher and 0 <= s < student):

@@ -198,8 +198,12 @@ def test_models_that_do_not_fit_are_refused() -> None:
     teacher, _ = pair()
     with pytest.raises(ValueError, match="the teacher has 50 tokens and the student 60"):
         DistillLoss(OnlineTeacher(teacher), DistillOptions(), NemotronConfig(vocab_size=60))
-    with pytest.raises(ValueError, match=r"layer map 2:-1 does not fit; .* the student's 0 to 1"):
+    with pytest.raises(
+        ValueError, match=r"has \d layers and the student 2: name pairs of layers, such as --layer-map \d:1"
+    ):
         DistillLoss(OnlineTeacher(teacher), DistillOptions(hidden="mse"), model(0, 8, 2).config)
+    with pytest.raises(ValueError, match=r"layer map 2:3 does not fit; .* the student's 0 to 1"):
+        DistillLoss(OnlineTeacher(teacher), DistillOptions(hidden="mse", layer_map=((2, 3),)), model(0, 8, 2).config)
     teacher.lm_head = nn.Linear(16, 50, bias=True).double()
     with pytest.raises(ValueError, match="needs a plain linear layer without bias"):
         DistillLoss(OnlineTeacher(teacher), DistillOptions(), teacher.config)(teacher, batch())
