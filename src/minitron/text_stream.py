@@ -86,7 +86,7 @@ class TextStream:
 
     def _run(self, model: NemotronForCausalLM, ids: torch.Tensor, arguments: dict[str, Any]) -> None:
         try:
-            from .bench.trust import LoadMeter
+            from .load_meter import LoadMeter
 
             with LoadMeter(torch.get_num_threads()) as meter:
                 self._output = model.generate(

@@ -14,8 +14,8 @@ import torch
 from ..engine.models import why_not_model
 from ..engine.weights import from_model
 from ..heads import NemotronForCausalLM
+from ..load_meter import LoadMeter
 from .measure import decode, interleaved
-from .trust import LoadMeter
 
 FEWEST_TOKENS, MOST_TOKENS = 8, 64
 """Tokens decoded in one call: as many as take `SECONDS`, within these limits."""

@@ -186,6 +186,8 @@ def _tuning_lines(tuning: dict[str, Any] | None, threads: int) -> list[tuple[str
         "measured": "measured in this run",
         "kept": "measured earlier on this machine; --retune measures again",
     }[tuning["origin"]]
+    if tuning["load"]:
+        origin = f"measured in this run and not kept: {tuning['load']}"
     rates = [(_reading(tried, threads), f"{tried['gb_per_s']:.1f} GB/s") for tried in tuning["measured"]]
     return [("tuning", f"{_reading(tuning['chosen'], threads)} ({origin})")] + [
         ("", f"{rate}  {way}") for way, rate in rates

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from ..bench.trust import LoadMeter
 from ..characters import require_characters
 from ..engine.base import MOST_STOPS
 from ..engine.draws import Draws
@@ -22,6 +21,7 @@ from ..engine.mt19937 import seeded
 from ..engine.parts import EngineWeights
 from ..files.links import LinkedFileError, require_own_files
 from ..finite import NotFiniteError, explain
+from ..load_meter import LoadMeter
 from ..sampling_parameters import SamplingParameters
 from .settings import NotServedError, PlainConfig, Recommended, read_plain_config, read_recommended, refuse_unless
 from .summary import SHORT_SECONDS, Summary

@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 import torch
 
-from ..bench.trust import LoadMeter
 from ..config import ModelConfig
 from ..data.packing import Batch
+from ..load_meter import LoadMeter
 from ..world import World, current_world
 from . import costs
 from .architecture import Architecture

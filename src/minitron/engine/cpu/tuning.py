@@ -5,7 +5,8 @@ doubles it. So the decode step takes these choices as numbers, and when an engin
 larger than the caches, a part of the model is timed with a few of them. No bit of a result depends on the choice.
 
 The file lies in the cache folder, one for each processor, number of threads and format; it is measured again when the
-kernels change. A file that cannot be read or written costs a measurement in each process, nothing else.
+kernels change. What is measured while other programs use the cores serves the process that measured it, and is not
+kept. A file that cannot be read or written costs a measurement in each process, nothing else.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ...files.cache_folder import cache_folder
+from ...load_meter import LoadMeter
 from ...pages import SMALL
 from ..buffers import of_kind
 from ..matrix import Matrix
@@ -79,11 +81,18 @@ class Report:
     """Each way that was tried, and its speed in GB/s of weights; empty if nothing was measured."""
     origin: str
     """"measured", "kept" (measured by an earlier process) or "small model"."""
+    load: str = ""
+    """What other programs took meanwhile, so that this was not kept; empty if the machine was free."""
 
     def as_json(self) -> dict[str, Any]:
         """The same as JSON has it."""
         measured = [{**dataclasses.asdict(tuning), "gb_per_s": round(rate, 2)} for tuning, rate in self.measured]
-        return {"origin": self.origin, "chosen": dataclasses.asdict(self.chosen), "measured": measured}
+        return {
+            "origin": self.origin,
+            "load": self.load,
+            "chosen": dataclasses.asdict(self.chosen),
+            "measured": measured,
+        }
 
 
 class Trial(Protocol):
@@ -135,7 +144,8 @@ def tuned(
             found = None if again else _read(path, facts)
             if found is None:
                 found = _measured(weights, threads, open_trial)
-                _write(path, facts, found)
+                if not found.load:
+                    _write(path, facts, found)
             _known[key] = found
         return _known[key]
 
@@ -145,11 +155,15 @@ def _measured(weights: EngineWeights, threads: int, open_trial: Callable[[Engine
         part = some_weights(weights, min(MOST_BYTES, max(LEAST_BYTES, 4 * _largest_cache())))
         trial = open_trial(part)
         try:
-            chosen, seconds = choose(trial.time_step, weights.format, threads)
+            with LoadMeter(threads) as meter:
+                chosen, seconds = choose(trial.time_step, weights.format, threads)
             size = part.bytes_per_token(trial.active_neurons / max(1, trial.seen_neurons))
         finally:
             trial.close()
-    return Report(chosen, tuple((tuning, size / time / 1e9) for tuning, time in seconds.items()), "measured")
+    if meter.reason:  # `team` finds the number of threads again whenever the load changes
+        chosen = dataclasses.replace(chosen, threads=0)
+    rates = tuple((tuning, size / time / 1e9) for tuning, time in seconds.items())
+    return Report(chosen, rates, "measured", meter.reason)
 
 
 # --- the choice --------------------------------------------------------------------------------------------------

@@ -76,6 +76,19 @@ def test_one_slow_round_does_not_decide() -> None:
     assert choose(machine(pace)[0], "int8", threads=1)[0].ahead == 512
 
 
+class FreeMachine:
+    """A meter of a machine on which nothing else runs; `reason` may be set."""
+
+    reason = ""
+
+    def __init__(self, threads: int) -> None: ...
+
+    def __enter__(self) -> FreeMachine:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+
 class FakeTrial:
     """An engine that is twice as fast without prefetching."""
 
@@ -98,6 +111,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("MINITRON_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(tuning, "SMALL", 0)
     monkeypatch.setattr(tuning, "_known", {})
+    monkeypatch.setattr(tuning, "LoadMeter", FreeMachine)
     monkeypatch.setattr(FakeTrial, "opened", 0)
     return tmp_path / "cache" / "tuning"
 
@@ -108,6 +122,25 @@ def fake(weights: EngineWeights, version: int = 1, again: bool = False) -> Repor
 
 def new_process() -> None:
     tuning._known.clear()
+
+
+def test_what_a_busy_machine_says_is_not_kept(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def time_step(self: FakeTrial, tuning: Tuning) -> float:
+        return 1.0 if tuning.threads == 1 else 2.0
+
+    monkeypatch.setattr(FakeTrial, "time_step", time_step)
+    monkeypatch.setattr(FreeMachine, "reason", "other programs used 1.0 of 2 cores")
+    weights = from_model(tiny_model(torch.bfloat16))
+    busy = fake(weights)
+    assert (busy.origin, busy.load) == ("measured", "other programs used 1.0 of 2 cores")
+    assert busy.chosen.threads == 0  # one thread was faster only because of the others
+    assert fake(weights) is busy  # in this process
+    assert not list(cache.glob("*")) if cache.exists() else True
+    monkeypatch.setattr(FreeMachine, "reason", "")
+    new_process()
+    assert (fake(weights).origin, fake(weights).chosen.threads) == ("measured", 1)
+    new_process()
+    assert (fake(weights).origin, fake(weights).chosen.threads) == ("kept", 1)
 
 
 def test_a_choice_is_measured_once_and_kept(cache: Path) -> None:
