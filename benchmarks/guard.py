@@ -14,7 +14,7 @@ import time
 
 import numpy as np
 
-from minitron.engine.generation import open_engine
+from minitron.engine.engines import open_engine
 from minitron.engine.model_weights import weights_of
 from minitron.loading import load
 from minitron.sampling_parameters import SamplingParameters

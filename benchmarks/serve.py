@@ -129,7 +129,7 @@ def their_server(gguf: Path, slots: int, context: int) -> Iterator[tuple[int, st
 
 def engine_rate(model: str, clients: int, tokens: int) -> float:
     """Tokens a second of the engine alone with a batch of as many sequences."""
-    from minitron.engine.generation import open_engine
+    from minitron.engine.engines import open_engine
     from minitron.engine.model_weights import weights_of
     from minitron.loading import load
 
@@ -188,7 +188,7 @@ def interleave(count: int, seed: int, state: Path | None) -> dict[str, Any]:
     from served_sequences import differing_interleavings
 
     from minitron.assets import bundled_model
-    from minitron.engine.generation import open_engine
+    from minitron.engine.engines import open_engine
     from minitron.engine.weights import from_checkpoint
 
     engine = open_engine(from_checkpoint(bundled_model()), 256, 4)

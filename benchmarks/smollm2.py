@@ -27,7 +27,7 @@ import minitron
 from minitron.bench.peers import GGUF_TYPES
 from minitron.checkpoint.gguf.write import write_gguf
 from minitron.checkpoint.hf import open_hf
-from minitron.engine.generation import open_engine
+from minitron.engine.engines import open_engine
 from minitron.engine.weights import EngineWeights, from_model
 
 FORMATS = ("bf16", "int8", "int4")

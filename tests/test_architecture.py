@@ -22,19 +22,9 @@ MOST_LINES_OF_A_FUNCTION = 80
 # A file imports files of its own layer or of a lower one. A new part of the package gets its place here.
 LAYERS = {
     0: [
-        *(
-            "characters",
-            "config",
-            "dtypes",
-            "families",
-            "files",
-            "framework",
-            "load_meter",
-            "memory",
-            "presets",
-            "quiet",
-        ),
-        *("rope_parameters", "shapes", "submodules", "supported", "tested", "version", "world"),
+        *("characters", "config", "dtypes", "engine_choices", "families", "files", "framework", "load_meter"),
+        *("memory", "presets", "quiet", "rope_parameters", "shapes", "submodules", "supported", "tested"),
+        *("version", "world"),
     ],
     1: ["assets", "chat", "data", "ops", "pages", "template_child", "templates", "tokenizer", "written_code"],
     2: [

@@ -6,6 +6,8 @@ The engine is in a layer above the model, so it is named here and imported when 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import wraps
@@ -15,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
+from .engine_choices import ENGINES
 from .finite import NotFiniteError, check_logits, explain
 from .framework import CACHE_NAMES, TESTED, installed, method_of_generation, with_framework_name
 from .masks import padding_mask, restarts
@@ -24,6 +27,16 @@ CHECK_MODULE = "minitron.release_check"
 
 ENGINE_CHOICE: ContextVar[str] = ContextVar("minitron_engine", default="auto")
 """The `engine` argument of the `generate` call in progress."""
+
+
+@contextmanager
+def engine_choice(engine: str) -> Iterator[None]:
+    """Choose among `ENGINES` within the block."""
+    before = ENGINE_CHOICE.set(engine)
+    try:
+        yield
+    finally:
+        ENGINE_CHOICE.reset(before)
 
 
 DRAFT_CHOICE: ContextVar[Any] = ContextVar("minitron_draft", default=None)
@@ -63,7 +76,7 @@ class GenerationReport:
     """What ran in a call of `generate`: hand one in as `report`, or read the model's `last_generation`."""
 
     engine: str = "transformers"
-    """"cpu" (compiled), "reference" (plain torch) or "transformers"."""
+    """"cpu" (compiled), "cuda" (CUDA graphs), "reference" (plain torch) or "transformers"."""
     reason: str = ""
     """Why transformers' own path ran; empty if the engine ran, and after beam search and the like."""
     active_neurons: int = 0
@@ -130,7 +143,9 @@ class EngineDecoding:
         """As transformers' `generate`.
 
         Args:
-            engine: "auto" decodes with `minitron.engine` what it can serve; "off" leaves all to transformers.
+            engine: "auto" decodes with `minitron.engine` what it can serve, on the CPU or a GPU; "off" leaves all to
+                transformers; "cuda" decodes with the code of the GPU's engine wherever the model is, so that it can be
+                tried on a CPU, where it is slower than "auto".
             draft: speculation that does not change the text (greedy) or its distribution (sampling): "lookup" drafts
                 what followed the same words earlier in the text; "self" drafts with the model's own weights in int4;
                 "default" drafts with the smaller bundled model if this is the bundled model, and as "self" otherwise;
@@ -139,8 +154,8 @@ class EngineDecoding:
                 `prompt_lookup_num_tokens` and `assistant_model` are served the same way.
             report: filled with what ran, and why. The model keeps the last report as `last_generation`.
         """
-        if engine not in ("auto", "off"):
-            raise ValueError(f"engine is {engine!r}; it must be 'auto' or 'off'")
+        if engine not in ENGINES:
+            raise ValueError(f"engine is {engine!r}; it must be one of {', '.join(ENGINES)}")
         if installed() not in TESTED:
             importlib.import_module(CHECK_MODULE).require(self)
         self.last_generation = None

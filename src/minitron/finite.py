@@ -59,7 +59,7 @@ def check_logits(logits: Tensor | np.ndarray) -> None:
     """
     if 0 in logits.shape:
         return
-    largest = logits.max(-1) if isinstance(logits, np.ndarray) else logits.detach().amax(-1).double().numpy()
+    largest = logits.max(-1) if isinstance(logits, np.ndarray) else logits.detach().amax(-1).double().cpu().numpy()
     wrong = largest[~np.isfinite(largest)]
     if wrong.size:
         raise NotFiniteError(f"the largest logit is {float(wrong[0])}")

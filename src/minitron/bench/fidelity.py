@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..engine.generation import open_engine
+from ..engine.engines import open_engine
 from ..engine.matrix import Format
 from ..engine.reference import ReferenceEngine
 from ..engine.weights import EngineWeights, from_model

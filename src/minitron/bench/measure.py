@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..config import ModelConfig, NemotronConfig
-from ..engine.generation import open_engine
+from ..engine.engines import open_engine
 from ..engine.weights import EngineWeights
 from ..families import family_of
 from ..family_models import causal_lm_class
@@ -71,7 +71,9 @@ def _read_rates(data: Tensor, repeats: int) -> list[float]:
     return rates
 
 
-def random_model(config: ModelConfig, zeros: float = 0.5, dtype: torch.dtype = torch.bfloat16) -> Any:
+def random_model(
+    config: ModelConfig, zeros: float = 0.5, dtype: torch.dtype = torch.bfloat16, device: str = "cpu"
+) -> Any:
     """A model of random weights of which a declared share of MLP neurons is zero; good for timing and nothing else.
 
     Random pre-activations are normal around 0, so half of them are zero after the activation. Other shares are made
@@ -87,11 +89,11 @@ def random_model(config: ModelConfig, zeros: float = 0.5, dtype: torch.dtype = t
     config = type(config).from_dict({**config.to_dict(), **changed})
     with torch.device("meta"):
         model = causal_lm_class(family)(config)
-    model = model.to(dtype).to_empty(device="cpu").eval()  # type: ignore[reportArgumentType]
-    model.model.rotary_emb = type(model.model.rotary_emb)(config)
+    model = model.to(dtype).to_empty(device=device).eval()  # type: ignore[reportArgumentType]
+    model.model.rotary_emb = type(model.model.rotary_emb)(config).to(device)
     std = config.initializer_range
     # Billions of normal numbers take minutes; the same few millions over and over are as good for timing.
-    block = (torch.randn(1 << 22, generator=torch.Generator().manual_seed(0)) * std).to(dtype)
+    block = (torch.randn(1 << 22, generator=torch.Generator().manual_seed(0)) * std).to(device, dtype)
     spread = std * config.hidden_size**0.5
     threshold = spread * NormalDist().inv_cdf(max(zeros, 1e-6))
     for name, parameter in model.named_parameters():

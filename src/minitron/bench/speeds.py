@@ -34,7 +34,7 @@ class Speed:
     first_token_seconds: float
     """Prefill and one token, after everything is compiled."""
     engine: str
-    """What decoded: "cpu" or "transformers"."""
+    """What decoded: "cpu", "cuda" or "transformers"."""
 
 
 _Once = Callable[[int], tuple[float, float]]
@@ -84,6 +84,8 @@ def _work(model: NemotronForCausalLM, prompt: list[int]) -> tuple[str, _Once]:
     """The engine where it serves the model, else transformers' own path."""
     if why_not_model(model):
         return "transformers", partial(_generate, model, prompt)
+    if model.device.type == "cuda":
+        return "cuda", partial(_generate, model, prompt)
     weights = from_model(model)
 
     def once(tokens: int) -> tuple[float, float]:

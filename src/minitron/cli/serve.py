@@ -33,7 +33,10 @@ def serve(
     threads: Optional[int] = typer.Option(None, help="Threads that compute. [default: all cores]"),  # noqa: UP045
     slots: Optional[int] = typer.Option(None, help="Requests answered at the same time. [default: 8]"),  # noqa: UP045
     max_context: Optional[int] = typer.Option(None, help="Longest prompt with its answer, in tokens."),  # noqa: UP045
-    prefill_chunk: Optional[int] = typer.Option(None, help="Prompt tokens between decode steps. [default: 32]"),  # noqa: UP045
+    engine: Optional[str] = typer.Option(None, help="auto, cuda or off (transformers). [default: auto]"),  # noqa: UP045
+    prefill_chunk: Optional[int] = typer.Option(  # noqa: UP045
+        None, help="Prompt tokens between decode steps. [default: 32, on a GPU 256]"
+    ),
     prefix_cache: Optional[int] = typer.Option(None, help="Bytes of the prefix cache; 0 turns it off."),  # noqa: UP045
     max_waiting: Optional[int] = typer.Option(None, help="Requests that may wait for a slot. [default: 128]"),  # noqa: UP045
     request_seconds: Optional[float] = typer.Option(None, help="Longest time of a request. [default: 600]"),  # noqa: UP045
@@ -85,6 +88,7 @@ def serve(
         "threads": threads,
         "slots": slots,
         "max_context": max_context,
+        "engine": engine,
         "prefill_chunk": prefill_chunk,
         "prefix_cache": prefix_cache,
         "max_waiting": max_waiting,

@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from ..sampling_parameters import SamplingParameters
+from .draws import Array, Draws
 from .kv import KeyValues
+from .mt19937 import seeded
 from .parts import EngineWeights
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-
-    from .draws import Array, Draws
 
 MAX_TOKENS = 32
 """New tokens in one step of the compiled engine."""
@@ -34,7 +35,13 @@ class DecodeEngine(Protocol):
     """
 
     name: str
-    """As in `GenerationReport.engine`: "cpu" or "reference"."""
+    """As in `GenerationReport.engine`: "cpu", "cuda" or "reference"."""
+    chooses: bool = False
+    """Whether `greedy` and `draw` take less time than as many steps."""
+    draws_each: bool = False
+    """Whether there is `draw_each`."""
+    most_rows: int = MAX_TOKENS
+    """Sequences that `greedy` and `draw` take at once, and tokens that `verify` takes."""
     weights: EngineWeights
     kv: KeyValues
     hidden: Array
@@ -127,9 +134,20 @@ class DecodeEngine(Protocol):
         """As `greedy`, with tokens chosen by `draws`; its batch has the text of slot s in row s."""
         found: list[list[int]] = []
         while len(found) < count and not (found and set(found[-1]) & set(stops)):
-            tokens = draws.choose(self.decode(tokens, list(slots)).float().numpy(), slots)
+            tokens = draws.choose(self.decode(tokens, list(slots)).float().cpu().numpy(), slots)
             found.append(tokens)
         return found
+
+    def draw_each(
+        self,
+        tokens: list[int],
+        count: int,
+        parameters: Sequence[SamplingParameters],
+        stops: Collection[int] = (),
+        slots: Sequence[int] = (0,),
+    ) -> list[list[int]]:
+        """As `draw`, with parameters and a seed for each sequence; only where `draws_each` says so."""
+        raise TypeError(f"the engine {self.name!r} has one generator for all sequences")
 
     def verify(
         self, groups: Sequence[list[int]], slots: Sequence[int] = (0,), draws: Sequence[Draws | None] = (None,)
@@ -140,7 +158,7 @@ class DecodeEngine(Protocol):
         follow it. The result is that of `greedy`, or of `draw`, for as many tokens.
 
         Args:
-            groups: at most MAX_TOKENS tokens in all; 1 or more for each text.
+            groups: at most `most_rows` tokens in all; 1 or more for each text.
             slots: of the texts.
             draws: how each text's tokens are chosen, greedily if None. A text's draws have this text alone.
 
@@ -163,6 +181,16 @@ class DecodeEngine(Protocol):
             self.truncate(begin + len(chosen), slot)
             found.append(chosen)
         return found
+
+    def draws_of(self, parameters: SamplingParameters, seen: Sequence[Array], steps: int = 4) -> Draws:
+        """How this engine chooses the tokens of a batch of texts, for `draw` and `verify`.
+
+        Args:
+            parameters: of which temperature, top-k, top-p, min-p and the repetition penalty apply.
+            seen: for each text the ids (T,) that the penalty counts.
+            steps: of which random numbers are kept.
+        """
+        return Draws(parameters, self.weights.vocab_size, seen, seeded(0), steps=steps)
 
     def pick(self, draws: Draws, logits: Array) -> Array:
         """The next tokens (B,) of all texts of the draws' batch for logits (B, V) float32, without a step of the model.

@@ -116,6 +116,10 @@ def _draft_for(model: PreTrainedModel, engine: DecodeEngine, rules: Rules, wante
     found = draft_weights(model, wanted)
     if found is None:
         return _own_draft(model, engine, rules), "self"
+    if engine.name == "cuda":
+        from .cuda.weights import on_device
+
+        found = on_device(found, engine.device)
     cost = found.bytes_per_token() / engine.weights.bytes_per_token()
     return ModelDraft(lambda: open_engine(found, rules.limit), engine, rules, cost), id(wanted)
 

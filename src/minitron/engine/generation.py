@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 from transformers.generation.utils import GenerateDecoderOnlyOutput
@@ -22,7 +21,7 @@ from ..model import check_ids
 from .base import DecodeEngine
 from .draft_choice import draft_weights, speculate
 from .draft_length import MOST_DRAFTED
-from .engines import open_engine
+from .engines import engine_for_call
 from .kv import KeyValues
 from .loop import Record, decode
 from .model_weights import weights_of
@@ -56,7 +55,8 @@ def prepare(model: object, draft: object = None) -> None:
         parts.append(draft_weights(model, draft))
     for weights in parts:
         if weights is not None:
-            open_engine(weights, 1).prepare()
+            with engine_for_call(weights, 1) as engine:
+                engine.prepare()
 
 
 # --- a request ---------------------------------------------------------------------------------------------------
@@ -84,27 +84,26 @@ def sample(
         report_on(model, GenerationReport("transformers", reason))
         return None
     check_ids(input_ids, model.model.embed_tokens.num_embeddings, "input_ids")
-    rules = Rules(processors, criteria, config, len(input_ids))
-    starts = starts_of(input_ids, kwargs)
+    rules = Rules(processors, criteria, config, len(input_ids), input_ids.device)
+    starts, device = starts_of(input_ids, kwargs), input_ids.device
+    input_ids = input_ids.cpu()  # the loops work with them on the host
     draft = DRAFT_CHOICE.get()
     if draft is not None and len(starts) == 1 and not starts[0] and not config.return_dict_in_generate:
-        return _speculate(model, input_ids, rules, draft, MOST_DRAFTED, streamer)
-    engine = open_engine(weights_of(model), rules.limit, len(starts))
+        return _speculate(model, input_ids, rules, draft, MOST_DRAFTED, streamer).to(device)
     record = Record() if config.return_dict_in_generate else None
     cache = kwargs.get("past_key_values")
     hand_over = record is not None or getattr(cache, "_is_user_defined", False)
     try:
-        ids = decode(engine, input_ids, starts, rules, streamer, record, whole=hand_over)
+        with engine_for_call(weights_of(model), rules.limit, len(starts)) as engine:
+            ids = decode(engine, input_ids, starts, rules, streamer, record, whole=hand_over).to(device)
+            _report(model, engine)
+            if hand_over:
+                cache = DynamicCache(config=model.config) if cache is None else cache
+                _hand_over(engine.kv, starts, cache)
     except NotFiniteError as error:
         raise explain(error, model) from None
-    finally:
-        engine.close()
-    _report(model, engine)
     if streamer is not None:
         streamer.end()
-    if hand_over:
-        cache = DynamicCache(config=model.config) if cache is None else cache
-        _hand_over(engine.kv, starts, cache)
     if record is None:
         return ids
     return GenerateDecoderOnlyOutput(
@@ -142,9 +141,10 @@ def assisted(
         report_on(model, GenerationReport("transformers", reason))
         return None
     check_ids(input_ids, model.model.embed_tokens.num_embeddings, "input_ids")
-    rules = Rules(processors, criteria, config)
+    rules, device = Rules(processors, criteria, config, device=input_ids.device), input_ids.device
     most = MOST_DRAFTED if assistant is not None else min(lookup, MOST_DRAFTED)  # type: ignore[type-var]
-    return _speculate(model, input_ids, rules, "lookup" if assistant is None else assistant, most, streamer)
+    wanted = "lookup" if assistant is None else assistant
+    return _speculate(model, input_ids.cpu(), rules, wanted, most, streamer).to(device)
 
 
 def _speculate(
@@ -155,14 +155,12 @@ def _speculate(
     most: int,
     streamer: BaseStreamer | None,
 ) -> Tensor:
-    engine = open_engine(weights_of(model), rules.limit)
     try:
-        ids, found = speculate(model, engine, input_ids, rules, draft, most, streamer)
+        with engine_for_call(weights_of(model), rules.limit) as engine:
+            ids, found = speculate(model, engine, input_ids, rules, draft, most, streamer)
+            _report(model, engine, found)
     except NotFiniteError as error:
         raise explain(error, model) from None
-    finally:
-        engine.close()
-    _report(model, engine, found)
     if streamer is not None:
         streamer.end()
     return ids
@@ -178,7 +176,7 @@ def _hand_over(kv: KeyValues, starts: list[int], cache: DynamicCache) -> None:
     """Copy keys and values into transformers' cache, padded on the left as the prompts were."""
     length = starts[0] + kv.lengths[0]
     for index, pair in enumerate(zip(kv.keys, kv.values, strict=True)):
-        padded = [torch.zeros((*part.shape[:2], length, part.shape[3]), dtype=part.dtype) for part in pair]
+        padded = [part.new_zeros((len(starts), part.shape[1], length, part.shape[3])) for part in pair]
         for slot, start in enumerate(starts):
             for out, part in zip(padded, pair, strict=True):
                 out[slot, :, start:length] = part[slot, :, : length - start]

@@ -18,6 +18,9 @@ class KeyValues:
     The first `lengths[s]` positions of slot s are filled. Memory that is never filled is never touched.
     """
 
+    spare = 0
+    """Positions of each slot that are in memory besides the capacity."""
+
     def __init__(self, weights: EngineWeights, capacity: int, slots: int = 1) -> None:
         self.lengths = [0] * slots
         self.taken: set[int] = set()
@@ -28,18 +31,22 @@ class KeyValues:
         self.format = weights.plain_format
         """Of keys and values."""
         for layer in weights.layers:
-            shape = (slots, layer.num_key_value_heads, capacity, weights.constants.head_dim)
+            shape = (slots, layer.num_key_value_heads, capacity + self.spare, weights.constants.head_dim)
             for parts in (self.keys, self.values):
                 parts.append(self._zeros(shape))
         self._set_capacity(capacity)
+
+    def available(self) -> int | None:
+        """Bytes that a larger cache may take; None where nothing is known."""
+        return available_memory()
 
     def _zeros(self, shape: tuple[int, ...]) -> Buffer:
         return zeros(shape, self._weights.plain_format, self._weights.embed.data)
 
     def _set_capacity(self, capacity: int) -> None:
         self.capacity = capacity
-        self.rotary = self._weights.rotary_tables(capacity)
-        """Cosines and sines (capacity, R / 2) fp32 of the positions."""
+        self.rotary = self._weights.rotary_tables(capacity + self.spare)
+        """Cosines and sines (capacity, R / 2) fp32 of the positions, and of spare ones."""
 
     def free_slot(self) -> int:
         """The first slot without a request and without tokens.
@@ -86,8 +93,8 @@ class KeyValues:
             return False
         capacity = -(-capacity // GRANULE) * GRANULE
         held = sum(part.nbytes for part in (*self.keys, *self.values))
-        needed = held // max(1, self.capacity) * capacity
-        left = available_memory()
+        needed = held // max(1, self.capacity + self.spare) * (capacity + self.spare)
+        left = self.available()
         if left is not None and needed - held > left:
             raise ValueError(
                 f"a KV cache of {len(self.lengths)} slots with {capacity} tokens each takes {needed / 1e9:.2f} GB, and "
@@ -95,7 +102,7 @@ class KeyValues:
             )
         for parts in (self.keys, self.values):
             for index, old in enumerate(parts):
-                new = self._zeros((*old.shape[:2], capacity, old.shape[3]))
+                new = self._zeros((*old.shape[:2], capacity + self.spare, old.shape[3]))
                 for slot, length in enumerate(self.lengths):
                     new[slot, :, :length] = old[slot, :, :length]
                 parts[index] = new

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import torch_generator
-from .base import MAX_TOKENS, MOST_STOPS, DecodeEngine
+from .base import MOST_STOPS, DecodeEngine
 from .draws import Draws
 from .rules import Rules
 from .sampling import Array
@@ -65,7 +65,7 @@ def decode(
         engine.prefill(ids[slot, start : length - 1].tolist(), slot)
     array = ids.numpy()  # the same memory
     whole = record is not None or (whole and B > 1)
-    draws = None if rules.plain or whole else rules.draws(input_ids, engine.weights.vocab_size)
+    draws = None if rules.plain or whole else rules.draws(input_ids, engine)
     if (rules.plain or draws is not None) and not whole:
         return _decode_in_bursts(engine, ids, length, starts, rules, draws, streamer)
     running = list(range(B))
@@ -170,12 +170,13 @@ def _burst(
     """
     found: list[list[list[int]]] = []
     begin = None if draws is None else draws.state
-    for first in range(0, len(running), MAX_TOKENS):
-        slots = running[first : first + MAX_TOKENS]
-        if draws is None or begin is None:
+    for first in range(0, len(running), engine.most_rows):
+        slots = running[first : first + engine.most_rows]
+        if draws is None:
             found.append(engine.greedy(last[slots].tolist(), count, stops, slots))
         else:
-            draws.state = begin
+            if begin is not None:
+                draws.state = begin
             found.append(engine.draw(last[slots].tolist(), count, draws, stops, slots))
         if len(found[-1]) < count:  # the texts before these have more, which come again
             count = len(found[-1])

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 Format = Literal["bf16", "fp32", "bf12", "int8", "int4"]
 FORMATS: tuple[Format, ...] = get_args(Format)
+CUDA_FORMATS = ("bf16", "fp16", "fp32", "int8", "int4")
+"""Formats that the CUDA engine reads."""
 PLAIN_BYTES = {"bf16": 2, "fp32": 4, "fp16": 2, "fp64": 8}
 """Formats that are a dtype, and the bytes of a number; decode kernels read the first two, the reference engine all."""
 BLOCK = 64

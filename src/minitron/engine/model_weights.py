@@ -19,7 +19,7 @@ from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 
 from ..checkpoint.hf import read_config
-from ..engine_hook import REPORT
+from ..engine_hook import ENGINE_CHOICE, REPORT
 from ..families import Family, family_of
 from ..family_models import causal_lm_class, class_prefix, rotary_of
 from .checksums import Checksum, checksums
@@ -50,7 +50,16 @@ def weights_of(model: PreTrainedModel, format: str | None = None) -> EngineWeigh
         ValueError: the model has its weights in another format only.
     """
     if isinstance(model, GenerationOnly):
-        return model.engine_weights(format)
+        weights = model.engine_weights(format)
+        if not decodes_on_cuda(model):
+            return weights
+        from .cuda.weights import kept_weights
+
+        return kept_weights(model, weights)
+    if decodes_on_cuda(model):
+        from .cuda.weights import device_weights
+
+        return device_weights(model, format)
     tensors = tensors_of(model)
     name = format or format_of(model.model.embed_tokens.weight.dtype)
     with _copying:
@@ -63,8 +72,17 @@ def weights_of(model: PreTrainedModel, format: str | None = None) -> EngineWeigh
         return weights
 
 
+def decodes_on_cuda(model: PreTrainedModel) -> bool:
+    """Whether the model's engine is that for CUDA: it is on a GPU, or `generate` was told `engine="cuda"`."""
+    return ENGINE_CHOICE.get() == "cuda" or model.device.type == "cuda"
+
+
 def has_copies(model: PreTrainedModel, format: str) -> bool:
     """Whether the model's matrices were copied in a format, so that only those that changed since are copied anew."""
+    if decodes_on_cuda(model):
+        from .cuda.weights import has_device_copies
+
+        return has_device_copies(model, format)
     with _copying:
         return bool(_copies.get(model, {}).get(format, _Copies()).matrices)
 
@@ -118,7 +136,7 @@ class GenerationOnly:
     @property
     def device(self) -> torch.device:
         """Where it decodes. Its parameters are on no device."""
-        return torch.device("cpu")
+        return self._engine_weights.embed.data.device
 
     def engine_weights(self, format: str | None = None) -> EngineWeights:
         """The weights, with the constants that the modules have now.
@@ -152,10 +170,24 @@ def generation_only_class(family: Family) -> type[Any]:
     )
 
 
-def generation_only_model(folder: Path, format: Format | None = None) -> Any:
-    """A folder's model, with only its weights in a format in memory; see `weights.from_checkpoint`."""
+def generation_only_model(folder: Path, format: Format | None = None, device: torch.device | None = None) -> Any:
+    """A folder's model, with only its weights in a format in memory; see `weights.from_checkpoint`.
+
+    Args:
+        folder: in the Hugging Face layout.
+        format: of the weights; that of the checkpoint's dtype if None.
+        device: where it decodes; the CPU if None.
+
+    Raises:
+        ValueError: see `weights.from_checkpoint`, and `cuda.weights.on_device`.
+    """
     config = read_config(folder)
-    model = generation_only_class(family_of(config))(from_checkpoint(folder, format), config).eval()
+    weights = from_checkpoint(folder, format)
+    if device is not None and device.type != "cpu":
+        from .cuda.weights import on_device
+
+        weights = on_device(weights, device)
+    model = generation_only_class(family_of(config))(weights, config).eval()
     model.name_or_path = str(folder)
     if (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder)

@@ -19,7 +19,9 @@ from ..families import FAMILIES, Family, family_of
 from ..family_models import causal_lm_class, class_prefix
 from ..ops.autocast import autocast_dtype
 from ..written_code import CLASSES, replaced_code
-from .model_weights import GenerationOnly
+from .cuda.device import why_not_dtype
+from .matrix import CUDA_FORMATS
+from .model_weights import GenerationOnly, decodes_on_cuda, weights_of
 from .weights import EMBEDDING, HEAD, NORM, WEIGHT_DTYPES, norm_eps, parts_of, tensors_of
 
 # The frequencies of the other types ("dynamic", "longrope") change with the length of the text.
@@ -35,9 +37,14 @@ def why_not_model(model: PreTrainedModel) -> str:
     """Why the engine cannot run this model as it is now; empty if it can."""
     generation_only = isinstance(model, GenerationOnly)
     reason = (
-        _why_not_code(model, generation_only) or _why_not_modules(model, generation_only) or _why_not_constants(model)
+        _why_not_code(model, generation_only)
+        or ("" if generation_only else _why_not_devices(model))
+        or _why_not_modules(model, generation_only)
+        or _why_not_constants(model)
     )
-    return reason if reason or generation_only else _why_not_context() or _why_not_tensors(model)
+    if generation_only:
+        return reason or _why_not_format(model)
+    return reason or _why_not_context(model) or _why_not_tensors(model)
 
 
 def _why_not_code(model: PreTrainedModel, generation_only: bool) -> str:
@@ -57,9 +64,27 @@ def _why_not_code(model: PreTrainedModel, generation_only: bool) -> str:
     return ""
 
 
-def _why_not_context() -> str:
+def _why_not_devices(model: PreTrainedModel) -> str:
+    """Weights that are spread over several devices, or on one for which there is no engine."""
+    devices = sorted({str(parameter.device) for parameter in model.parameters()})
+    if len(devices) > 1:
+        return f"its weights are on {' and '.join(devices)}, and an engine needs them on one device (device_map)"
+    if devices and torch.device(devices[0]).type not in ("cpu", "cuda"):
+        return f"its weights are on {devices[0]}, and the engines run on a CPU or a CUDA device"
+    return ""
+
+
+def _why_not_format(model: PreTrainedModel) -> str:
+    """A format of weights that the engine for a GPU does not read."""
+    format = weights_of(model).format
+    if decodes_on_cuda(model) and format not in CUDA_FORMATS:
+        return f"weights in {format}, and the CUDA engine reads {', '.join(CUDA_FORMATS)}"
+    return ""
+
+
+def _why_not_context(model: PreTrainedModel) -> str:
     """Modes of torch that change every operation of a forward pass."""
-    if autocast_dtype(torch.empty(0)) is not None:
+    if autocast_dtype(model.model.embed_tokens.weight) is not None:
         return "autocast"
     for mode in (*_get_current_dispatch_mode_stack(), *_get_current_function_mode_stack()):
         if not isinstance(mode, DeviceContext):  # which only chooses where new tensors are allocated
@@ -136,7 +161,7 @@ def _why_not_constants(model: PreTrainedModel) -> str:
     rotary = body.rotary_emb
     if rotary.rope_type not in FIXED_ROTATIONS:
         return f"rope_type {rotary.rope_type!r}"
-    if rotary.inv_freq.dim() != 1 or rotary.inv_freq.device.type != "cpu" or not _is_number(rotary.attention_scaling):
+    if rotary.inv_freq.dim() != 1 or rotary.inv_freq.is_meta or not _is_number(rotary.attention_scaling):
         return "a rotation of another form"
     if body.embed_tokens.max_norm is not None:
         return "the embedding has a max_norm"
@@ -184,13 +209,17 @@ def _is_number(value: object) -> bool:
 
 def _why_not_tensors(model: PreTrainedModel) -> str:
     tensors = tensors_of(model)
-    dtype = model.model.embed_tokens.weight.dtype
-    if dtype not in WEIGHT_DTYPES:
+    embedding = model.model.embed_tokens.weight
+    dtype, device = embedding.dtype, embedding.device
+    if dtype not in WEIGHT_DTYPES and not (decodes_on_cuda(model) and dtype == torch.float16):
         return f"weights in {dtype}"
+    lacking = why_not_dtype(dtype, device)
+    if lacking:
+        return lacking
     expected = _shapes(model, tensors)
     for name, tensor in tensors.items():
-        if type(tensor) is not Tensor or tensor.device.type != "cpu" or tensor.layout is not torch.strided:
-            return f"{name} is not a plain tensor on the CPU"
+        if type(tensor) is not Tensor or tensor.device != device or tensor.layout is not torch.strided:
+            return f"{name} is not a plain tensor on {'the CPU' if device.type == 'cpu' else device}"
         if tensor.dtype != dtype and ("norm" not in name or not tensor.is_floating_point()):
             return f"{name} is {tensor.dtype}, the embedding is {dtype}"
         if tuple(tensor.shape) != expected.get(name):

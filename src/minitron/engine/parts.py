@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from .buffers import Buffer, address, of_kind
+from .buffers import Buffer, of_kind
 from .matrix import HEAD_FORMATS, PLAIN_BYTES, Matrix
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ class EngineWeights:
     def nbytes(self) -> int:
         """Bytes of all matrices; tied ones are counted once."""
         found = (self.embed, self.head, *(m for x in self.layers for m in x.matrices))
-        return sum(matrix.nbytes for matrix in {address(matrix.data): matrix for matrix in found}.values())
+        return sum(matrix.nbytes for matrix in {id(matrix): matrix for matrix in found}.values())
 
     def bytes_per_token(self, active: float = 1.0) -> float:
         """Bytes of weights that decoding one token reads when the share `active` of MLP neurons is not zero."""

@@ -42,7 +42,18 @@ class Rules:
         criteria: StoppingCriteriaList,
         config: GenerationConfig,
         batch: int = 1,
+        device: torch.device | str = "cpu",
     ) -> None:
+        """The rules of a request.
+
+        Args:
+            processors: of the logits.
+            criteria: that end a text.
+            config: of the request.
+            batch: number of texts.
+            device: where the processors and criteria of the caller work: that of the prompts.
+        """
+        self._device = torch.device(device)
         self.sampling = bool(config.do_sample)
         """Whether tokens are drawn; otherwise the most probable one is taken."""
         self.limit: int = config.max_length  # type: ignore[assignment]
@@ -71,17 +82,18 @@ class Rules:
         """Whether an engine can choose the tokens by itself, greedily or by `draws`."""
         return self._parameters is not None and (not self.sampling or draws_alike())
 
-    def draws(self, ids: Tensor, vocabulary: int, steps: int = 4) -> Draws | None:
+    def draws(self, ids: Tensor, engine: DecodeEngine, steps: int = 4) -> Draws | None:
         """How an engine chooses tokens after these texts (B, T); None if it takes other rules than `Draws` knows.
 
-        Its random numbers are yet to be set; those of `steps` steps are kept.
+        Its random numbers are yet to be set, see `loop.numbers_of`; those of `steps` steps are kept.
         """
         if self._parameters is None or not self.known:
             return None
-        return Draws(self._parameters, vocabulary, self.seen(ids), seeded(0), steps=steps)
+        return engine.draws_of(self._parameters, self.seen(ids), steps)
 
     def scores(self, ids: Tensor, logits: Tensor) -> Tensor:
-        """Logits (B, V), which may change, after the caller's processors."""
+        """Logits (B, V), which may change, after the caller's processors, on the device of these."""
+        ids, logits = ids.to(self._device), logits.to(self._device)
         if type(self._processors) is not LogitsProcessorList:
             return self._processors(ids, logits)  # type: ignore[arg-type]
         for processor in self._processors:
@@ -105,14 +117,14 @@ class Rules:
             NotFiniteError: the largest logit of a row is NaN or infinite.
         """
         if self._parameters is not None:
-            return choose(logits.numpy(), self._parameters, self.seen(ids))
-        check_logits(logits.numpy())
+            return choose(logits.cpu().numpy(), self._parameters, self.seen(ids))
+        check_logits(logits if logits.is_cuda else logits.numpy())
         scores = self.scores(ids, logits)
-        return self.chosen(scores, engine) if self.sampling else scores.numpy().argmax(-1)
+        return self.chosen(scores, engine) if self.sampling else scores.cpu().numpy().argmax(-1)
 
     def chosen(self, scores: Tensor, engine: DecodeEngine | None) -> Array:
         """A token (B,) drawn from each row of scores (B, V): torch's draws, by compiled code where there is some."""
-        if engine is not None and scores.dtype == torch.float32 and draws_alike():
+        if engine is not None and not scores.is_cuda and scores.dtype == torch.float32 and draws_alike():
             if self._draws is None:
                 plain = SamplingParameters(temperature=1.0)
                 no_ids = [np.zeros(0, np.int64)] * len(scores)
@@ -123,14 +135,14 @@ class Rules:
                 if (tokens >= 0).all():
                     twister.block, twister.used = self._draws.state.block, self._draws.state.used
                     return tokens
-        return torch.multinomial(scores.softmax(-1), 1)[:, 0].numpy()
+        return torch.multinomial(scores.softmax(-1), 1)[:, 0].cpu().numpy()
 
     def distribution(self, ids: Tensor, logits: Tensor) -> Array:
         """The probability of every token, (V,) float64, after one text ids (1, T) with logits (V,)."""
         if self._parameters is not None:
-            return distribution(logits.numpy(), self._parameters, self.seen(ids)[0])
-        check_logits(logits.numpy())
-        return self.scores(ids, logits[None].clone())[0].double().softmax(-1).numpy()
+            return distribution(logits.cpu().numpy(), self._parameters, self.seen(ids)[0])
+        check_logits(logits if logits.is_cuda else logits.numpy())
+        return self.scores(ids, logits[None].clone())[0].double().softmax(-1).cpu().numpy()
 
     def seen(self, ids: Tensor) -> list[Array]:
         """The tokens that the repetition penalty counts: each row without padding and what the caller excludes."""
@@ -141,8 +153,8 @@ class Rules:
         full = ids.shape[1] >= self.limit
         done = np.array([full or token in self.ends for token in ids[:, -1].tolist()])
         for rule in self._other:
-            found = rule(ids, scores)  # type: ignore[arg-type]
-            done |= found.numpy() if isinstance(found, Tensor) else np.asarray(found)
+            found = rule(ids.to(self._device), scores)  # type: ignore[arg-type]
+            done |= found.cpu().numpy() if isinstance(found, Tensor) else np.asarray(found)
         return done
 
 

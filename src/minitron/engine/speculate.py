@@ -114,7 +114,7 @@ class Speculator:
         """Seconds that the draft would have saved so far."""
         self._draws: Draws | None = None
         if not rules.plain:
-            self._draws = rules.draws(input_ids, engine.weights.vocab_size, MAX_TOKENS + 1)
+            self._draws = rules.draws(input_ids, engine, MAX_TOKENS + 1)
         self._stops = rules.ends if len(rules.ends) <= MOST_STOPS else ()
         self._text = _Text(input_ids, rules, streamer)
         self._ready = self._probed = False

@@ -232,7 +232,7 @@ def constants_from_config(config: PreTrainedConfig) -> Constants:
 def _frequencies(rotary: torch.nn.Module, config: PreTrainedConfig) -> np.ndarray:
     """The frequencies of a rotation; where they are those of `frequencies` but for the rounding of torch's power
     function, which depends on the processor, they are those exactly."""
-    found = rotary.get_buffer("inv_freq").detach().float().contiguous().numpy()
+    found = rotary.get_buffer("inv_freq").detach().float().contiguous().cpu().numpy()
     theta = (getattr(config, "rope_parameters", None) or {}).get("rope_theta")
     if theta is None:
         return found

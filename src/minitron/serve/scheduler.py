@@ -18,7 +18,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..engine.base import MAX_TOKENS, MOST_STOPS, DecodeEngine
+from ..engine.base import MOST_STOPS, DecodeEngine
 from ..finite import NotFiniteError, check_logits
 from .errors import ApiError, failed, too_busy
 from .guard import Guard, Judgement
@@ -29,7 +29,7 @@ from .token_choice import TokenChooser, TokenLogprobs, logprobs_of, prepare_choi
 CHUNK = 32
 """Prompt tokens in one prefill between two decode steps. The CPU engine prefills so many in one step."""
 BURST_SECONDS = 0.015
-"""Time for which greedy sequences decode without a look at who waits."""
+"""Time for which sequences whose tokens the engine chooses decode without a look at who waits."""
 RETRY_SECONDS = 5
 """What a client is told to wait where the queue is full and nothing is known about speed."""
 _log = logging.getLogger("minitron.serve")
@@ -114,7 +114,7 @@ class Scheduler:
             chunk: prompt tokens in one prefill.
             cache_bytes: memory of the prefix cache; 0 for an engine whose keys and values cannot be copied.
             most_waiting: requests that may wait for a slot.
-            burst_seconds: time for which greedy sequences decode at once; 0 for single steps.
+            burst_seconds: time for which the engine chooses tokens by itself; 0 for single steps.
             guard: judges each prompt before its first token, and each answer at its end.
         """
         self.engine, self.chunk, self.guard = engine, chunk, guard
@@ -244,8 +244,9 @@ class Scheduler:
         if sequence.prompt_logprobs is None:
             self.engine.prefill(tokens[begin:end], sequence.slot)
         else:
-            for first in range(begin, end, MAX_TOKENS):
-                part = tokens[first : min(first + MAX_TOKENS, end)]
+            most = self.engine.most_rows
+            for first in range(begin, end, most):
+                part = tokens[first : min(first + most, end)]
                 logits = self.engine.step(part, sequence.slot)
                 check_logits(logits)
                 for at, row in enumerate(logits.float().numpy(), first + 1):
@@ -257,8 +258,8 @@ class Scheduler:
     def _decode(self) -> bool:
         if not self._running:
             return False
-        if self.engine.name == "cpu" and all(one.chooser.plain and one.limit for one in self._running):
-            self._decode_greedily()
+        if self.engine.chooses and all(one.limit and self._engine_chooses(one) for one in self._running):
+            self._decode_in_bursts()
             return True
         running = list(self._running)
         last = [one.tokens[-1] if one.tokens else one.prompt[-1] for one in running]
@@ -281,10 +282,14 @@ class Scheduler:
                 self._take(sequence, [token], [] if reported is None else [reported])
         return True
 
-    def _decode_greedily(self) -> None:
-        """The engine chooses tokens by itself for some hundredths of a second: the same ones, in less time."""
+    def _engine_chooses(self, sequence: TextSequence) -> bool:
+        chooser = sequence.chooser
+        return chooser.plain or (self.engine.draws_each and chooser.independent)
+
+    def _decode_in_bursts(self) -> None:
+        """The engine chooses tokens by itself for some hundredths of a second, in less time."""
         alone = not self._waiting and not self._prefilling
-        for group in _groups(self._running, MAX_TOKENS):
+        for group in _groups(self._running, self.engine.most_rows):
             start = time.perf_counter()
             room = min(one.limit - len(one.tokens) for one in group)
             room += self.guard is not None  # one step more, so that the last token has a hidden state to be judged
@@ -295,11 +300,15 @@ class Scheduler:
             slots = [one.slot for one in group]
             lengths = [self.engine.kv.lengths[slot] for slot in slots]
             try:
-                rows = self.engine.greedy(last, count, stops if len(stops) <= MOST_STOPS else (), slots)
+                stops = stops if len(stops) <= MOST_STOPS else ()
+                if all(one.chooser.plain for one in group):
+                    rows = self.engine.greedy(last, count, stops, slots)
+                else:
+                    rows = self.engine.draw_each(last, count, [one.chooser.parameters for one in group], stops, slots)
             except NotFiniteError:  # of which sequence it does not say: the next step looks at each
                 for sequence, length in zip(group, lengths, strict=True):
                     self.engine.truncate(length, sequence.slot)
-                    sequence.chooser.plain = False
+                    sequence.chooser.plain = sequence.chooser.independent = False
                 continue
             taken = max(time.perf_counter() - start, 1e-6)
             refused = self._see(group)

@@ -19,9 +19,10 @@ from ..checkpoint.sources import adapted_model
 from ..config import NemotronConfig
 from ..dtypes import parse_dtype
 from ..engine.base import DecodeEngine
-from ..engine.generation import open_engine
-from ..engine.model_weights import weights_of
+from ..engine.engines import open_engine
+from ..engine.model_weights import decodes_on_cuda, weights_of
 from ..engine.models import why_not_model
+from ..engine_hook import engine_choice
 from ..families import FAMILIES
 from ..family_models import causal_lm_class
 from ..loading import checkpoint_folder, load, pick_device
@@ -33,11 +34,14 @@ from .classifiers import ServedClassifier, load_classifier
 from .engine_loop import EngineLoop
 from .errors import ApiError, shown
 from .guard import guard_path, load_guard
-from .scheduler import Scheduler
+from .scheduler import CHUNK, Scheduler
 from .settings import ServeSettings
 from .tool_prompt import needs_prompt, with_tool_prompt
 
 LARGEST_DEFAULT_CONTEXT = 8192
+GPU_CHUNK = 256
+"""Prompt tokens in one prefill between two decode steps on a GPU, where a chunk of 32 would read all weights for as
+long as a decode step does."""
 TURN_ENDS = (TURN_MARK, "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|endoftext|>")
 """Tokens that end an assistant's turn in the chat templates that are known."""
 
@@ -54,7 +58,7 @@ class ServedModel:
     vocabulary: int
     scheduler: Scheduler
     reason: str = ""
-    """Why the CPU engine does not run the model; empty if it does."""
+    """Why no engine runs the model; empty if one does."""
     ends: frozenset[int] = frozenset()
     """Tokens that end a text."""
     chat_ends: frozenset[int] = frozenset()
@@ -63,7 +67,7 @@ class ServedModel:
 
     @property
     def engine_name(self) -> str:
-        """ "cpu", "reference" or "transformers"."""
+        """ "cpu", "cuda", "reference" or "transformers"."""
         return self.scheduler.engine.name
 
     def encode(self, text: str, special: bool = True) -> list[int]:
@@ -236,13 +240,15 @@ def name_and_path(given: str) -> tuple[str, str]:
 def load_model(name: str, path: str, settings: ServeSettings, say: Callable[[str], object]) -> ServedModel:
     """Load one model and open its engine, with room for the longest request in each slot."""
     model, tokenizer = _load(path, settings, say)
-    return _served(name, model, tokenizer, settings, say, why_not_model(model))
+    with engine_choice(settings.engine):
+        reason = 'engine is "off"' if settings.engine == "off" else why_not_model(model)
+        return _served(name, model, tokenizer, settings, say, reason)
 
 
 def _served(
     name: str, model: Any, tokenizer: Any, settings: ServeSettings, say: Callable[[str], object], reason: str
 ) -> ServedModel:
-    """A model in memory with its engine; `reason` says why it cannot be the CPU engine."""
+    """A model in memory with its engine; `reason` says why that is transformers."""
     longest = model.config.max_position_embeddings
     context = min(longest, settings.max_context or min(longest, LARGEST_DEFAULT_CONTEXT))
     engine = _open(model, context, settings, reason)
@@ -250,11 +256,15 @@ def _served(
     head = guard_path(settings, name)
     guard = None if head is None else load_guard(head, name, model, tokenizer, settings, say)
     scheduler = Scheduler(
-        engine, chunk=settings.prefill_chunk, cache_bytes=cache, most_waiting=settings.max_waiting, guard=guard
+        engine,
+        chunk=settings.prefill_chunk or (GPU_CHUNK if engine.device.type == "cuda" else CHUNK),
+        cache_bytes=cache,
+        most_waiting=settings.max_waiting,
+        guard=guard,
     )
     say(f"{name}: {context} tokens of context in each of {settings.slots} slots, engine {engine.name}")
     if reason:
-        say(f"{name}: the CPU engine does not run this model ({reason}); transformers does, slower")
+        say(f"{name}: the engine does not run this model ({reason}); transformers does, slower")
     ends = _end_ids(model)
     turn_ends = _known_ids(tokenizer, TURN_ENDS)
     return ServedModel(
@@ -293,6 +303,10 @@ def _open(model: Any, context: int, settings: ServeSettings, reason: str) -> Dec
 
         return TransformersEngine(model, context, settings.slots)
     weights = weights_of(model)
+    if decodes_on_cuda(model):
+        engine = open_engine(weights, context, settings.slots)  # which says what would fit
+        engine.prepare()
+        return engine
     rows = sum(2 * layer.num_key_value_heads for layer in weights.layers) * weights.constants.head_dim
     needed, left = rows * weights.dtype.itemsize * context * settings.slots, available_memory()
     if left is not None and needed > left:

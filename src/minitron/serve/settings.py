@@ -9,6 +9,8 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from ..engine_choices import ENGINES
+
 ADAPTERS = ("merged", "shared")
 GUARD_ACTIONS = ("refuse", "flag", "count")
 ADDRESS_EXAMPLES = "127.0.0.1, localhost or 0.0.0.0"
@@ -35,15 +37,17 @@ class ServeSettings:
     device: str = "auto"
     """auto, cpu, cuda, ..."""
     format: str | None = None
-    """Format of the weights for decoding on the CPU: bf16, fp32, bf12, int8 or int4."""
+    """Format of the weights for decoding: bf16, fp32, bf12 (on a CPU), int8 or int4."""
     threads: int | None = None
     """Threads of torch and of the engine; all cores by default."""
     slots: int = 8
     """Requests that a model answers at the same time."""
     max_context: int | None = None
     """Longest prompt with its answer, in tokens; the model's own context, at most 8192, by default."""
-    prefill_chunk: int = 32
-    """Prompt tokens between two decode steps."""
+    engine: str = "auto"
+    """auto (the fastest one that runs the model), cuda (the one for GPUs, on any device) or off (transformers)."""
+    prefill_chunk: int | None = None
+    """Prompt tokens between two decode steps; 32 on a CPU and 256 on a GPU by default."""
     prefix_cache: int = 256 << 20
     """Memory of each model's prefix cache; 0 turns it off."""
     max_waiting: int = 128
@@ -85,6 +89,8 @@ class ServeSettings:
             raise ValueError("models is empty; name at least one checkpoint")
         if self.adapters not in ADAPTERS:
             raise ValueError(f"adapters is {self.adapters!r}; it must be one of {', '.join(ADAPTERS)}")
+        if self.engine not in ENGINES:
+            raise ValueError(f"engine is {self.engine!r}; it must be one of {', '.join(ENGINES)}")
         self._check_guard()
         if self.public and not self.api_keys and not self.allow_public:
             raise ValueError(

@@ -62,8 +62,16 @@ class TokenRules:
     @property
     def plain(self) -> bool:
         """Whether the next token is the most probable one, whatever came before, and nothing is reported."""
-        neutral = not (self.presence_penalty or self.frequency_penalty or self.logit_bias)
-        return neutral and self.parameters.greedy and self.top_logprobs is None
+        return self._neutral and self.parameters.greedy and self.top_logprobs is None
+
+    @property
+    def independent(self) -> bool:
+        """Whether a token's probability is that of its logits alone, whatever came before, and nothing is reported."""
+        return self._neutral and self.parameters.repetition_penalty == 1 and self.top_logprobs is None
+
+    @property
+    def _neutral(self) -> bool:
+        return not (self.presence_penalty or self.frequency_penalty or self.logit_bias)
 
 
 @dataclass(frozen=True)
@@ -103,8 +111,13 @@ class TokenChooser:
         self.rules, self.mask = rules, mask
         self.plain = rules.plain and mask is None
         self._draws: Draws | None = None
+        self.parameters = rules.parameters
+        """Those of the rules, with a seed."""
+        self.independent = mask is None and rules.independent
+        """Whether an engine can draw the tokens by `parameters` alone."""
         if rules.parameters.temperature > 0:
             seed = int.from_bytes(os.urandom(4)) if rules.parameters.seed is None else rules.parameters.seed
+            self.parameters = replace(rules.parameters, seed=seed)
             unpenalized = replace(rules.parameters, repetition_penalty=1.0)  # `_shaped` penalizes
             self._draws = Draws(unpenalized, vocabulary, [np.zeros(0, np.int64)], seeded(seed))
         self._counts: dict[int, int] = {}

@@ -150,7 +150,11 @@ def test_nothing_is_written_past_the_buffers(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(cpu.np, "zeros", guarded)
     plain = {torch.bfloat16: np.int16, torch.float32: np.float32, torch.int32: np.int32}
-    monkeypatch.setattr(torch, "zeros", lambda shape, dtype: torch.from_numpy(guarded(shape, plain[dtype])).view(dtype))
+
+    def guarded_tensor(shape, dtype, device) -> torch.Tensor:
+        return torch.from_numpy(guarded(shape, plain[dtype])).view(dtype)
+
+    monkeypatch.setattr(torch, "zeros", guarded_tensor)
     engine = cpu.CpuEngine(weights, 24, threads=3)
     monkeypatch.undo()
     logits_of(engine, some_tokens(24), 0, 8)

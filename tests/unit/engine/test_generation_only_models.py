@@ -14,7 +14,7 @@ from text_checkpoint import make_text_checkpoint
 import minitron
 from minitron import NemotronConfig
 from minitron.engine import memory
-from minitron.engine.generation import open_engine
+from minitron.engine.engines import open_engine
 from minitron.engine.memory import require_memory
 from minitron.engine.model_weights import GenerationOnly, generation_only_model, weights_of
 from minitron.engine.weights import EngineWeights, from_model, weight_bytes

@@ -9,7 +9,7 @@ import torch
 from served_sequences import CHUNK, alone, differing_interleavings, random_wanted, run
 
 from minitron.assets import bundled_model
-from minitron.engine.generation import open_engine
+from minitron.engine.engines import open_engine
 from minitron.engine.reference import ReferenceEngine
 from minitron.engine.weights import from_checkpoint
 from minitron.finite import NotFiniteError

@@ -53,6 +53,7 @@ class CpuEngine(DecodeEngine):
     """A `DecodeEngine` of compiled code. Close it, or leave its `with` block, to end its threads."""
 
     name = "cpu"
+    chooses = True
 
     def __init__(
         self,

@@ -31,12 +31,14 @@ class Rows:
     tokens: Tensor
     """(M,) int64."""
     positions: Tensor
-    """(M,) int64: of each token in its sequence."""
+    """(M,) int64: where each token's keys and values are written. Rows that only fill up the batch write to a position
+    that no sequence uses, see `DeviceKeyValues`."""
     slots: Tensor
-    """(M,) int64. Several rows of one slot have consecutive positions, so a row may attend to keys of this step.
-    Rows that only fill up the batch repeat the first row: they write the same numbers to the same memory."""
+    """(M,) int64. Several rows of one slot have consecutive positions, so a row may attend to keys of this step."""
+    ends: Tensor
+    """(M,) int64: a row attends to the positions of its slot before this one: its own + 1; 1 for rows that fill up."""
     span: int
-    """No row attends to positions from here on: all positions are smaller."""
+    """At least the largest of `ends`."""
     in_order: bool
     """Row m is the only one of slot m, for every m."""
 
@@ -48,7 +50,7 @@ class Activations:
     values: Tensor
     """(M, F), in the weights' dtype."""
     active: Tensor | None = None
-    """() int64: how many of them are not zero; None where they are not counted."""
+    """(M,) int64: how many of each row are not zero; None where they are not counted."""
     index: Tensor | None = None
     """(F / block, block) int32: in each block the neurons that are not zero in every row, see `compacted`."""
     counts: Tensor | None = None
@@ -90,7 +92,7 @@ class TorchSteps:
             keys: (slots, K, capacity, H) of this layer; each row's are written at its slot and position.
             values: as `keys`.
             rotary: cosines and sines (capacity, R / 2) fp32.
-            rows: where each row belongs; it attends to the positions of its slot up to its own.
+            rows: where each row belongs, and how far back it attends.
             eps: of the norms of heads.
         """
         M, N, K = len(qkv), layer.num_heads, layer.num_key_value_heads
@@ -98,7 +100,7 @@ class TorchSteps:
         keys[rows.slots, :, rows.positions] = k.to(keys.dtype)
         values[rows.slots, :, rows.positions] = v.to(values.dtype)
         past = [part[:M] if rows.in_order else part[rows.slots] for part in (keys, values)]
-        seen = torch.arange(rows.span, device=qkv.device) <= rows.positions[:, None]
+        seen = torch.arange(rows.span, device=qkv.device) < rows.ends[:, None]
         # The queries of one key head are rows of one attention, so that no key is copied for each of them.
         mixed = F.scaled_dot_product_attention(
             q.to(keys.dtype).view(M, K, N // K, -1),
@@ -122,7 +124,7 @@ class TorchSteps:
             return Activations((F.silu(gate) * up).to(dtype_of(layer.up)))
         h = up.relu().square().to(dtype_of(layer.up))
         # A kernel more in each layer: counted where nothing is captured.
-        return Activations(h, None if h.is_cuda else h.count_nonzero())
+        return Activations(h, None if h.is_cuda else h.count_nonzero(dim=1))
 
     def down(self, x: Tensor, h: Activations, layer: LayerWeights) -> Tensor:
         """x (M, D) fp32 plus the down projection of the activations, with its bias.
@@ -146,8 +148,8 @@ def decode_step(
     """Append a token to the sequence of each row.
 
     Returns:
-        the last hidden states (M, D) fp32, logits (M, V) fp32, and how many MLP neurons were not zero, () int64, None
-        if they are not counted.
+        the last hidden states (M, D) fp32, logits (M, V) fp32, and how many MLP neurons of each row were not zero,
+        (M,) int64, None if they are not counted.
     """
     x, eps, active = steps.embed(weights, rows.tokens), weights.constants.norm_eps, None
     for index, layer in enumerate(weights.layers):

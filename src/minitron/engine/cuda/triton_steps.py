@@ -73,6 +73,7 @@ class TritonSteps(TorchSteps):
             rotary,
             rows.slots,
             rows.positions,
+            rows.ends,
             span=rows.span,
             own_slots=rows.in_order,
             query_gain=layer.query_norm,
@@ -99,7 +100,7 @@ class TritonSteps(TorchSteps):
             biases = {"gate_bias": layer.gate_bias, "up_bias": layer.up_bias}
             return Activations(gated_silu(x, layer.gate, layer.up, dtype, norm=norm, eps=eps, **biases))
         values, index, counts = up_squared_relu(x, layer.up, dtype, norm=norm, eps=eps, bias=layer.up_bias)
-        return Activations(values, None if values.is_cuda else values.count_nonzero(), index, counts)
+        return Activations(values, None if values.is_cuda else values.count_nonzero(dim=1), index, counts)
 
     def down(self, x: Tensor, h: Activations, layer: LayerWeights) -> Tensor:
         """See `TorchSteps.down`; reads the rows of active neurons only."""

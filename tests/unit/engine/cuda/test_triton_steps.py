@@ -23,7 +23,8 @@ SPAN = 16
 
 
 def rows_of(tokens: list[int], positions: list[int], slots: list[int], in_order: bool) -> Rows:
-    at = (torch.tensor(part, device=DEVICE) for part in (tokens, positions, slots))
+    ends = [position + 1 for position in positions]
+    at = (torch.tensor(part, device=DEVICE) for part in (tokens, positions, slots, ends))
     return Rows(*at, span=SPAN, in_order=in_order)
 
 

@@ -110,6 +110,7 @@ def _attend(
     key_gain,
     slots,
     positions,
+    ends,
     sums,
     highest,
     weight,
@@ -143,7 +144,7 @@ def _attend(
 
     cached = slot * slot_stride + head.to(tl.int64) * capacity * HEAD
     # FUSED: the row's own key is not in the cache yet.
-    seen = position if FUSED else position + 1
+    seen = position if FUSED else tl.load(ends + row)
     blocks = (seen + KEYS - 1) // KEYS
     share = (blocks + parts - 1) // parts * KEYS
     top = tl.full((QUERIES,), _LOWEST, tl.float32)
@@ -210,6 +211,7 @@ def attend(
     rotary: tuple[Tensor, Tensor],
     slots: Tensor,
     positions: Tensor,
+    ends: Tensor,
     *,
     span: int,
     own_slots: bool,
@@ -224,8 +226,9 @@ def attend(
         keys, values: (slots, K, capacity, H), the cache of a layer.
         rotary: cosines and sines (capacity, R / 2) fp32.
         slots: (M,) int64.
-        positions: (M,) int64. A row attends to the positions of its slot up to its own.
-        span: larger than every position; decides among how many programs the keys of a head are split.
+        positions: (M,) int64, where the new keys and values go.
+        ends: (M,) int64. A row attends to the positions of its slot before this one; position + 1 with `own_slots`.
+        span: at least the largest of `ends`; decides among how many programs the keys of a head are split.
         own_slots: no slot is that of two rows.
         query_gain, key_gain: (H,) fp32, of the RMSNorm of heads before rotation, or None.
         eps: of that norm.
@@ -244,7 +247,7 @@ def attend(
             qkv, keys, values, *rotary, key_gain, slots, positions, keys.stride(0), capacity, eps, **cached
         )
     _attend[(M, groups, parts)](
-        qkv, keys, values, *rotary, query_gain, key_gain, slots, positions, sums, highest, weight,
+        qkv, keys, values, *rotary, query_gain, key_gain, slots, positions, ends, sums, highest, weight,
         keys.stride(0), capacity, H**-0.5, eps, **cached,
         QUERIES=max(16, triton.next_power_of_2(heads // groups)), KEYS=BLOCK_KEYS, FUSED=own_slots,
         num_stages=1 if keys.dtype == torch.float32 else 2,  # more of fp32 does not fit into some shared memories

@@ -41,11 +41,11 @@ def compare(
     rotary = angles.cos(), angles.sin()
     tokens = torch.zeros(len(slots), dtype=torch.int64, device=DEVICE)
     at, where = (torch.tensor(part, device=DEVICE) for part in (positions, slots))
-    rows = Rows(tokens, at, where, span=span, in_order=False)
+    rows = Rows(tokens, at, where, at + 1, span=span, in_order=False)
     other_keys, other_values = keys.clone(), values.clone()
     expected = TorchSteps().attention(qkv, layer, other_keys, other_values, rotary, rows, EPS)
     given = {"query_gain": layer.query_norm, "key_gain": layer.key_norm, "eps": EPS}
-    found = attention.attend(qkv, keys, values, rotary, where, at, span=span, own_slots=own, **given)
+    found = attention.attend(qkv, keys, values, rotary, where, at, at + 1, span=span, own_slots=own, **given)
     tolerance = TOLERANCE[dtype]
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
     for cache, other in ((keys, other_keys), (values, other_values)):
