@@ -31,7 +31,7 @@ import minitron
 from minitron import NemotronConfig
 from minitron.bench import measure
 from minitron.bench.peers import LlamaPeer, llama_peer
-from minitron.engine.generation import open_engine
+from minitron.engine.engines import open_engine
 from minitron.engine.weights import EngineWeights, from_model
 
 TEXT = 32
