@@ -85,9 +85,7 @@ lint: $(VENV)/.dev
 	$(BIN)/pyright
 
 gpu: $(VENV)/.dev
-	@$(BIN)/python -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else "no CUDA device here (torch " + torch.__version__ + "); make gpu needs one")'
-	$(BIN)/python -m pytest -m gpu tests
-	$(BIN)/python benchmarks/model_speed.py --device cuda
+	$(BIN)/python benchmarks/gpu.py $(GPU_ARGS)
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/model_speed.py

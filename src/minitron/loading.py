@@ -14,8 +14,9 @@ from .checkpoint.hf import check_checkpoint, read_config
 from .config import ModelConfig
 from .converted import converted_folder
 from .dtypes import dtype_name, parse_dtype, short_name
-from .engine.matrix import FORMATS
-from .engine.memory import require_memory
+from .engine.cuda.device import why_no_device
+from .engine.matrix import CUDA_FORMATS, FORMATS
+from .engine.memory import require_device_memory, require_memory
 from .families import family_of
 from .family_models import causal_lm_class
 from .locate import fetch, locate
@@ -47,8 +48,8 @@ def load(
             adapter's folder, a repository id, "bundled" or "bundled-half"; the bundled model if None.
         dtype: "auto" (the checkpoint's own), "bf16", "fp16" or "fp32", or the dtype itself.
         device: "auto" (CUDA where there is one, otherwise the CPU) or a name that torch knows.
-        format: load only the weights that decoding on the CPU reads, in this format ("bf16", "fp32", "bf12", "int8"
-            or "int4"). This takes the least memory; the model can only generate.
+        format: load only the weights that decoding reads, in this format ("bf16", "fp32", "int8", "int4", or on the
+            CPU "bf12"). This takes the least memory; the model can only generate.
         say: see `checkpoint_folder`.
 
     Raises:
@@ -57,13 +58,16 @@ def load(
     """
     chosen = parse_dtype(dtype)
     format = short_name(format.lower()) if format else format
+    place = pick_device(device)
     source = checkpoint_folder(path, say)
     if format is not None:
         return _load_generation_only(source, chosen, device, format)
     needed = check_checkpoint(source)
     config = read_config(source)
-    if device == "cpu" or not torch.cuda.is_available():
+    if place.type == "cpu":
         require_memory(str(source), config, _format_name(config, chosen), generation_only=False)
+    elif place.type == "cuda":
+        require_device_memory(str(source), config, _format_name(config, chosen), False, place)
     with progress_bars(describe(config).num_parameters() * 2):
         wanted = chosen or needed or "auto"
         kind = causal_lm_class(family_of(config))
@@ -71,7 +75,7 @@ def load(
     if info["missing_keys"]:
         raise ValueError(f"{source}: tensor {sorted(info['missing_keys'])[0]!r} is missing from the checkpoint")
     tokenizer = load_tokenizer(source, vocab_size=model.config.vocab_size)
-    model = model.to(pick_device(device)).eval()
+    model = model.to(place).eval()
     align(model)
     return Loaded(model, tokenizer)
 
@@ -86,11 +90,21 @@ def _load_generation_only(source: Path, dtype: torch.dtype | None, device: str, 
 
     if format not in FORMATS:
         raise ValueError(f"format is {format!r}; it must be one of {', '.join(FORMATS)}")
-    if device not in ("auto", "cpu") or dtype is not None:
-        raise ValueError(f"format {format} was given with device {device!r} and dtype {dtype!r}; leave both out")
+    place = pick_device(device)
+    if device == "auto" and format not in CUDA_FORMATS:
+        place = torch.device("cpu")
+    if dtype is not None:
+        raise ValueError(f"format {format} and dtype {dtype} were both given; leave one of them out")
+    if place.type not in ("cpu", "cuda"):
+        raise ValueError(f"format {format} was given with device {device!r}; it must be cpu or cuda")
+    if place.type == "cuda" and format not in CUDA_FORMATS:
+        raise ValueError(f"format {format} is for the CPU; on {place} it must be one of {', '.join(CUDA_FORMATS)}")
     check_checkpoint(source)
-    require_memory(str(source), read_config(source), format, generation_only=True)
-    model = generation_only_model(source, format)  # type: ignore[arg-type]
+    config = read_config(source)
+    require_memory(str(source), config, format, generation_only=True)
+    if place.type == "cuda":
+        require_device_memory(str(source), config, format, True, place)
+    model = generation_only_model(source, format, place)  # type: ignore[arg-type]
     return Loaded(model, load_tokenizer(source, vocab_size=model.config.vocab_size))
 
 
@@ -123,6 +137,9 @@ def pick_device(device: str) -> torch.device:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         found = torch.device(device)
+        missing = why_no_device(found) if found.type == "cuda" else ""
+        if missing:
+            raise RuntimeError(missing)
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]

@@ -60,7 +60,7 @@ def generate(
         help="Draft tokens and check several at once: `lookup` (words that repeat), `self` (int4), `default`, folder.",
     ),
     format: Optional[str] = typer.Option(  # noqa: UP045
-        None, help="Load the weights in a format: bf16, fp32, bf12 (bf16 without loss), int8 or int4. CPU only."
+        None, help="Load the weights in a format: bf16, fp32, bf12 (bf16 without loss, on a CPU), int8 or int4."
     ),
     dtype: str = DtypeOption,
     device: str = DeviceOption,

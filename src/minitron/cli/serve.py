@@ -29,7 +29,7 @@ def serve(
     cors: Optional[list[str]] = typer.Option(None, help="Origin whose pages may call; may be repeated."),  # noqa: B008, UP045
     dtype: Optional[str] = typer.Option(None, help="auto, bf16, fp16 or fp32. [default: auto]"),  # noqa: UP045
     device: Optional[str] = typer.Option(None, help="auto, cpu, cuda, cuda:1, ... [default: auto]"),  # noqa: UP045
-    format: Optional[str] = typer.Option(None, help="Load the weights as bf16, fp32, bf12, int8 or int4. CPU only."),  # noqa: UP045
+    format: Optional[str] = typer.Option(None, help="Load the weights as bf16, fp32, bf12, int8 or int4."),  # noqa: UP045
     threads: Optional[int] = typer.Option(None, help="Threads that compute. [default: all cores]"),  # noqa: UP045
     slots: Optional[int] = typer.Option(None, help="Requests answered at the same time. [default: 8]"),  # noqa: UP045
     max_context: Optional[int] = typer.Option(None, help="Longest prompt with its answer, in tokens."),  # noqa: UP045

@@ -91,7 +91,7 @@ def test_loading_in_a_format(tmp_path: Path) -> None:
     assert out.shape[1] > 2
     with pytest.raises(ValueError, match="format is 'int3'"):
         minitron.load(folder, format="int3")
-    with pytest.raises(ValueError, match="leave both out"):
+    with pytest.raises(ValueError, match="both given; leave one of them out"):
         minitron.load(folder, format="int8", dtype="bf16")
 
 

@@ -35,10 +35,7 @@ def why_not_dtype(dtype: torch.dtype, device: torch.device) -> str:
 def why_no_cuda() -> str:
     """Why torch cannot use a CUDA device on this machine, and what is missing; empty if it can."""
     if torch.version.cuda is None:
-        return (
-            f"torch {torch.__version__} is a build without CUDA; install the build for your driver, "
-            f"such as pip install torch --index-url https://download.pytorch.org/whl/cu128"
-        )
+        return f"torch {torch.__version__} is a build without CUDA; install one with it (pytorch.org/get-started)"
     if torch.cuda.is_available():
         return ""
     try:
@@ -51,27 +48,10 @@ def why_no_cuda() -> str:
     return "torch reports no CUDA device"
 
 
-def require_device_memory(name: str, sizes: dict[str, int], chosen: str, device: torch.device) -> None:
-    """Refuse a model that does not fit on a device, before it is loaded.
-
-    Args:
-        name: the model's, for the message.
-        sizes: bytes of its weights in each dtype that could be chosen, by name.
-        chosen: the dtype that was asked for.
-        device: where it is loaded.
-
-    Raises:
-        ValueError: it needs more than is free; the message says in what it fits.
-    """
-    left = free_memory(device)
-    if left is None or sizes[chosen] <= left:
-        return
-    fitting = [f"{other} ({_gb(size)})" for other, size in sizes.items() if size <= left]
-    advice = f"with dtype {' or '.join(fitting)} it fits" if fitting else "it fits there in no dtype; try --device cpu"
-    raise ValueError(
-        f"{name} takes {_gb(sizes[chosen])} of memory in {chosen}, and {_gb(left)} are free on {device}; {advice}"
-    )
-
-
-def _gb(count: float) -> str:
-    return f"{count / 1e9:.2f} GB"
+def why_no_device(device: torch.device) -> str:
+    """Why this machine does not have a CUDA device; empty if it has."""
+    reason = why_no_cuda()
+    count = 0 if reason else torch.cuda.device_count()
+    if reason or device.index is None or device.index < count:
+        return reason
+    return f"this machine has {count} CUDA device{'' if count == 1 else 's'}, the last one is cuda:{count - 1}"
