@@ -9,6 +9,8 @@ function runs without being captured.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -88,7 +90,8 @@ class StepGraphs:
         span = min(LEAST_SPAN, self._kv.capacity)
         while span < self._end:
             span = min(2 * span, self._kv.capacity)
-        self.logits = self._graph(self._batch, span, self._in_order)()[: self._rows]
+        with self._current_device():
+            self.logits = self._graph(self._batch, span, self._in_order)()[: self._rows]
         self._end += 1
 
     def prepare(self, rows: int) -> None:
@@ -96,7 +99,12 @@ class StepGraphs:
         batch = next(size for size in BATCHES if size >= rows)
         self._inputs[:, :batch] = torch.tensor([0, self._kv.capacity, 0, 1, 0], device=self.device)[:, None]
         self._index.zero_()
-        self._graph(batch, min(LEAST_SPAN, self._kv.capacity), batch <= len(self._kv.lengths))
+        with self._current_device():
+            self._graph(batch, min(LEAST_SPAN, self._kv.capacity), batch <= len(self._kv.lengths))
+
+    def _current_device(self) -> AbstractContextManager[Any]:
+        """Graphs and kernels run on torch's current device, which may be another one than that of the weights."""
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
 
     def _graph(self, batch: int, span: int, in_order: bool) -> Callable[[], Tensor]:
         key = (batch, span, in_order)

@@ -32,7 +32,6 @@ class TritonSteps(TorchSteps):
             weights: on the device. Each layer's `q`, `k` and `v` become views of the one matrix, so that their numbers
                 are in memory once.
         """
-        self._weights = weights
         self._qkv: dict[int, Matrix] = {}
         for layer in weights.layers:
             parts = layer.q, layer.k, layer.v
