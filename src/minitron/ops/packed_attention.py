@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..framework import ALL_ATTENTION_FUNCTIONS, ALL_MASK_ATTENTION_FUNCTIONS, sdpa_attention_forward, sdpa_mask
+from . import flex_attention
 from .autocast import autocast_dtype, without_autocast
 
 NAME = "minitron_packed"
@@ -64,18 +65,27 @@ def packed_attention(
 
 
 @contextmanager
-def packed_attention_in(*models: nn.Module) -> Iterator[None]:
-    """Let transformers models on a CPU that use torch's attention use this one, as an attention function."""
+def packed_attention_in(*models: nn.Module, compiled: bool = False) -> Iterator[None]:
+    """Let transformers models on a CPU that use torch's attention use this one, as an attention function.
+
+    Args:
+        *models: that are trained.
+        compiled: whether their layers are compiled; models on a GPU then use `flex_attention`.
+    """
     on_cpu: list[Any] = [m for m in models if next(m.parameters()).device.type == "cpu"]
     changed = [m for m in on_cpu if getattr(m.config, "_attn_implementation", None) == "sdpa"]
+    on_gpu: list[Any] = [m for m in models if compiled and flex_attention.serves(m)]
     ALL_ATTENTION_FUNCTIONS.register(NAME, packed_attention)
     ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, sdpa_mask)
+    flex_attention.register()
     try:
         for model in changed:
             model.set_attn_implementation(NAME)
+        for model in on_gpu:
+            model.set_attn_implementation(flex_attention.NAME)
         yield
     finally:
-        for model in changed:
+        for model in (*changed, *on_gpu):
             model.set_attn_implementation("sdpa")
 
 

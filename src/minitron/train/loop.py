@@ -79,7 +79,7 @@ def estimate(model: nn.Module, stream: Stream, config: TrainConfig, loss: LossFu
     trainer = Trainer(objective, stream, config, Path())
     random_state = torch.get_rng_state()
     model.train()
-    with packed_attention_in(*objective.trained_models()):
+    with packed_attention_in(*objective.trained_models(), compiled=config.compile):
         trainer.forward_backward()  # the first takes longer
         watch = Stopwatch()
         trainer.forward_backward()
@@ -176,7 +176,7 @@ def train(
         log.say(f"continuing from {folder}")
     efficiency = flops_per_token / peak_flops if peak_flops and flops_per_token else None
     try:
-        with StopSignals() as signals, packed_attention_in(*objective.trained_models()):
+        with StopSignals() as signals, packed_attention_in(*objective.trained_models(), compiled=config.compile):
             result = _Loop(trainer, measures, log, signals, efficiency, until).go(folder)
         return _finish(result, trainer, export_dtype)
     finally:
