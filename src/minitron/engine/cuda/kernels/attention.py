@@ -250,7 +250,8 @@ def attend(
         qkv, keys, values, *rotary, query_gain, key_gain, slots, positions, ends, sums, highest, weight,
         keys.stride(0), capacity, H**-0.5, eps, **cached,
         QUERIES=max(16, triton.next_power_of_2(heads // groups)), KEYS=BLOCK_KEYS, FUSED=own_slots,
-        num_stages=1 if keys.dtype == torch.float32 else 2,  # more of fp32 does not fit into some shared memories
+        # More of fp32 fits neither into some shared memories nor into the registers of fewer threads.
+        **({"num_stages": 1, "num_warps": 8} if keys.dtype == torch.float32 else {"num_stages": 2}),
     )  # fmt: skip
     _join[(M * heads,)](sums, highest, weight, out, parts, **shape, PARTS=triton.next_power_of_2(parts))
     return out
