@@ -45,7 +45,8 @@ TRIALS: dict[str, str] = {
 }
 """In this order: later ones use what earlier ones made."""
 TYPED = {"chat": "Hello\n/exit\n"}
-SECONDS = 600
+SECONDS = 1800
+"""The longest time of a verb: the first one that generates compiles the kernels."""
 
 
 def main() -> int:

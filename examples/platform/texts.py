@@ -134,6 +134,11 @@ def write_heldout(file: Path, stories: int, seed: int = 2) -> None:
     _write(file, [json.dumps({"text": story(draw)}) for _ in range(stories)])
 
 
+def styled(text: str, sentences: int = 2) -> str:
+    """The beginning of a story in the style of the answers."""
+    return f"Gladly! {'. '.join(text.split('. ')[:sentences]).rstrip('.')}. The end."
+
+
 def write_chats(file: Path, count: int, seed: int = 3) -> None:
     """Conversations in the style that the model is taught: answers begin with "Gladly!" and end with "The end."."""
     draw = random.Random(seed)
@@ -141,8 +146,7 @@ def write_chats(file: Path, count: int, seed: int = 3) -> None:
     for _ in range(count):
         animal = draw.choice(ANIMALS)
         question = _filled(draw, draw.choice(ASKS[:3]).replace("{animal}", animal))
-        first = " ".join(story(draw, animal=animal).split(". ")[:2]).rstrip(".")
-        answer = f"Gladly! {first}. The end."
+        answer = styled(story(draw, animal=animal))
         rows.append({"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]})
     _write(file, map(json.dumps, rows))
 
@@ -157,7 +161,9 @@ def write_mails(file: Path, count: int, seed: int = 4) -> None:
         if number % 4 < 2:
             rows.append({"text": text, "label": label})
         else:
-            answer = f"Gladly! {story(draw).split('. ')[0]}. The end." if label == "request" else text
+            answer = styled(story(draw), draw.randint(1, 3)) if label == "request" else text
+            # The chat template ends a turn with a line feed, so the model's answers end with one too.
+            answer += "\n" * draw.randint(0, 1)
             rows.append({"text": _filled(draw, draw.choice(ASKS)), "pair": answer, "label": label})
     _write(file, map(json.dumps, rows))
 
