@@ -20,11 +20,14 @@ from ..data.documents import DataError, Source
 from ..data.documents.formats import MARK_BYTES, binary_kind, encoding_of, first_line, kind_of, open_bytes
 from ..data.documents.problems import Bad, BadFileError
 from ..data.documents.reading import READERS
-from ..data.documents.rows import not_text, text_of
+from ..data.documents.rows import json_file, json_lines, not_text, skip_line, text_of
 from .recipe import Recipe
 
 PART_BYTES = 32_000_000
 """Of files on disk that a part has, unless a single file is larger and cannot be divided."""
+
+WHOLE_DOCUMENTS = 16
+"""JSON that can only be read whole may be as large as so many of the longest documents."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +149,10 @@ def _read(span: Span, recipe: Recipe) -> Iterator[tuple[str, str | Bad]]:
             if len(raw.read(recipe.max_document_bytes + MARK_BYTES)) > recipe.max_document_bytes:
                 yield "", _too_long(recipe)
                 return
+    if kind in ("lines", "json"):
+        read = json_lines if kind == "lines" else json_file
+        yield from read(path, recipe.field, recipe.encoding, WHOLE_DOCUMENTS * recipe.max_document_bytes)
+        return
     yield from READERS[kind or "whole"](path, recipe.field, recipe.encoding)
 
 
@@ -167,7 +174,7 @@ def _lines(raw: IO[bytes], span: Span, mark: int, recipe: Recipe) -> Iterator[tu
     at = span.start
     if at:
         raw.seek(at - 1)
-        at += _skip_line(raw) - 1  # a line that begins before the span is of the span before
+        at += skip_line(raw) - 1  # a line that begins before the span is of the span before
     else:
         raw.read(mark)
         at = mark
@@ -180,20 +187,10 @@ def _lines(raw: IO[bytes], span: Span, mark: int, recipe: Recipe) -> Iterator[tu
         place = f"line {number}" if not span.start else f"the line at byte {at:,}"
         at += len(line)
         if len(line) == limit and not line.endswith(b"\n"):
-            at += _skip_line(raw)
+            at += skip_line(raw)
             yield place, _too_long(recipe)
         else:
             yield place, line
-
-
-def _skip_line(raw: IO[bytes]) -> int:
-    """Read past the next line end; how many bytes."""
-    skipped = 0
-    while True:
-        piece = raw.readline(1 << 20)
-        skipped += len(piece)
-        if not piece or piece.endswith(b"\n"):
-            return skipped
 
 
 def _row(line: bytes, recipe: Recipe) -> str | Bad:

@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from minitron.curate.recipe import RecipeError, load_recipe, recipe_from
 from minitron.curate.run import CurationError, curate
 from minitron.curate.texts import Texts
 from minitron.data.documents import read_documents
-from minitron.files import LockedError, TargetError, locked
+from minitron.files import LockedError, TargetError, WriteError, locked
 
 
 def write_rows(path: Path, texts: list[str]) -> Path:
@@ -181,6 +182,53 @@ def test_a_line_that_is_too_long_is_never_held(tmp_path: Path) -> None:
     found = list(reading.documents((reading.Span(str(path)),), recipe_from({"max_document_bytes": 1000})))
     assert [document.text for document in found][::2] == ["first", "last"]
     assert "longer than max_document_bytes" in found[1].text.what  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "unit", "says"),
+    [
+        ("bomb.json.gz", b"", b"a", "can only be read whole"),
+        ("bomb.json.gz", b'["', b"a", "can only be read whole"),
+        ("bomb.jsonl.gz", b"\xff\xfe", b"a\0", "can only be read whole"),
+        ("bomb.jsonl.gz", b'{"text": "', b"a", "longer than max_document_bytes"),
+        ("bomb.txt.gz", b"", b"a", "longer than max_document_bytes"),
+    ],
+)
+def test_a_small_file_that_unpacks_to_a_large_one_is_never_held(
+    tmp_path: Path, name: str, before: bytes, unit: bytes, says: str
+) -> None:
+    with gzip.open(tmp_path / name, "wb", compresslevel=1) as file:
+        file.write(before)
+        for _ in range(60):
+            file.write(unit * 1_000_000)
+    tracemalloc.start()
+    try:
+        found = list(
+            reading.documents((reading.Span(str(tmp_path / name)),), recipe_from({"max_document_bytes": 10**5}))
+        )
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert [str(one.text).count(says) for one in found] == [1]
+    assert peak < 20_000_000
+
+
+def test_a_full_disk_leaves_nothing_half_written_and_the_run_continues(tmp_path: Path) -> None:
+    import resource
+
+    source = write_rows(tmp_path / "in.jsonl", [f"{i} {text}" for i, text in enumerate(many(400, seed=3))])
+    curate([str(source)], tmp_path / "whole", recipe_from({}))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))  # writing on fails as on a full disk
+    try:
+        with pytest.raises(WriteError, match=r"cannot be written: File too large"):
+            curate([str(source)], tmp_path / "out", recipe_from({}))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    left = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert {path.name for path in left} <= {"curate.json", ".lock"}, left
+    curate([str(source)], tmp_path / "out", recipe_from({}))
+    assert bits(tmp_path / "out") == bits(tmp_path / "whole")
 
 
 def test_a_damaged_archive_gives_what_is_before_the_damage(tmp_path: Path) -> None:

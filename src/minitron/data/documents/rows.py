@@ -19,6 +19,8 @@ Found = tuple[str, Any]
 A document is a string, or a row as a dict where the caller asked for whole rows (`field` None)."""
 
 _LINE_END = re.compile("\r\n|\r|\n")
+MOST_WHOLE_BYTES = 1 << 30
+"""Bytes, after decompression, up to which JSON is read that can only be read whole, and up to which a line is."""
 # Bytes looked at to tell JSON lines from other JSON.
 _FIRST_LINE = 1 << 20
 
@@ -56,8 +58,8 @@ def not_text(error: UnicodeDecodeError, encoding: str) -> str:
 # --- JSON lines --------------------------------------------------------------------------------------------------
 
 
-def json_lines(path: Path, field: str | None, encoding: str) -> Iterator[Found]:
-    """An object in each line. A line that cannot be decoded does not affect the others."""
+def json_lines(path: Path, field: str | None, encoding: str, most: int = MOST_WHOLE_BYTES) -> Iterator[Found]:
+    """An object in each line. A line that cannot be decoded, or has more than `most` bytes, does not affect others."""
     with open_bytes(path) as raw:
         head = raw.read(MARK_BYTES)
     _refuse_binary(head)
@@ -65,9 +67,9 @@ def json_lines(path: Path, field: str | None, encoding: str) -> Iterator[Found]:
     with open_bytes(path) as raw:
         if "\n".encode(encoding) == b"\n":
             raw.read(mark)
-            lines: Iterable[str | Bad] = _split(raw, encoding)
+            lines: Iterable[str | Bad] = _split(raw, encoding, most)
         else:  # its bytes cannot be cut at line ends
-            lines = _LINE_END.split(_decoded(raw.read(), encoding))
+            lines = _LINE_END.split(_decoded(_at_most(raw, most), encoding))
         for number, line in enumerate(lines, 1):
             if isinstance(line, Bad):
                 yield f"line {number}", line
@@ -75,8 +77,32 @@ def json_lines(path: Path, field: str | None, encoding: str) -> Iterator[Found]:
                 yield f"line {number}", _text_in(line, field)
 
 
-def _split(raw: IO[bytes], encoding: str) -> Iterator[str | Bad]:
-    for line in raw:
+def _at_most(raw: IO[bytes], most: int) -> bytes:
+    """The rest of a file that cannot be read in pieces: a small compressed file may unpack to any size."""
+    content = raw.read(most + 1)
+    if len(content) > most:
+        raise BadFileError(
+            f"has more than {most:,} bytes and can only be read whole; write JSON lines in UTF-8 (.jsonl)"
+        )
+    return content
+
+
+def skip_line(raw: IO[bytes]) -> int:
+    """Read past the next line end; how many bytes."""
+    skipped = 0
+    while True:
+        piece = raw.readline(1 << 20)
+        skipped += len(piece)
+        if not piece or piece.endswith(b"\n"):
+            return skipped
+
+
+def _split(raw: IO[bytes], encoding: str, most: int) -> Iterator[str | Bad]:
+    while line := raw.readline(most):
+        if len(line) == most and not line.endswith(b"\n"):
+            skip_line(raw)
+            yield Bad(f"longer than {most:,} bytes")
+            continue
         for part in line.removesuffix(b"\n").removesuffix(b"\r").split(b"\r"):
             try:
                 yield part.decode(encoding)
@@ -97,17 +123,17 @@ def _text_in(line: str, field: str | None) -> Any:
 # --- other JSON --------------------------------------------------------------------------------------------------
 
 
-def json_file(path: Path, field: str | None, encoding: str) -> Iterator[Found]:
-    """JSON lines, an array of objects, or one object over several lines."""
+def json_file(path: Path, field: str | None, encoding: str, most: int = MOST_WHOLE_BYTES) -> Iterator[Found]:
+    """JSON lines, an array of objects, or one object over several lines; of at most `most` bytes if not lines."""
     with open_bytes(path) as raw:
         head = raw.read(_FIRST_LINE)
     name, mark = encoding_of(head[:MARK_BYTES], encoding)
     first, *others = _LINE_END.split(head[mark:].decode(name, errors="replace").lstrip(), maxsplit=1)
     if first.startswith("{") and (others or len(head) < _FIRST_LINE) and _is_json(first):
-        yield from json_lines(path, field, encoding)
+        yield from json_lines(path, field, encoding, most)
         return
     with open_bytes(path) as raw:
-        text = _decoded(raw.read(), encoding)
+        text = _decoded(_at_most(raw, most), encoding)
     if not text.strip():
         return
     try:
