@@ -30,7 +30,9 @@ def compare(
     span: int = CAPACITY,
     own: bool = True,
 ) -> None:
-    monkeypatch.setattr(attention, "KEYS_OF_A_PART", 64)  # so that short sequences are split
+    # So that short sequences are split, and a part has several blocks.
+    monkeypatch.setattr(attention, "KEYS_OF_A_PART", 64)
+    monkeypatch.setattr(attention, "BLOCK_KEYS", 16)
     (N, K), H = heads, width
     layer: Any = SimpleNamespace(num_heads=N, num_key_value_heads=K, query_norm=None, key_norm=None)
     if gains:
