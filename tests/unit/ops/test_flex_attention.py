@@ -9,6 +9,7 @@ import pytest
 import torch
 from family_samples import kind_config, small_model
 from torch import nn
+from torch.nn.attention.flex_attention import create_block_mask
 
 from minitron.data.packing import collate
 from minitron.ops import flex_attention as flex
@@ -78,3 +79,15 @@ def test_compiled_models_on_a_gpu_use_it_while_they_train() -> None:
     plain = on_gpu()
     with packed_attention_in(plain):
         assert plain.changes == []
+
+
+def test_under_autocast_all_of_it_is_in_one_dtype() -> None:
+    """Rotated queries and keys are wider than values there."""
+    module: Any = SimpleNamespace(num_key_value_groups=1, is_causal=True, training=False)
+    q, k, v = torch.randn(3, 1, 2, 8, 16)
+    mask = create_block_mask(lambda b, h, q, kv: q >= kv, 1, None, 8, 8, device="cpu")
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"), torch.autocast("cpu", torch.bfloat16):
+        out, _ = flex.flex_attention(module, q, k, v.bfloat16(), mask)
+    expected = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out.float(), expected, rtol=0.02, atol=0.02)
