@@ -50,7 +50,7 @@ class _Kept:
     vectors: Tensor
     """All gains and biases of the model when the weights were made."""
     sums: list[int]
-    """Checksums of the matrices that were copied."""
+    """Checksums of the matrices that were copied, see `_sums`."""
     idle: list[CudaEngine] = field(default_factory=list)
     weights: DeviceWeights = field(init=False)
 
@@ -220,11 +220,14 @@ def _turn_down(weights: EngineWeights) -> None:
 
 
 def _sums(tensors: list[Tensor]) -> list[int]:
-    """A checksum of each tensor and the number of times that torch has seen it change."""
-    if not tensors:
-        return []
-    found = torch.stack([torch.hash_tensor(tensor.flatten()).view(torch.int64) for tensor in tensors])
-    return [*found.tolist(), *(tensor._version for tensor in tensors)]
+    """Two checksums of each matrix: the sums of its rows and those of its columns, weighted by where they are."""
+    found = []
+    for tensor in tensors:
+        bits = tensor.view(torch.int16 if tensor.element_size() == 2 else torch.int32)
+        for axis in (0, 1):
+            sums = bits.sum(axis, dtype=torch.int64)
+            found.append((sums * torch.arange(1, 2 * len(sums), 2, device=sums.device)).sum())
+    return torch.stack(found).tolist() if found else []
 
 
 def _comparable(constants: Constants) -> tuple[Any, ...]:
