@@ -68,7 +68,7 @@ def test_16_bits(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
 
 
 @given(rows=st.integers(1, 6), vocab=st.integers(1, 50), seed=st.integers(0, 99), num_items=st.sampled_from([None, 3]))
-@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_cross_entropy_of_any_shape(
     monkeypatch: pytest.MonkeyPatch, rows: int, vocab: int, seed: int, num_items: int | None
 ) -> None:

@@ -25,7 +25,7 @@ def silenced(neurons: int, share: float) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.9, 1.0])
-@pytest.mark.parametrize(("format", "rows"), [("bf16", 1), ("fp16", 2), ("int8", 5), ("int4", 1), ("fp32", 1)])
+@pytest.mark.parametrize(("format", "rows"), [("bf16", 1), ("int8", 5), ("int4", 1)])
 def test_zero_neurons_are_skipped(format: str, rows: int, share: float) -> None:
     """Rows of `down_proj` that belong to zero neurons hold NaN here: reading one would show."""
     channels, neurons, dtype = 70, 43, dtype_of_format(format)
