@@ -56,7 +56,7 @@ def _statistics(
     for first in range(0, V, BLOCK):
         columns = first + tl.arange(0, BLOCK)
         s = tl.load(student + row * V + columns, mask=columns < V, other=lowest).to(tl.float32)
-        soft_top, soft_sum = _extended(soft_top, soft_sum, s * inverse)
+        soft_top, soft_sum = _extended(soft_top, soft_sum, s * inverse)  # pyright: ignore[reportGeneralTypeIssues]
         if SOFT:
             hard_top, hard_sum = _extended(hard_top, hard_sum, s)
         if KIND != 0:

@@ -76,7 +76,7 @@ def _linear(
 @triton.jit
 def _normalize(x, gain, offset, out, K, eps, NORM: tl.constexpr, DTYPE: tl.constexpr, BLOCK_K: tl.constexpr):
     row = tl.program_id(0).to(tl.int64) * K
-    mean, deviation = row_statistics(x + row, 1, K, eps, NORM, 1, BLOCK_K)
+    mean, deviation = row_statistics(x + row, 1, K, eps, NORM, 1, BLOCK_K)  # pyright: ignore[reportGeneralTypeIssues]
     for first in range(0, K, BLOCK_K):
         columns = first + tl.arange(0, BLOCK_K)
         found = normalized(x + row, columns, 1, K, mean, deviation, gain, offset, NORM, 1, DTYPE)
@@ -112,7 +112,7 @@ def padded_rows(rows: int) -> int:
     """
     if not 0 < rows <= MOST_ROWS:
         raise ValueError(f"{rows} rows in one call; the kernels take 1 to {MOST_ROWS}")
-    return 1 if rows == 1 else max(16, triton.next_power_of_2(rows))
+    return 1 if rows == 1 else max(16, 1 << (rows - 1).bit_length())
 
 
 def tiles(rows: int) -> dict[str, int]:
