@@ -129,7 +129,7 @@ BAD: list[tuple[str, bytes, str]] = [
     ("a.txt", b"\xff\xfeodd", "a.txt: not utf-16-le text (truncated data"),
     ("a.txt", b"a\nb\0c", "a.txt: holds NUL bytes, first in line 2"),
     ("a.txt", "no mark".encode("utf-16-le"), "or UTF-16 without a byte-order mark"),
-    ("a.txt", gzip.compress(b"x"), "a.txt: is gzip, not text"),
+    ("a.txt", gzip.compress(b"x", mtime=0), "a.txt: is gzip, not text"),
     ("a.md", b"%PDF-1.7\n", "a.md: is PDF, not text"),
     ("a.jsonl", b"PK\x03\x04", "a.jsonl: is a zip archive, not text"),
     ("a.jsonl", b'{"text": "\\ud800"}', "a.jsonl, line 1: holds the lone surrogate '\\ud800' at character 1"),
