@@ -6,7 +6,8 @@
 
 Each step is a process of its own with a limit of time, so that one that fails or hangs costs the others nothing. What
 it has found is in DIR/STEP.json as soon as it is known, its output in DIR/STEP.log, and all so far in DIR/gpu.json.
-All weights are random: good for timing and for nothing else. Shares of zeros are set by a bias on `up_proj`.
+All weights but the last step's are random: good for timing and for nothing else. Shares of zeros are set by a bias on
+`up_proj`. The last step trains a model for the time that is left.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ STEPS: dict[str, int] = {
     "loss": 40,
     "train": 60,
     "quantized": 90,
+    "study": SECONDS,
 }
 """Steps in the order of their value, and the seconds that each may take."""
 PROMPT, NEW_TOKENS = 128, 128
@@ -47,8 +49,10 @@ TINY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "nu
 class Place:
     """Where a step runs, the sizes of what it measures, and the file of what it has found."""
 
-    def __init__(self, smoke: bool, file: Path) -> None:
+    def __init__(self, smoke: bool, file: Path, limit: float = SECONDS) -> None:
         self.smoke, self.file = smoke, file
+        self.limit = limit
+        """Seconds that the step may take."""
         self.found: dict[str, Any] = {}
         self.device = "cpu" if smoke else "cuda"
 
@@ -292,6 +296,13 @@ def train(place: Place) -> None:
     _record_step(place, f"{count / 1e9:.2f}B parameters", seconds, sequence, 6 * count * sequence, peak)
 
 
+def study(place: Place) -> None:
+    """See `gpu_study`."""
+    from gpu_study import study
+
+    study(place)
+
+
 # --- what steps share --------------------------------------------------------------------------------------------
 
 
@@ -439,8 +450,10 @@ def run_all(names: list[str], smoke: bool, out: Path, seconds: float = SECONDS) 
         if left < 10:
             results["steps"][name] = {"status": "skipped: no time is left"}
         else:
-            command = [sys.executable, str(Path(__file__).resolve()), "--step", name, "--out", str(out)]
-            found = watch([*command, *(["--smoke"] if smoke else [])], out / f"{name}.log", min(STEPS[name], left))
+            limit = min(STEPS[name], left)
+            command = [sys.executable, str(Path(__file__).resolve()), "--step", name, "--limit", str(limit)]
+            command += ["--out", str(out), *(["--smoke"] if smoke else [])]
+            found = watch(command, out / f"{name}.log", limit)
             found["found"] = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
             results["steps"][name] = found
         print(name, results["steps"][name]["status"], flush=True)
@@ -454,6 +467,7 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(STEPS), help="steps, with commas between them")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "gpu", help="folder of the results")
     parser.add_argument("--step", choices=STEPS, help=argparse.SUPPRESS)
+    parser.add_argument("--limit", type=float, default=SECONDS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if not args.smoke:
         from minitron.engine.cuda.device import why_no_cuda
@@ -462,7 +476,7 @@ def main() -> None:
         if reason:
             raise SystemExit(f"the GPU's tests and benchmarks cannot run here: {reason}")
     if args.step is not None:
-        globals()[args.step](Place(args.smoke, args.out / f"{args.step}.json"))
+        globals()[args.step](Place(args.smoke, args.out / f"{args.step}.json", args.limit))
         return
     names = args.only.split(",")
     unknown = [name for name in names if name not in STEPS]

@@ -28,7 +28,7 @@ def gpu() -> ModuleType:
         sys.path.remove(str(BENCHMARKS))
 
 
-@pytest.mark.parametrize("step", ["decode", "static", "prefill", "distill", "loss", "train", "quantized"])
+@pytest.mark.parametrize("step", ["decode", "static", "prefill", "distill", "loss", "train", "quantized", "study"])
 def test_steps_measure_and_write_as_they_go(gpu: ModuleType, step: str, tmp_path: Path) -> None:
     place, written = gpu.Place(True, tmp_path / f"{step}.json"), []
     record = place.record
