@@ -21,6 +21,7 @@ class CountingEngine:
     """The next token is the last one plus one. It fails while `broken` says so."""
 
     name = "counting"
+    chooses, draws_each, most_rows = False, False, 8
 
     def __init__(self) -> None:
         self.kv = SimpleNamespace(lengths=[0, 0])
