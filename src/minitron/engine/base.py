@@ -23,6 +23,13 @@ MOST_STOPS = 64
 """Stop tokens that `DecodeEngine.greedy` can look for."""
 
 
+def rows_of(groups: Sequence[list[int]], slots: Sequence[int]) -> tuple[list[int], list[int]]:
+    """The tokens of all groups, and for each its slot: the rows of a step that appends groups to different slots."""
+    assert len(set(slots)) == len(slots) == len(groups), f"{len(groups)} groups for slots {slots}"
+    tokens = [token for group in groups for token in group]
+    return tokens, [slot for slot, group in zip(slots, groups, strict=True) for _ in group]
+
+
 class DecodeEngine(Protocol):
     """One model's weights and a KV cache. An engine serves many requests, at the same time and one after the other.
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from ...finite import check_logits
 from ...pages import SMALL
-from ..base import MAX_TOKENS, MOST_STOPS, DecodeEngine
+from ..base import MAX_TOKENS, MOST_STOPS, DecodeEngine, rows_of
 from ..buffers import Buffer, address, most_threads, zeros
 from ..draws import Draws
 from ..kv import KeyValues
@@ -294,12 +294,9 @@ class CpuEngine(DecodeEngine):
         self, groups: Sequence[list[int]], slots: Sequence[int] = (0,), draws: Sequence[Draws | None] = (None,)
     ) -> list[list[int]]:
         """Append the first token of each group and those further ones that are chosen; see `DecodeEngine.verify`."""
-        assert len(set(slots)) == len(slots) == len(groups) == len(draws), f"{len(groups)} groups for slots {slots}"
+        assert len(draws) == len(groups), f"{len(groups)} groups and {len(draws)} draws"
         begins = [self.kv.lengths[slot] for slot in slots]
-        self._run(
-            [token for group in groups for token in group],
-            [slot for slot, group in zip(slots, groups, strict=True) for _ in group],
-        )
+        self._run(*rows_of(groups, slots))
         found, row = [], 0
         for group, slot, begin, how in zip(groups, slots, begins, draws, strict=True):
             logits = self._logits[row : row + len(group)]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...finite import NotFiniteError
 from ...sampling_parameters import SamplingParameters
-from ..base import DecodeEngine
+from ..base import DecodeEngine, rows_of
 from ..draws import Array, Draws
 from ..kv import KeyValues
 from ..matrix import CUDA_FORMATS
@@ -168,10 +168,10 @@ class CudaEngine(DecodeEngine):
         stops: Collection[int] = (),
         slots: Sequence[int] = (0,),
     ) -> list[list[int]]:
-        """As `greedy`, with tokens drawn for each sequence by its own parameters, of which seed must be given and the
-        repetition penalty does not apply. A sequence's tokens depend on its seed and on positions alone."""
-        seeds = [one.seed for one in parameters if one.seed is not None]
-        choice = choice_of(parameters, seeds, self.weights.vocab_size, self.device)
+        """As `greedy`, with tokens drawn for each sequence by its own parameters, of which the repetition penalty does
+        not apply. A sequence's tokens depend on its seed and on positions alone; a greedy one needs no seed."""
+        assert all(one.seed is not None or one.greedy for one in parameters), "a sequence that is drawn without a seed"
+        choice = choice_of(parameters, [one.seed or 0 for one in parameters], self.weights.vocab_size, self.device)
 
         def draw(logits: Tensor, positions: Tensor) -> Tensor:
             return choose(logits, positions, choice)
@@ -183,12 +183,9 @@ class CudaEngine(DecodeEngine):
         self, groups: Sequence[list[int]], slots: Sequence[int] = (0,), draws: Sequence[Draws | None] = (None,)
     ) -> list[list[int]]:
         """Append the first token of each group and those further ones that are chosen; see `DecodeEngine.verify`."""
-        assert len(set(slots)) == len(slots) == len(groups) == len(draws), f"{len(groups)} groups for slots {slots}"
+        assert len(draws) == len(groups), f"{len(groups)} groups and {len(draws)} draws"
         begins = [self.kv.lengths[slot] for slot in slots]
-        self._run(
-            [token for group in groups for token in group],
-            [slot for slot, group in zip(slots, groups, strict=True) for _ in group],
-        )
+        self._run(*rows_of(groups, slots))
         total = sum(map(len, groups))
         best, row = self._graphs.chosen[0, :total].clone(), 0
         for group, begin, how in zip(groups, begins, draws, strict=True):

@@ -60,6 +60,16 @@ def test_drawn_answers_depend_on_their_seeds_alone(monkeypatch: pytest.MonkeyPat
     assert len({tuple(tokens) for tokens in answers(engine, *(request(0, temperature=2.0) for _ in range(4)))}) > 1
 
 
+def test_greedy_requests_beside_drawn_ones_need_no_seed() -> None:
+    engine = CudaEngine(from_model(tiny_model()), CAPACITY, slots=3)
+
+    def requests() -> list[TextSequence]:
+        return [request(0, seed=5, temperature=0.9), request(1), request(2, seed=6, temperature=0.9)]
+
+    together = answers(engine, *requests())
+    assert answers(engine, *requests(), together=False) == together
+
+
 def test_requests_that_need_python_are_served_beside_others() -> None:
     held = from_model(tiny_model())
     expected = answers(CudaEngine(held, CAPACITY), request(1))
