@@ -76,8 +76,10 @@ def _why_not_devices(model: PreTrainedModel) -> str:
 
 def _why_not_format(model: PreTrainedModel) -> str:
     """A format of weights that the engine for a GPU does not read."""
+    if not decodes_on_cuda(model):
+        return ""
     format = weights_of(model).format
-    if decodes_on_cuda(model) and format not in CUDA_FORMATS:
+    if format not in CUDA_FORMATS:
         return f"weights in {format}, and the CUDA engine reads {', '.join(CUDA_FORMATS)}"
     return ""
 
