@@ -1,8 +1,8 @@
 """The last step of `gpu.py`: for whatever time is left, a model of 75 million parameters learns from text.
 
 It is the one step whose numbers say something about a model: held-out loss against tokens, by `minitron train` with its
-own defaults. Text is the folder that MINITRON_DATA names, or else the short example of the repository, which a model
-of this size knows by heart within a minute.
+own defaults. Text is the folder that MINITRON_DATA names, or else the example of the repository, which is too short
+for a model of this size.
 """
 
 from __future__ import annotations

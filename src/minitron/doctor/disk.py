@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from ..files.cache_folder import cache_folder
 from .finding import Finding
 
 LEAST_FREE = 5e9
@@ -16,11 +17,10 @@ LEAST_FREE = 5e9
 def folders() -> dict[str, tuple[Path, str]]:
     """Name of each cache: its folder, and the variable that moves it."""
     home = Path.home()
-    own = os.environ.get("MINITRON_CACHE")
     hub = os.environ.get("HF_HUB_CACHE") or Path(os.environ.get("HF_HOME") or home / ".cache/huggingface") / "hub"
     kernels = os.environ.get("NUMBA_CACHE_DIR") or Path(__file__).parents[1] / "engine" / "cpu" / "__pycache__"
     return {
-        "models": (Path(own).expanduser() if own else home / ".cache" / "minitron", "MINITRON_CACHE"),
+        "models": (cache_folder(""), "MINITRON_CACHE"),
         "hub": (Path(hub).expanduser(), "HF_HOME"),
         "kernels": (Path(kernels), "NUMBA_CACHE_DIR"),
     }

@@ -51,7 +51,7 @@ def gpu(driver: bool) -> Finding:
         advice = "nvidia-smi lists no device. In a container, start it with access to the GPUs (--gpus all)."
         return Finding("gpu", "note", text, facts, (advice,))
     if triton is None:
-        advice = "Triton is missing, so the kernels for GPUs cannot be compiled: pip install triton"
+        advice = "Triton is missing, so the kernels for GPUs cannot be compiled: pip install 'minitron[gpu]'"
         return Finding("gpu", "note", text, facts, (advice,))
     return Finding("gpu", "ok", text, facts)
 

@@ -94,7 +94,7 @@ def _quota() -> float | None:
 
 def memory() -> Finding:
     """Total and free memory, and the largest model that fits in each format."""
-    free, total = free_memory.available_memory(), _total_memory()
+    free, total = free_memory.available_memory(), free_memory.total_memory()
     if free is None:
         return Finding("memory", "unknown", "the free memory is not known", {"total": total, "free": None})
     fits = {name: free * MODEL_SHARE / size for name, size in (("bf16", 2.0), ("int8", 1.0625), ("int4", 0.5625))}
@@ -106,13 +106,6 @@ def memory() -> Finding:
         advice = "Importing torch and transformers alone takes half a gigabyte. End other programs first."
         return Finding("memory", "note", text, facts, (advice,))
     return Finding("memory", "ok", text, facts)
-
-
-def _total_memory() -> int | None:
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return None
 
 
 def bandwidth() -> Finding:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 
 def cache_folder(part: str) -> Path:
-    """The folder of one kind of cached files, `~/.cache/minitron/PART`; it may be deleted at any time.
+    """The folder of one kind of cached files, `~/.cache/minitron/PART`, or of all of them if `part` is empty.
 
-    The environment variable MINITRON_CACHE names another folder in place of `~/.cache/minitron`.
+    It may be deleted at any time. The environment variable MINITRON_CACHE names another folder in place of
+    `~/.cache/minitron`.
     """
     named = os.environ.get("MINITRON_CACHE")
     return (Path(named).expanduser() if named else Path.home() / ".cache" / "minitron") / part

@@ -177,7 +177,7 @@ def test_without_a_driver_everything_is_right() -> None:
     [
         ("cpu", True, "3.9", "This torch cannot use the GPU"),
         ("cuda 12.8", False, "3.9", "--gpus all"),
-        ("cuda 12.8", True, None, "pip install triton"),
+        ("cuda 12.8", True, None, "pip install 'minitron[gpu]'"),
         ("cuda 12.8", True, "3.9", ""),
     ],
 )

@@ -52,7 +52,7 @@ class Activations:
     active: Tensor | None = None
     """(M,) int64: how many of each row are not zero; None where they are not counted."""
     index: Tensor | None = None
-    """(F / block, block) int32: in each block the neurons that are not zero in every row, see `compacted`."""
+    """(F / block, block) int32: in each block the neurons that are not zero in every row, rising, then -1."""
     counts: Tensor | None = None
     """(F / block,) int32: how many of a block's indices are valid."""
 
@@ -206,18 +206,3 @@ def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     half = cos.shape[-1]
     a, b = x[..., :half], x[..., half : 2 * half]
     return torch.cat([a * cos - b * sin, b * cos + a * sin, x[..., 2 * half :]], dim=-1)
-
-
-def compacted(values: Tensor, block: int) -> tuple[Tensor, Tensor]:
-    """The neurons of activations (M, F) that are not zero in every row, block by block and in rising order.
-
-    Returns:
-        index (ceil(F / block), block) int32, of which the first counts[b] in row b are valid and the others are -1;
-        counts (ceil(F / block),) int32.
-    """
-    active = F.pad((values != 0).any(0), (0, -values.shape[1] % block)).view(-1, block)
-    neurons = torch.arange(active.numel(), dtype=torch.int32, device=values.device).view_as(active)
-    counts = active.sum(-1, dtype=torch.int32)
-    order = active.byte().argsort(dim=-1, descending=True, stable=True)
-    valid = torch.arange(block, device=values.device) < counts[:, None]
-    return torch.where(valid, neurons.gather(1, order), -1), counts

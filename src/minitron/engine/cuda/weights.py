@@ -2,8 +2,8 @@
 
 Matrices are the model's own memory, so a change of them needs no copy. What is copied (gains and biases in fp32,
 transposed or quantized matrices) is compared with the model at each call, and made anew where something has changed.
-An engine is kept with its cache and its graphs between two calls of `generate`, because capturing a graph takes longer
-than some tokens; it goes when the model goes.
+An engine is kept with its cache and its graphs between two calls of `generate`, so that no graph is captured again
+(what that saves was not measured); it goes when the model goes.
 """
 
 from __future__ import annotations

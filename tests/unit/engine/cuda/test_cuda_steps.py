@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from active_neurons import compacted
 from engine_models import VARIANTS, some_tokens, tiny_model
 from family_samples import KINDS, kind_config, small_model
 from torch import Tensor
 
-from minitron.engine.cuda.steps import Rows, TorchSteps, compacted, decode_step
+from minitron.engine.cuda.steps import Rows, TorchSteps, decode_step
 from minitron.engine.kv import KeyValues
 from minitron.engine.weights import EngineWeights, from_model
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from active_neurons import compacted
 from kernel_cases import DEVICE, assert_product, dense, dtype_of_format, matrix_of, normed, numbers, some_norm
 from torch.nn import functional as F
 
 from minitron.engine.cuda.kernels import FORMATS, mlp
 from minitron.engine.cuda.kernels.mlp import down_active, gated_silu, up_squared_relu
-from minitron.engine.cuda.steps import compacted
 from minitron.engine.matrix import Matrix
 
 pytestmark = [pytest.mark.gpu] if DEVICE == "cuda" else []
