@@ -216,7 +216,7 @@ def serve(platform: Platform, stage: Stage, size: Size) -> None:
 
     words = ["serve", f"stories={platform.out / 'chat/run/model'}", "--guard", platform.out / "guard/run/model"]
     words += ["--guard-block", "spam", "--port", 0]
-    stage.commands.append("minitron " + " ".join(platform._relative(str(word)) for word in words))
+    stage.commands.append("minitron " + " ".join(platform.relative(str(word)) for word in words))
     answers = []
     with server([str(word) for word in words]) as address:
         client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)

@@ -59,7 +59,11 @@ class Platform:
         key = hashlib.sha256(json.dumps([self._state, name, settings], sort_keys=True).encode()).hexdigest()
         stage = Stage(name, title, self.out / name)
         begun, note = stage.folder / "begun.json", stage.folder / NOTE
-        if stage.folder.exists() and _key(begun) != key:
+        if stage.folder.exists() and any(stage.folder.iterdir()) and _key(begun) != key:
+            if not begun.exists():
+                raise SystemExit(
+                    f"{stage.folder}: holds no {begun.name}, so it is not of this example; name a new folder"
+                )
             shutil.rmtree(stage.folder)  # made with other settings
         stage.folder.mkdir(parents=True, exist_ok=True)
         if not note.exists():
@@ -91,7 +95,7 @@ class Platform:
         from minitron.cli import app
 
         command = [str(word) for word in words]
-        stage.commands.append(shlex.join(["minitron", *(self._relative(word) for word in command)]))
+        stage.commands.append(shlex.join(["minitron", *(self.relative(word) for word in command)]))
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
             code = get_command(app).main([*command, "--json"], prog_name="minitron", standalone_mode=False)
@@ -99,7 +103,7 @@ class Platform:
             raise SystemExit(f"{stage.commands[-1]} ended with exit code {code}; the same command goes on")
         return json.loads(printed.getvalue())
 
-    def _relative(self, word: str) -> str:
+    def relative(self, word: str) -> str:
         """Paths of the run folder as they are written in a page that may be moved."""
         return word.replace(f"{self.out}/", "")
 

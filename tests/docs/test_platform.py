@@ -80,6 +80,15 @@ def test_other_settings_begin_anew(example: Any, tmp_path: Path) -> None:
         stages.Platform(tmp_path / "other", quiet=True).stage("one", "", 0, work, ["y"])
 
 
+def test_a_folder_of_somebody_else_is_left_alone(example: Any, tmp_path: Path) -> None:
+    stages = importlib.import_module("stages")
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "mine.txt").write_text("mine")
+    with pytest.raises(SystemExit, match=r"train: holds no begun\.json, so it is not of this example"):
+        stages.Platform(tmp_path, quiet=True).stage("train", "", 0, lambda stage: None, ["x"])
+    assert (tmp_path / "train" / "mine.txt").read_text() == "mine"
+
+
 def test_the_texts_are_the_same_everywhere(example: Any, tmp_path: Path) -> None:
     texts = importlib.import_module("texts")
     for name in ("a", "b"):
