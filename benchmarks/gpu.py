@@ -39,10 +39,8 @@ STEPS: dict[str, int] = {
 }
 """Steps in the order of their value, and the seconds that each may take."""
 PROMPT, NEW_TOKENS = 128, 128
-PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
-"""Dense bf16 operations per second by specification, by a part of the device's name."""
 BANDWIDTH = {"H200": 4.8e12, "H100": 3.35e12, "A100": 2.04e12}
-"""Bytes per second by specification."""
+"""Bytes per second by specification, by a part of the device's name."""
 TINY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 
@@ -106,12 +104,11 @@ class Place:
         self.synchronize()
         return torch.cuda.max_memory_allocated() - before
 
-    def by_name(self, table: dict[str, float]) -> float | None:
-        """The entry of a table for this device; None where it is not known."""
+    def name(self) -> str:
+        """Of the device; empty with `--smoke`."""
         import torch
 
-        name = "" if self.smoke else torch.cuda.get_device_name()
-        return next((value for part, value in table.items() if part in name), None)
+        return "" if self.smoke else torch.cuda.get_device_name()
 
 
 # --- steps -------------------------------------------------------------------------------------------------------
@@ -370,7 +367,7 @@ def _record_engine(place: Place, name: str, model: Any, batch: int, kind: str, f
     seconds = min(times)
     bytes_of_all = weights.bytes_per_token(1.0)
     found = {"tokens_per_s": batch / seconds, "ms_per_step": 1e3 * seconds, "dense_bytes": bytes_of_all}
-    bandwidth = place.by_name(BANDWIDTH)
+    bandwidth = next((value for part, value in BANDWIDTH.items() if part in place.name()), None)
     if bandwidth is not None:
         found["dense_floor_steps_per_s"] = bandwidth / bytes_of_all
         found["share_of_dense_floor"] = bytes_of_all / bandwidth / seconds
@@ -398,7 +395,9 @@ def _generate_rate(place: Place, model: Any, ids: Any, count: int, **settings: A
 
 
 def _record_step(place: Place, name: str, seconds: float, tokens: int, work: float, peak: int) -> None:
-    peak_flops = place.by_name(PEAK)
+    from minitron.train.machine import known_peak
+
+    peak_flops = known_peak(place.name(), "bfloat16")
     found = {"seconds": seconds, "tokens_per_s": tokens / seconds, "flop_per_s": work / seconds, "peak_bytes": peak}
     if peak_flops is not None:
         found["mfu"] = work / seconds / peak_flops
