@@ -64,3 +64,31 @@ def test_torchrun_trains_as_one_process(pair: list[str], tmp_path: Path) -> None
     assert one.keys() == two.keys()
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_torchrun_customizes_as_one_process(tmp_path: Path) -> None:
+    model = checkpoint(tmp_path / "base", 0, hidden_size=36, intermediate_size=50)
+    rows = tmp_path / "rows.jsonl"
+    texts = [("dogs", f"Tom had {i} dogs.") if i % 2 else ("rivers", f"We ran to {i} rivers at noon.") for i in range(40)]
+    rows.write_text("".join(json.dumps({"label": label, "text": text}) + "\n" for label, text in texts))
+    options = ["finetune", str(model), "--task", "classify", "--data", str(rows), "--steps", str(STEPS), "--batch", "4"]
+    options += ["--sequence", "32", "--dtype", "float32", "--device", "cpu", "--lr", "0.01", "--json"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "minitron"]
+    losses, weights, scores = [], [], []
+    for name, start in (("one", [sys.executable, "-m", "minitron"]), ("two", torchrun)):
+        out = tmp_path / name
+        done = subprocess.run(
+            [*start, *options, "--out", str(out)], capture_output=True, text=True, timeout=300, check=False,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+        lines = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
+        losses.append([row["loss"] for row in lines if "loss" in row])
+        weights.append(load_file(out / "model" / "model.safetensors"))
+        scores.append(json.loads((out / "report.json").read_text())["scores"]["model"]["nats"])
+    assert len(losses[0]) == STEPS
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert scores[1] == pytest.approx(scores[0], rel=1e-3)
+    assert weights[0].keys() == weights[1].keys()
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, rtol=1e-3, atol=1e-4, msg=name)

@@ -157,11 +157,14 @@ def _finish(run: options.RunOptions, model: str, chosen: Any, job: Any, result: 
     """Write report and card, and say what came out."""
     from ..files import write_json, write_text
     from ..tune.card import card, score_table
+    from ..tune.models import store_temperature
 
     report = {**job.report(job.model), "base": Path(model).name, "validation": result.heldout.get("validation")}
     if not world.first:
         return
     settings = {"tune": chosen.tune, "steps": run.steps, "batch": run.batch, "lr": run.lr, "seed": run.seed}
+    if "temperature" in report:
+        store_temperature(result.model, report["temperature"])
     write_json(run.out / "report.json", report)
     write_text(result.model / "README.md", card(Path(model).name, report, settings))
     if run.as_json:

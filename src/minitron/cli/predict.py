@@ -45,6 +45,9 @@ def predict(
     sequence: Annotated[
         Optional[int], typer.Option(help="Tokens that are read at once; the model's positions by default.")
     ] = None,
+    calibrated: Annotated[
+        bool, typer.Option("--calibrated", help="Labels: probabilities at the temperature that finetune stored.")
+    ] = False,
     dtype: str = DtypeOption,
     device: str = DeviceOption,
     as_json: bool = JsonOption,
@@ -78,9 +81,11 @@ def predict(
     from ..tune.predict import open_predictor, read_unlabelled, write_predictions
 
     folder = checkpoint_folder(model, say)
-    found = open_predictor(folder, load_tokenizer(folder), dtype, pick_device(device), sequence)
+    found = open_predictor(folder, load_tokenizer(folder), dtype, pick_device(device), sequence, calibrated)
     items = read_unlabelled(file, found, RowFormat(names, header, encoding))
-    digest = hashlib.sha256(repr((items, found.sequence, dtype, device)).encode())
+    digest = hashlib.sha256(
+        repr((items, found.sequence, dtype, device, *([calibrated] if calibrated else []))).encode()
+    )
     for weights in sorted(folder.glob("*.safetensors")):
         state = weights.stat()
         digest.update(f"{weights.resolve()} {state.st_size} {state.st_mtime_ns}".encode())

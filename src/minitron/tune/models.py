@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from ..checkpoint.hf import check_checkpoint, read_config
+from ..files import write_json
 from ..registration import register
 from ..train.inputs import saved_model
 
@@ -31,6 +32,9 @@ SUFFIXES = {
     "ForQuestionAnswering": "question-answering",
 }
 """The end of an architecture's name in `config.json`, and the head that it has."""
+
+TEMPERATURE = "label_temperature"
+"""Field of a classifier's `config.json`: what divides its logits before its probabilities are calibrated."""
 
 
 def language_model(folder: Path, device: Any) -> nn.Module:
@@ -100,6 +104,12 @@ def _loaded(folder: Path, head: str, changes: dict[str, Any], **options: Any) ->
         options["key_mapping"] = {r"^model\.": f"{body}."}
     options.setdefault("dtype", torch.float32)
     return CLASSES[head].from_pretrained(folder, config=config, output_loading_info=True, **options)
+
+
+def store_temperature(folder: Path, temperature: float) -> None:
+    """Write the temperature that calibrates a classifier's probabilities into its `config.json`."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    write_json(folder / "config.json", {**config, TEMPERATURE: temperature})
 
 
 def attention_config(attention: str, folder: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from ..registration import register
 from .answer_job import NO_ANSWER
 from .answers import predict_spans
 from .labels import LabelSet, encoder_of, predict_logits, probabilities
-from .models import SUFFIXES, head_of, pad_id, saved_head
+from .models import SUFFIXES, TEMPERATURE, head_of, pad_id, saved_head
 from .names import TagSet, predict_tags
 from .rows import Row
 
@@ -59,6 +60,8 @@ class Classifier:
     sequence: int
     """Tokens of a text that are read; what follows is cut off."""
     task: str = "classify"
+    temperature: float = 1.0
+    """Divides the logits before they become probabilities."""
 
     def convert(self, fields: Mapping[str, Any]) -> Labelled | Bad:
         """As of `Predictor`."""
@@ -78,7 +81,7 @@ class Classifier:
         if self.labels.problem == "number":
             yield from ({"value": float(value)} for value in logits[:, 0])
             return
-        for shares in probabilities(logits, self.labels.problem):
+        for shares in probabilities(logits, self.labels.problem, self.temperature):
             by_name = dict(zip(self.labels.names, (round(float(share), 6) for share in shares), strict=True))
             if self.labels.problem == "several":
                 yield {"labels": [name for name, p in by_name.items() if p >= 0.5], "probabilities": by_name}
@@ -140,7 +143,9 @@ class Answerer:
                    "score": round(span.score, 6)}  # fmt: skip
 
 
-def open_predictor(folder: Path, tokenizer: Any, dtype: str, device: Any, sequence: int | None = None) -> Predictor:
+def open_predictor(
+    folder: Path, tokenizer: Any, dtype: str, device: Any, sequence: int | None = None, calibrated: bool = False
+) -> Predictor:
     """The model of a checkpoint folder with the head that it was trained with.
 
     Args:
@@ -149,9 +154,10 @@ def open_predictor(folder: Path, tokenizer: Any, dtype: str, device: Any, sequen
         dtype: as on the command line.
         device: where it runs.
         sequence: tokens that are read at once; the model's positions if None.
+        calibrated: divide a classifier's logits by the temperature that training stored.
 
     Raises:
-        ValueError: the checkpoint has no trained head.
+        ValueError: the checkpoint has no trained head, or no temperature where one is wanted.
     """
     check_checkpoint(folder)
     register()
@@ -161,16 +167,27 @@ def open_predictor(folder: Path, tokenizer: Any, dtype: str, device: Any, sequen
             f"{folder}: the model has no head of its own (...{', ...'.join(SUFFIXES)}), such as `minitron finetune "
             f"--task classify`, ner and qa train"
         )
+    temperature = _temperature(folder) if calibrated else 1.0
     model = saved_head(folder, head, parse_dtype(dtype), device)
     if model.config.pad_token_id is None:
         model.config.pad_token_id = pad_id(tokenizer)
     most = model.config.max_position_embeddings
     length = min(sequence or most, most)
     if head == "sequence-classification":
-        return Classifier(model, tokenizer, LabelSet.of_config(model.config), length)
+        return Classifier(model, tokenizer, LabelSet.of_config(model.config), length, temperature=temperature)
     if head == "token-classification":
         return NameFinder(model, tokenizer, TagSet.of_config(model.config), length)
     return Answerer(model, tokenizer, length)
+
+
+def _temperature(folder: Path) -> float:
+    found = json.loads((folder / "config.json").read_text(encoding="utf-8")).get(TEMPERATURE)
+    if not isinstance(found, int | float) or not 0 < found < math.inf:
+        raise ValueError(
+            f"{folder / 'config.json'}: {TEMPERATURE} is {found!r}; --calibrated needs the positive number that "
+            f"`minitron finetune --task classify --labels one` stores when it has validation and test rows"
+        )
+    return float(found)
 
 
 def read_unlabelled(path: str, predictor: Predictor, rows: RowFormat) -> list[Any]:

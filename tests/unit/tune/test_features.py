@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from minitron.train.adapters import choose_trained
 from minitron.train.run_folder import TrainError
 from minitron.tune.features import FeatureLoss, FeatureStream, features_of
 from minitron.tune.labels import LabelError, LabelLoss, encode_turns, predict_logits
+from minitron.tune.predict import open_predictor
 from minitron.tune.rows import Row, RowStream
 
 
@@ -101,3 +103,24 @@ def test_only_the_head_of_a_trained_guard_differs_from_the_model(tmp_path: Path)
     assert json.loads((tmp_path / "run/model/config.json").read_text())["text_format"] == "chat"
     report = json.loads((tmp_path / "run/report.json").read_text())
     assert report["scores"]["model"]["accuracy"] == 1
+    check_calibration(tmp_path / "run/model", report["temperature"])
+
+
+def check_calibration(model: Path, temperature: float) -> None:
+    """The stored temperature divides the log-odds of the probabilities, on demand only."""
+    tokenizer = load_tokenizer(model)
+    saved = json.loads((model / "config.json").read_text())
+    assert saved["label_temperature"] == temperature
+    (model / "config.json").write_text(json.dumps({**saved, "label_temperature": 4.0}))
+    plain, calibrated = (open_predictor(model, tokenizer, "fp32", "cpu", 64, wanted) for wanted in (False, True))
+    item = plain.convert({"text": "Buy pills in the garden"})
+    odds = []
+    for predictor in (plain, calibrated):
+        [found] = predictor.predict([item], 1)
+        odds.append(math.log(found["probabilities"]["spam"] / found["probabilities"]["ham"]))
+    assert abs(odds[0]) > 0.1
+    assert odds[1] == pytest.approx(odds[0] / 4, rel=0.02)
+    del saved["label_temperature"]
+    (model / "config.json").write_text(json.dumps(saved))
+    with pytest.raises(ValueError, match="label_temperature is None; --calibrated needs the positive number"):
+        open_predictor(model, tokenizer, "fp32", "cpu", 64, True)
