@@ -116,7 +116,9 @@ def _call_schema(tool: Tool, form: ToolFormat) -> dict[str, Any]:
 class ToolCallParser:
     """Turns pieces of text into deltas of an assistant's message: content, and calls whose arguments are streamed.
 
-    What stands between the marks and is no call stays in the content, marks included.
+    What stands between the marks and is no call stays in the content, marks included. A call whose arguments are not
+    valid JSON is a call with these arguments, as its first pieces have been sent when that shows. However the text is
+    cut into pieces, they add up to the same message.
     """
 
     def __init__(self, form: ToolFormat, most: int | None = None) -> None:
@@ -162,8 +164,7 @@ class ToolCallParser:
             found = self._content(before.rstrip())
             self._text, self._inside, self._begun, self._sent = self._text[at + len(opening) :], True, False, 0
             return found
-        mark = max((n for n in range(1, len(opening)) if self._text.endswith(opening[:n])), default=0)
-        certain = self._text[: len(self._text) - mark].rstrip()  # white space before a call does not count
+        certain = _without_part_of(opening, self._text).rstrip()  # white space before a call does not count
         keep = len(self._text) - len(certain)
         found = self._content(self._text[: len(self._text) - keep])
         self._text = self._text[len(self._text) - keep :]
@@ -189,17 +190,18 @@ class ToolCallParser:
             found = self._close(body, closing)
             self._text, self._inside = rest, False
             return found
-        return self._stream(self._text)
+        return self._stream(_without_part_of(closing, self._text))
 
     def _stream(self, body: str) -> list[Delta]:
         """The arguments as far as they are certain."""
         shape = SHAPE_OF_CALL.match(body)
-        if shape is None or self._full:
+        name = None if shape is None else _unescaped(shape[1])
+        if shape is None or name is None or self._full:
             return []
         end = _value_end(body, shape.end())
         found: list[Delta] = []
         if not self._begun:
-            found.append(self._head(json.loads(f'"{shape[1]}"')))
+            found.append(self._head(name))
             self._begun, self._sent = True, shape.end()
         if end > self._sent:
             found.append(self._arguments(body[self._sent : end]))
@@ -208,14 +210,13 @@ class ToolCallParser:
 
     def _close(self, body: str, closing: str) -> list[Delta]:
         """The end of a call, or of what turned out to be none: then it stays text, marks and white space included."""
+        found = self._stream(body)  # also of a text that came at once: it is a call where its pieces are one
         if self._begun:
-            found = self._stream(body)
             self._begun, self.calls = False, self.calls + 1
             return found
         calls = parse_reply(f"<toolcall>{body}</toolcall>").get("tool_calls")
         if calls is None:
             return self._content(f"{self._space}{self._form.opening}{body}{closing}")
-        found: list[Delta] = []
         for call in calls:
             if not self._full:
                 found.append(self._head(call["function"]["name"]))
@@ -241,6 +242,20 @@ class ToolCallParser:
 
     def _arguments(self, text: str) -> Delta:
         return {"tool_calls": [{"index": self.calls, "function": {"arguments": text}}]}
+
+
+def _without_part_of(mark: str, text: str) -> str:
+    """A text without what may be the beginning of a mark at its end."""
+    part = max((n for n in range(1, len(mark)) if text.endswith(mark[:n])), default=0)
+    return text[: len(text) - part]
+
+
+def _unescaped(content: str) -> str | None:
+    """The value of a JSON string's content; None if it is not valid."""
+    try:
+        return json.loads(f'"{content}"')
+    except ValueError:
+        return None
 
 
 def _value_end(text: str, start: int) -> int:

@@ -59,6 +59,35 @@ def test_calls_and_content_however_the_text_is_cut(text, form, content, expected
         assert message["content"] == content
 
 
+def without_ids(message):
+    return [one["function"] for one in message.get("tool_calls", [])], message["content"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ('{"a": }', '{"a": }'),
+        ('{"a": 1', '{"a": 1 '),
+        ('{"a": "b', '{"a": "b '),
+        ('{"a":   1}', '{"a":   1}'),
+        ('{"a": 1} beside', '{"a": 1}'),
+        ("nothing", "nothing "),
+    ],
+)
+def test_malformed_arguments_are_the_same_however_the_text_is_cut(arguments, expected) -> None:
+    text = f'Wait. <toolcall> {{"name": "f", "arguments": {arguments} </toolcall> after'
+    whole, _ = parsed(text)
+    assert without_ids(whole)[0] == [{"name": "f", "arguments": expected}]
+    for seed in range(30):
+        assert without_ids(parsed(text, seed=seed)[0]) == without_ids(whole)
+
+
+def test_a_name_that_is_no_json_string_stays_text() -> None:
+    text = '<toolcall> {"name": "\\q", "arguments": {}} </toolcall>'
+    for seed in (None, 1, 2, 3):
+        assert without_ids(parsed(text, seed=seed)[0]) == ([], text)
+
+
 def test_arguments_are_streamed() -> None:
     _, deltas = parsed(f"<toolcall> {CALL} </toolcall>", seed=1)
     parts = [delta["tool_calls"][0] for delta in deltas]
