@@ -1,8 +1,9 @@
 """The engine's weights of a model in memory, and a model that consists of engine weights alone.
 
 Nothing is assumed about how a model was changed between two calls: through `.data`, a numpy view, another process's
-shared memory. Its modules are read anew at each call. Matrices that the engine shares with the model are never out of
-date; of those that it copies (`down_proj` in a plain format, all in a quantized one) each call computes a checksum.
+shared memory. Its modules are compared with those of the call before (`snapshot`), or read anew. Matrices that the
+engine shares with the model are never out of date; of those that it copies (`down_proj` in a plain format, all in a
+quantized one) each call computes a checksum, and vectors are compared number by number.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
 from ..checkpoint.hf import read_config
@@ -24,6 +25,7 @@ from ..families import Family, family_of
 from ..family_models import causal_lm_class, class_prefix, rotary_of
 from .checksums import Checksum, checksums
 from .matrix import Format, Matrix
+from .snapshot import MOST_BYTES, Snapshot
 from .weights import EngineWeights, constants_of, copied, format_of, from_checkpoint, from_model, tensors_of
 
 
@@ -33,6 +35,35 @@ class _Copies:
 
     sums: dict[str, Checksum] = field(default_factory=dict)
     matrices: dict[str, Matrix] = field(default_factory=dict)
+    kept: _Kept | None = None
+    """Of a small model."""
+
+
+class _Kept:
+    """The weights of a model at one call, with what the next call compares before it uses them again."""
+
+    def __init__(
+        self, model: PreTrainedModel, weights: EngineWeights, copied: dict[str, Tensor], sums: dict[str, Checksum]
+    ) -> None:
+        self._snapshot = Snapshot(model)
+        self._vectors: dict[torch.dtype, list[Tensor]] = {}
+        for vector in self._snapshot.vectors:
+            self._vectors.setdefault(vector.dtype, []).append(vector)
+        self._numbers = self._read_vectors()
+        self._weights, self._copied, self._sums = weights, copied, sums
+
+    def _read_vectors(self) -> list[bytes]:
+        parts = [torch.cat([vector.detach().reshape(-1) for vector in same]) for same in self._vectors.values()]
+        return [part.view(torch.uint8).numpy().tobytes() for part in parts]
+
+    def of(self, model: PreTrainedModel) -> EngineWeights | None:
+        """The weights if they are still those of the model."""
+        same = (
+            self._snapshot.holds(model)
+            and self._numbers == self._read_vectors()
+            and self._sums == checksums(self._copied)
+        )
+        return replace(self._weights) if same else None
 
 
 _copies: weakref.WeakKeyDictionary[nn.Module, dict[str, _Copies]] = weakref.WeakKeyDictionary()
@@ -60,15 +91,20 @@ def weights_of(model: PreTrainedModel, format: str | None = None) -> EngineWeigh
         from .cuda.weights import device_weights
 
         return device_weights(model, format)
-    tensors = tensors_of(model)
     name = format or format_of(model.model.embed_tokens.weight.dtype)
     with _copying:
         formats = _copies.setdefault(model, {})
         before = formats.get(name, _Copies())
-        sums = checksums(copied(tensors, name, family_of(model.config)))
-        same = {key: matrix for key, matrix in before.matrices.items() if sums.get(key) == before.sums[key]}
-        weights = from_model(model, name, same)  # type: ignore[arg-type]
-        formats[name] = _Copies(sums, same)
+        weights = None if before.kept is None else before.kept.of(model)
+        if weights is None:
+            tensors = tensors_of(model)
+            unshared = copied(tensors, name, family_of(model.config))
+            sums = checksums(unshared)
+            same = {key: matrix for key, matrix in before.matrices.items() if sums.get(key) == before.sums[key]}
+            before.kept = None
+            weights = from_model(model, name, same)  # type: ignore[arg-type]
+            kept = _Kept(model, weights, unshared, sums) if weights.nbytes <= MOST_BYTES else None
+            formats[name] = _Copies(sums, same, kept)
         return weights
 
 

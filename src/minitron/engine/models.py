@@ -6,6 +6,7 @@ hooks, and the numbers that its `forward` takes from it. A model that is not as 
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from ..written_code import CLASSES, replaced_code
 from .cuda.device import why_not_dtype
 from .matrix import CUDA_FORMATS
 from .model_weights import GenerationOnly, decodes_on_cuda, weights_of
+from .snapshot import MOST_BYTES, Snapshot
 from .weights import EMBEDDING, HEAD, NORM, WEIGHT_DTYPES, norm_eps, parts_of, tensors_of
 
 # The frequencies of the other types ("dynamic", "longrope") change with the length of the text.
@@ -32,13 +34,29 @@ SAME_IN_TRAINING = ("Linear", "Embedding", "SquaredReLU", "SiLU", "LayerNorm1P",
 PREPARATION = ("prepare_inputs_for_generation", "_update_model_kwargs_for_generation")
 """Methods of transformers between a request and `forward`, which the engine does not call."""
 
+_served: weakref.WeakKeyDictionary[nn.Module, Snapshot] = weakref.WeakKeyDictionary()
+"""Small models as they were when the CPU engine could last run them."""
+
 
 def why_not_model(model: PreTrainedModel) -> str:
     """Why the engine cannot run this model as it is now; empty if it can."""
     generation_only = isinstance(model, GenerationOnly)
+    reason = _why_not_code(model, generation_only)
+    if reason or generation_only or decodes_on_cuda(model):
+        return reason or _why_not_parts(model, generation_only)
+    before = _served.get(model)
+    if before is not None and before.holds(model):
+        return _why_not_context(model)
+    _served.pop(model, None)
+    reason = _why_not_parts(model, generation_only)
+    if not reason and sum(x.nbytes for x in model.parameters()) <= MOST_BYTES:
+        _served[model] = Snapshot(model)
+    return reason
+
+
+def _why_not_parts(model: PreTrainedModel, generation_only: bool) -> str:
     reason = (
-        _why_not_code(model, generation_only)
-        or ("" if generation_only else _why_not_devices(model))
+        ("" if generation_only else _why_not_devices(model))
         or _why_not_modules(model, generation_only)
         or _why_not_constants(model)
     )
