@@ -1,6 +1,7 @@
 """How many tokens to draft: what maximizes tokens per second, from what was kept and from measured times.
 
-Without a gain nothing is drafted, and drafting is tried again less and less often.
+Without a gain nothing is drafted, and drafting is tried again less and less often. Estimates may be wrong, so what
+drafting has in fact cost is counted too: it stops where it has lost more than a small share of the time of decoding.
 """
 
 from __future__ import annotations
@@ -19,6 +20,10 @@ _PRIOR, _MEMORY = 5.0, 0.95
 """Tokens that the expected rate counts for, and the weight of a token when one more has been drafted."""
 _REFERENCE = 48
 """Steps with drafts after which the time of a plain step is measured again."""
+LOST_STEPS, LOST_SHARE = 1.0, 0.01
+"""What drafting may lose in all: the time of so many plain steps, and this share of the time of decoding."""
+MOST_CREDIT = 10.0
+"""Plain steps that earlier gains can make up for."""
 
 
 class _Cost:
@@ -57,6 +62,24 @@ class _Cost:
         return (0.25 * line + total) / (0.25 + weight)
 
 
+class _Losses:
+    """The seconds that drafting has lost against plain decoding, all texts together."""
+
+    def __init__(self) -> None:
+        self._decoding = 0.0
+        self._lost = 0.0
+        """Seconds; negative where drafting has gained."""
+
+    def add(self, seconds: float, lost: float, plain: float) -> None:
+        """Record some seconds of decoding, of which so many were lost."""
+        self._decoding += seconds
+        self._lost = max(-MOST_CREDIT * plain, self._lost + lost)
+
+    def too_many(self, plain: float) -> bool:
+        """Whether drafting has to stop until decoding has taken longer."""
+        return self._lost > LOST_STEPS * plain + LOST_SHARE * self._decoding
+
+
 class DraftLength:
     """How many tokens to draft for the most tokens per second (Leviathan et al. 2023, 3.1).
 
@@ -81,6 +104,10 @@ class DraftLength:
         """Steps without a draft since the last one, and their limit."""
         self._drafted = 0
         """Steps with drafts since the last one without."""
+        self._losses = _Losses()
+        self._longest = 1
+        """The largest number of tokens to draft so far: each measured step allows twice as many, so that a machine on
+        which drafts do not pay shows it in a short one."""
 
     @property
     def rate(self) -> float:
@@ -107,17 +134,18 @@ class DraftLength:
         self._steps += 1
         if self.measure and (self._steps <= 2 or not self.measured):
             return 0  # the first step compiles and warms up, the second one is the reference
-        if self.measure and self._drafted >= _REFERENCE:
+        if self.measure and (self._drafted >= _REFERENCE or self._losses.too_many(self.plain)):
             return 0
+        limit = self._longest if self.measure else self.most
         length, gain = self.best()
         if gain >= WORTH:
             self._patience = PATIENCE
             if self.measure and self._steps % 8 == 0:
                 length = min(self.most, length + 1)  # to learn what one more costs
-            return length
+            return min(limit, length)
         if self._idle >= self._patience and left > self._patience:  # to notice when a low rate has risen
             self._patience *= 2
-            return max(1, self.best(max(self.rate, EXPECTED_RATE))[0])
+            return min(limit, max(1, self.best(max(self.rate, EXPECTED_RATE))[0]))
         return 0
 
     def best(self, rate: float | None = None) -> tuple[int, float]:
@@ -140,6 +168,7 @@ class DraftLength:
         """Learn what checking so many tokens takes, before any draft; the draft's time is guessed."""
         if self.measured:
             self.cost.add(drafted, self.guess * drafted + step_seconds / self.plain)
+            self._losses.add(step_seconds, step_seconds - self.plain, self.plain)
 
     def saw(self, drafted: int, kept: int, draft_seconds: float, step_seconds: float, steps: int = 1) -> None:
         """Learn from a step and its times, or from several steps without drafts."""
@@ -150,8 +179,13 @@ class DraftLength:
         self._drafted = self._drafted + 1 if drafted else 0
         if not self.measure or self._steps < 2:
             return
+        seconds = draft_seconds + step_seconds
+        if self.measured:
+            lost = seconds - (kept + 1) * self.plain if drafted else 0.0
+            self._losses.add(seconds, lost, self.plain)
         if drafted == 0:
             each = step_seconds / steps
             self.plain = 0.8 * self.plain + 0.2 * min(each, 3 * self.plain) if self.measured else each
         elif self.measured and idle < self.most:  # after a longer pause a draft first has a prefill
-            self.cost.add(drafted, (draft_seconds + step_seconds) / self.plain)
+            self.cost.add(drafted, seconds / self.plain)
+            self._longest = max(self._longest, min(self.most, 2 * drafted))
