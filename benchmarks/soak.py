@@ -309,11 +309,13 @@ def server(model: str, options: list[str]) -> Any:
             print(line, end="", file=sys.stderr)
         else:
             raise RuntimeError("the server did not start")
-        threading.Thread(target=lambda: [None for _ in process.stderr], daemon=True).start()  # type: ignore[union-attr]
+        rest = threading.Thread(target=process.stderr.read, daemon=True)  # or its pipe fills, and the server waits
+        rest.start()
         try:
             yield process, int(found[1])
         finally:
             process.send_signal(signal.SIGTERM)
+            rest.join()
 
 
 def main() -> int:

@@ -234,6 +234,29 @@ def write_hf(
         save_config(checkpoint.config, target)
 
 
+def save_model(model: Any, folder: Path, **options: Any) -> list[str] | None:
+    """`save_pretrained`, which leaves the model's configuration as it is.
+
+    transformers notes the dtype of the weights and the class in the configuration of the model itself.
+
+    Args:
+        model: of transformers, or an adapter of peft.
+        folder: where to write.
+        options: of `save_pretrained`.
+
+    Returns:
+        The names of classes that transformers wrote as `architectures`.
+    """
+    config = model.config
+    before = {name: getattr(config, name, None) for name in ("dtype", "architectures")}
+    try:
+        model.save_pretrained(folder, **options)
+        return config.architectures
+    finally:
+        for name, value in before.items():
+            setattr(config, name, value)
+
+
 def save_config(config: ModelConfig, folder: Path) -> None:
     """Write config.json with the keys of transformers 5 and of older readers side by side.
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..checkpoint.hf import save_config
+from ..checkpoint.hf import save_config, save_model
 from ..files import new_folder
 from ..quiet import progress_bars
 from ..world import World
@@ -57,8 +57,8 @@ def _write(
         written = type(plain.config)(**plain.config.to_dict())
         written.dtype = next(iter(weights.values())).dtype
         with progress_bars(sum(value.nbytes for value in weights.values())):
-            plain.save_pretrained(work, state_dict=weights)
-        written.architectures = plain.config.architectures  # a classifier's configuration may come from its base
+            # A classifier's configuration may come from its base and name that one's class.
+            written.architectures = save_model(plain, work, state_dict=weights)
         save_config(written, work)
         if tokenizer is not None:
             tokenizer.save_pretrained(work)

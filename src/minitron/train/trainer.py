@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ..checkpoint.hf import save_model
 from ..quiet import progress_bars
 from ..world import World
 from . import sharded
@@ -192,7 +193,7 @@ class Trainer:
 
     def _write_model(self, folder: Path) -> None:
         with progress_bars(0):  # a checkpoint is one of many; the log names it
-            self.model.save_pretrained(folder)  # type: ignore[operator]
+            save_model(self.model, folder)
         if hasattr(self.model, "peft_config"):
             trained = {n: p.detach() for n, p in self.model.named_parameters() if p.requires_grad}
             save_file(trained, folder / TRAINED_FILE)

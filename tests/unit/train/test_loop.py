@@ -248,6 +248,18 @@ def test_padding_is_neither_scored_nor_seen() -> None:
     assert values == pytest.approx([values[0]] * 3, rel=1e-6)
 
 
+def test_one_model_goes_through_the_pieces_of_a_run(tmp_path: Path) -> None:
+    model = small_model()
+    model.config.dtype = torch.bfloat16  # as the configuration of a saved checkpoint says; the weights are fp32
+    before = model.config.to_dict()
+    for until in (2, 4):
+        result = train(model, small_stream(), small_config(5), tmp_path / "run", quiet=True, until=until)
+        assert result.step == until
+    assert model.config.to_dict() == before
+    train(model, small_stream(), small_config(5), tmp_path / "run", quiet=True)
+    assert json.loads((tmp_path / "run" / "model" / "config.json").read_text())["dtype"] == "float32"
+
+
 def test_a_run_in_pieces_is_the_run_in_one(tmp_path: Path) -> None:
     config = small_config(5, save_every=0)
     train(small_model(), small_stream(), config, tmp_path / "whole", quiet=True)
