@@ -1,8 +1,11 @@
-"""Speed of the stages of `minitron curate` on the same documents, in megabytes per CPU-second.
+"""Speed of `minitron curate` on the same documents: its stages, whole runs, and the memory for each document.
 
     python benchmarks/curate.py books.jsonl.xz --characters 3400 --megabytes 50
+    python benchmarks/curate.py books.jsonl.xz --whole --evaluations datasets
 
-Rates are of one process; documents are pieces of the texts of the file.
+Rates are megabytes per CPU-second of one process; documents are pieces of the texts of the file. `--whole` measures
+runs with boilerplate, personal data, language, FineWeb's rules, near duplicates and, if `--evaluations` names the
+folder of the tasks, decontamination by five of them: with one worker and two, CPU and wall seconds, peak memory.
 """
 
 from __future__ import annotations
@@ -11,16 +14,26 @@ import argparse
 import itertools
 import json
 import os
+import resource
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from minitron.curate import quality
+from minitron.curate.exact import first_of_equal
 from minitron.curate.near import band_keys, near_duplicates
 from minitron.curate.recipe import C4, FineWeb, GopherQuality, GopherRepetition, Near
 from minitron.curate.texts import Texts
 from minitron.curate.word_kernels import grams
 from minitron.data.documents import read_documents
+
+TASKS = ("mmlu", "hellaswag", "winogrande", "arc_challenge", "gsm8k")
+FILES = 8
+"""That the documents of a whole run are in."""
 
 
 def rate(work: Callable[[], object], megabytes: float) -> float:
@@ -60,11 +73,76 @@ def deduplicate(texts: Texts) -> None:
     )  # fmt: skip
 
 
+def bytes_per_document(documents: int) -> float:
+    """Peak memory of the comparison of many short texts, all of its arrays included, for each of them."""
+    import tracemalloc
+
+    import numpy as np
+
+    settings = Near()
+    rng = np.random.default_rng(0)
+    tracemalloc.start()
+    keys = rng.integers(0, 1 << 63, (documents, settings.bands), dtype=np.uint64)
+    digests = rng.integers(0, 1 << 63, (documents, 2), dtype=np.uint64)
+    sizes = rng.integers(1, 10_000, documents)
+    kept = first_of_equal(digests)
+    near_duplicates(keys, digests, sizes, kept, lambda i: np.zeros(0, dtype=np.uint64), settings.similarity)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak / documents
+
+
+def whole(pieces: list[str], evaluations: str | None, repair: bool) -> dict[str, Any]:
+    """Runs of `minitron curate` with one worker and with two, by what the system says of their processes.
+
+    The workers are warm: their start and the loading of kernels and models, about ten seconds, is measured by a run
+    of a few documents, and subtracted.
+    """
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        recipe = folder / "recipe.yaml"
+        tasks = f"decontaminate: {{tasks: [{', '.join(TASKS)}], data: {evaluations}}}\n" if evaluations else ""
+        recipe.write_text(f"preset: fineweb\nnormalize: {{repair: {str(repair).lower()}}}\nboilerplate: {{}}\n"
+                          f"personal_data: {{}}\nlanguage: {{}}\n{tasks}", encoding="utf-8")  # fmt: skip
+        for kind, texts in (("few", pieces[:: max(1, len(pieces) // 40)]), ("all", pieces)):
+            (folder / kind).mkdir()
+            for number in range(FILES):
+                lines = (json.dumps({"text": text}) + "\n" for text in texts[number::FILES])
+                (folder / kind / f"{number}.jsonl").write_text("".join(lines), encoding="utf-8")
+        megabytes = sum(len(text.encode()) for text in pieces) / 1e6
+        for workers in (1, 2):
+            start = run_once(folder / "few", folder / f"few-{workers}", recipe, workers)
+            made = run_once(folder / "all", folder / f"all-{workers}", recipe, workers)
+            cpu, wall = made["cpu"] - start["cpu"], made["wall"] - start["wall"]
+            found[f"{workers} workers" if workers > 1 else "1 worker"] = {
+                "MB per CPU-second": megabytes / cpu, "MB per second": megabytes / wall, "CPU seconds": cpu,
+                "wall seconds": wall, "seconds of the start": start["wall"],
+                "peak GB of a process": made["memory"] / 1e9,
+            }  # fmt: skip
+    one, two = found["1 worker"], found["2 workers"]
+    return {**found, "two workers against one": one["wall seconds"] / two["wall seconds"]}
+
+
+def run_once(source: Path, out: Path, recipe: Path, workers: int) -> dict[str, float]:
+    """CPU and wall seconds of a run, and the memory of its largest process in bytes."""
+    command = ["curate", str(source), "-o", str(out), "--recipe", str(recipe), "--workers", str(workers), "--quiet"]
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    subprocess.run([sys.executable, "-m", "minitron", *command], check=True, stdout=subprocess.DEVNULL)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {"cpu": cpu, "wall": time.perf_counter() - start, "memory": 1024.0 * after.ru_maxrss}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path)
     parser.add_argument("--characters", type=int, default=3400, help="of a document")
     parser.add_argument("--megabytes", type=float, default=20)
+    parser.add_argument("--whole", action="store_true", help="measure whole runs instead of stages")
+    parser.add_argument("--repair", action="store_true", help="with ftfy in the whole runs")
+    parser.add_argument("--evaluations", help="folder of the tasks of `minitron eval`")
+    parser.add_argument("--documents", type=int, default=500_000, help="of the measurement of memory")
     options = parser.parse_args()
     pieces: list[str] = []
     size = 0
@@ -73,6 +151,9 @@ def main() -> None:
             if size < options.megabytes * 1e6:
                 pieces.append(text[start : start + options.characters])
                 size += len(pieces[-1])
+    if options.whole:
+        print(json.dumps({"load": os.getloadavg()[0], **whole(pieces, options.evaluations, options.repair)}, indent=1))
+        return
     texts = Texts.of(pieces)
     megabytes = len(texts.data) / 1e6
     result = {
@@ -81,6 +162,7 @@ def main() -> None:
         "load": os.getloadavg()[0],
         "gopher, c4 and fineweb rules": rate(lambda: rules(texts), megabytes),
         "exact and near duplicates, 112 permutations": rate(lambda: deduplicate(texts), megabytes),
+        "bytes of memory for each document": bytes_per_document(options.documents),
         "signatures alone": rate(lambda: band_keys(texts, Near()), megabytes),
         "gopher counts alone": rate(lambda: quality.measure(texts), megabytes),
         "c4 alone": rate(lambda: quality.c4(texts, C4(end_marks=False)), megabytes),

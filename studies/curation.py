@@ -34,8 +34,8 @@ from minitron.train.schedule import TrainConfig
 NAME = "curation"
 ARMS = ("raw", "curated", "clean")
 RATE = 4e-3
-STEPS = 128
-EVALS = 4
+STEPS = 64
+EVALS = 2
 SOURCE = "easy.jsonl"
 SHORTEST = 600
 """Characters of a clean document, which Gopher's rules want to have 50 words."""

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
-STUDIES = ("token_efficiency", "candidates", "importance", "compensation", "losses", "steps")
+STUDIES = ("token_efficiency", "candidates", "importance", "compensation", "losses", "steps", "curation")
 # One process for all: most of the time of a study this small is spent on imports.
 PROGRAM = """
 import importlib, sys
@@ -74,3 +74,18 @@ def test_equal_arms_are_trained_once(results: Path) -> None:
     assert "3L-224d-4h-2g-704f-l2-mean+compensation-kl-lr0.002-48-seed0" in runs
     assert losses["losses"]["kl"]["less the KL's"]["mean"] == 0
     assert steps["rows"]["one step"]["held-out loss"]["values"]
+
+
+@pytest.mark.slow
+def test_the_curation_study_counts_what_became_of_the_dirt(results: Path) -> None:
+    found = read(results, "curation")
+    assert list(found["rows"]) == ["raw", "curated", "clean"]
+    assert [point["tokens"] for point in found["curves"]["raw"]] == [128, 256]
+    assert found["corpora"][0]["raw"]["documents"] > found["corpora"][0]["curated"]["documents"]
+    outcome = found["outcome"]
+    for kind in ("other languages", "keyword lists", "menus", "evaluation items", "copies, exact and near"):
+        assert outcome[kind]["planted"] > 0
+        assert outcome[kind]["removed"]["mean"] >= 0.9, kind
+    for kind in ("mojibake", "personal data"):
+        assert outcome[kind]["removed or cleaned"]["mean"] == 1, kind
+    assert outcome["clean documents with a version left"]["kept"]["mean"] > 0.5

@@ -70,7 +70,8 @@ class Estimate:
 
 def document_bytes(recipe: Recipe, hidden_size: int = 0) -> int:
     """Memory of the comparison of all documents, for each of them."""
-    near = 0 if recipe.near is None else 17 * recipe.near.bands  # the keys, their order and the flags of equal ones
+    # The keys and the flags of equal ones; the order of the documents and of one band's keys.
+    near = 0 if recipe.near is None else 9 * recipe.near.bands + 40
     shuffle = 0 if recipe.shuffle is None and recipe.mix is None else 40
     return DOCUMENT_BYTES + 32 + near + shuffle + 6 * hidden_size
 

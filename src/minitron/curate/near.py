@@ -50,7 +50,7 @@ def near_duplicates(
     """
     order = np.lexsort((digests[:, 1], digests[:, 0], -sizes))
     order = order[alive[order]]
-    shared = _shared_bands(keys[order])
+    shared = _shared_bands(keys, order)
     removed: dict[int, tuple[int, float]] = {}
     staying: dict[tuple[int, int], list[int]] = {}
     for rank in np.flatnonzero(shared.any(axis=1)).tolist():
@@ -68,13 +68,19 @@ def near_duplicates(
     return removed
 
 
-def _shared_bands(keys: np.ndarray[Any, np.dtype[np.uint64]]) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """(texts, bands) bool: whether another text has the same key in the band."""
-    shared = np.zeros(keys.shape, dtype=bool)
+def _shared_bands(
+    keys: np.ndarray[Any, np.dtype[np.uint64]], chosen: np.ndarray[Any, np.dtype[np.int64]]
+) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """(chosen, bands) bool: whether another of the chosen texts has the same key in the band.
+
+    One band after the other: a copy of all keys would double the memory.
+    """
+    shared = np.zeros((len(chosen), keys.shape[1]), dtype=bool)
     for band in range(keys.shape[1]):
-        column = keys[:, band]
+        column = keys[chosen, band]
         order = np.argsort(column, kind="stable")
-        equal = column[order][1:] == column[order][:-1]
+        column = column[order]
+        equal = column[1:] == column[:-1]
         shared[order[1:][equal], band] = True
         shared[order[:-1][equal], band] = True
     return shared

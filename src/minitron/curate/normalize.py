@@ -18,6 +18,8 @@ from .texts import Texts
 # All control characters but tab, line feed and form feed; byte-order marks.
 _CONTROL = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f-\x84\x86-\x9f\ufeff]")
 
+_LINES = re.compile(r"[^\n]*\n|[^\n]+")
+"""Lines with their line feeds."""
 _TYPOGRAPHIC = np.asarray([0x2013, 0x2014, 0x2018, 0x2019, 0x201C, 0x201D, 0x2026], dtype=np.int64)
 """Dashes, quotation marks and the ellipsis of English books: normal in NFC, and no sign of a wrong encoding to ftfy."""
 
@@ -102,4 +104,10 @@ def _repair() -> Any:
         fix_line_breaks=False, remove_terminal_escapes=False, remove_control_chars=False, normalization=None,
         fix_surrogates=False, explain=False,
     )  # fmt: skip
-    return lambda text: ftfy.fix_text(text, settings)
+    from ftfy.badness import is_bad
+
+    def repaired(line: str) -> str:
+        # What ftfy does first with each line, without the objects that it makes for one that needs no repair.
+        return line if line.isascii() or not is_bad(line) else ftfy.fix_text(line, settings)
+
+    return lambda text: "".join(map(repaired, _LINES.findall(text)))

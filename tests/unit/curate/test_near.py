@@ -161,7 +161,7 @@ def test_no_chain_of_similar_texts_removes_a_text_without_a_similar_one_that_sta
 
 def test_shared_bands() -> None:
     keys = np.asarray([[1, 5], [2, 5], [1, 6], [3, 7]], dtype=np.uint64)
-    assert _shared_bands(keys).tolist() == [[True, True], [False, True], [True, False], [False, False]]
+    assert _shared_bands(keys, np.arange(4)).tolist() == [[True, True], [False, True], [True, False], [False, False]]
 
 
 def test_a_run_removes_near_duplicates_and_says_of_what(tmp_path: Path) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import random
 import unicodedata
 
 import pytest
 from curation_texts import many
 
-from minitron.curate.normalize import normalize_all, normalizer
+from minitron.curate.normalize import _repair, normalize_all, normalizer
 from minitron.curate.recipe import Normalize
 from minitron.curate.texts import Texts
 
@@ -62,3 +63,31 @@ def test_texts_that_need_no_look_are_those_that_do_not_change(repair: bool) -> N
     plain = Texts.of(["plain", "\u201cquoted\u201d"])
     assert normalize_all(plain, settings, run).to_list() == ["plain", "\u201cquoted\u201d"]
     assert normalize_all(plain, Normalize(), normalizer(Normalize())) is plain
+
+
+def test_lines_are_repaired_as_ftfy_repairs_the_text() -> None:
+    ftfy = pytest.importorskip("ftfy", reason="pip install 'minitron[curate]'")
+    settings = ftfy.TextFixerConfig(
+        unescape_html=False, fix_latin_ligatures=False, fix_character_width=False, uncurl_quotes=False,
+        fix_line_breaks=False, remove_terminal_escapes=False, remove_control_chars=False, normalization=None,
+        fix_surrogates=False, explain=False,
+    )  # fmt: skip
+    run, rng = _repair(), random.Random(8)
+    good = [
+        "caf\u00e9",
+        "\u201cyes\u201d\u2014no",
+        "\u4f60\u597d",
+        "plain",
+        "\u00c3 la",
+        "na\u00efve \u20ac5",
+        "\x85\x92",
+        "\u0152",
+    ]
+    changed = 0
+    for _ in range(300):
+        pieces = rng.choices(good, k=rng.randint(1, 6))
+        broken = [piece.encode().decode("latin-1") if rng.random() < 0.4 else piece for piece in pieces]
+        text = "".join(piece + rng.choice(["\n", " ", "\n\n", "\r\n", ""]) for piece in broken)
+        assert run(text) == ftfy.fix_text(text, settings)
+        changed += run(text) != text
+    assert 30 < changed < 300
