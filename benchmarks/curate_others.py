@@ -2,7 +2,7 @@
 
     python benchmarks/curate_others.py documents.jsonl --megabytes 1
 
-Megabytes per CPU-second of one process: Gopher's, C4's and FineWeb's rules by datatrove, Gopher's by Curator, and ours on
+Megabytes per CPU-second of one process: the rules of Gopher, C4 and FineWeb by datatrove, of Gopher by Curator, ours on
 the same documents. Words are what white space separates, for datatrove as well, which would ask spaCy and take longer.
 """
 
