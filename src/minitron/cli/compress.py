@@ -42,7 +42,9 @@ def compress(
     heldout_share: Annotated[
         Optional[float], typer.Option(help="Share of the documents of --data to hold out.")
     ] = None,
-    field: Annotated[Optional[str], typer.Option(help="Field or column that holds the text.")] = None,
+    field: Annotated[
+        Optional[str], typer.Option(help="Field or column that holds the text; rows: FIELD=NAME,...")
+    ] = None,
     encoding: Annotated[Optional[str], typer.Option(help="Encoding of text without a byte-order mark.")] = None,
     skip_bad: Annotated[Optional[bool], typer.Option("--skip-bad", help="Skip documents that cannot be read.")] = None,
     params: Annotated[Optional[str], typer.Option(help="Budget: most parameters, as in 4B.")] = None,
@@ -76,6 +78,9 @@ def compress(
 ) -> None:
     """Prune a checkpoint to a budget, retrain it by the original, and write a report.
 
+    A sequence classifier is compressed with labelled rows of its task (--data; --field text=mail,label=kind):
+    the task's loss chooses the shape, and the labels' logits are distilled. Its budget may be a share such as 50%.
+
     Stages: (teacher correction,) importance, candidates, ranking by short distillation, pruning, distillation,
     evaluation. The same command again continues an interrupted run; the run folder may be moved. Under torchrun the
     processes share the work: what trains is sharded over them.
@@ -86,6 +91,8 @@ def compress(
 
       minitron compress --recipe laptop runs/laptop
 
+      minitron compress runs/spam/model runs/half --params 50% --data mails.csv
+
       minitron compress --recipe my/recipe.yaml runs/mine --hours 2
 
       torchrun --nproc-per-node 8 -m minitron compress --recipe my/recipe.yaml runs/mine --sizes 8B,4B
@@ -94,12 +101,81 @@ def compress(
         model, out = None, Path(model)
     if out is None:
         raise ValueError("the run folder is missing: minitron compress MODEL OUT, or --recipe FILE OUT")
-    if model is not None:
-        locate(model)  # a wrong name is refused before torch is imported
     options = locals()
+    if model is not None:
+        head = _head_in(locate(model))  # a wrong name is refused before torch is imported
+        if head is not None:
+            _compress_classifier(options, head)
+            return
     with processes(device, tensor_parallel=1, patience_hours=24) as (world, _):
         wanted = world.first_does(lambda: _recipe_of(options))
         _start(wanted, out, cache, device, dry_run, as_json, world)
+
+
+def _head_in(place: Any) -> str | None:
+    """The class of a checkpoint that is no language model; None for one, and for what is not here."""
+    try:
+        classes = json.loads((place / "config.json").read_text(encoding="utf-8")).get("architectures") or [""]
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None  # a repository or another format; what is wrong with a file is said when it is opened
+    return str(classes[0]) if str(classes[0]).endswith(("Classification", "QuestionAnswering")) else None
+
+
+_NOT_FOR_CLASSIFIERS = ("recipe", "speed", "sizes", "steps", "rank_tokens", "cache")
+
+
+def _compress_classifier(options: dict[str, Any], head: str) -> None:
+    """Compress a sequence classifier with its task's rows."""
+    model, out = options["model"], options["out"]
+    if not head.endswith("ForSequenceClassification"):
+        raise ValueError(
+            f"{model} is a {head}; compress works on language models and sequence classifiers. Cut it with `minitron "
+            f"prune {model} SMALLER --keep SHAPE` and train SMALLER with `minitron finetune`, which keeps its head"
+        )
+    unfit = next((name for name in _NOT_FOR_CLASSIFIERS if options[name] is not None), None)
+    if unfit is not None:
+        raise ValueError(f"--{unfit.replace('_', '-')} is not for sequence classifiers, and {model} is one")
+    budgets = _targets(options)
+    if len(budgets) != 1 or len(budgets[0]) != 1:
+        raise ValueError("give one budget: --params (4M or 50%), --non-embedding-params, --memory or --keep")
+    if not options["data"]:
+        raise ValueError(f"--data is missing: labelled rows of the task of {model}")
+    quiet_libraries()
+    from ..compress.classifier import ClassifierRecipe, compress_classifier
+    from ..compress.recipe import parse_count
+    from ..compress.stages import StoppedError
+    from ..data.examples import RowFormat
+    from ..loading import pick_device
+    from ..tune.card import score_table
+    from ..tune.options import field_names
+
+    names = field_names(options["field"].split(",") if options["field"] else [])
+    given = {name: options[name] for name in ("hours", "batch", "sequence", "lr", "seed")}
+    given["tokens"] = None if options["tokens"] is None else parse_count(options["tokens"])
+    chosen = {"share": options["heldout_share"], "candidates": options["candidates"],
+              "calibration_rows": options["calibration_blocks"]}  # fmt: skip
+    recipe = ClassifierRecipe(
+        Path(model), tuple(options["data"]), next(iter(budgets[0].items())), tuple(options["heldout"] or ()),
+        rows=RowFormat(names, (), options["encoding"] or "utf-8", bool(options["skip_bad"])),
+        train={name: value for name, value in given.items() if value is not None},
+        **{name: value for name, value in chosen.items() if value is not None},
+    )  # fmt: skip
+    as_json = options["as_json"]
+    try:
+        made = compress_classifier(
+            recipe, out, device=pick_device(options["device"]), quiet=as_json, dry=options["dry_run"], say=say
+        )
+    except StoppedError as stop:
+        say(f"stopped by {stop}; the same command continues the run")
+        raise typer.Exit(130 if str(stop) == "SIGINT" else 143) from None
+    if made is None:
+        return
+    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    if as_json:
+        print_json({**report, "model": str(made)})
+        return
+    typer.echo(score_table(report))
+    typer.echo(f"model: {made}; report: {out / 'report.json'}")
 
 
 _BUDGETS = ("params", "non_embedding_params", "memory", "speed", "keep")

@@ -163,8 +163,7 @@ def _finish(run: options.RunOptions, model: str, chosen: Any, job: Any, result: 
     if not world.first:
         return
     settings = {"tune": chosen.tune, "steps": run.steps, "batch": run.batch, "lr": run.lr, "seed": run.seed}
-    if "temperature" in report:
-        store_temperature(result.model, report["temperature"])
+    store_temperature(result.model, report.get("temperature"))
     write_json(run.out / "report.json", report)
     write_text(result.model / "README.md", card(Path(model).name, report, settings))
     if run.as_json:

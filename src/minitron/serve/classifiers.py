@@ -16,10 +16,15 @@ from transformers import (
 )
 
 from ..checkpoint.limits import MAX_CONFIG_BYTES, read_json
+from ..data.annotated import Question
 from ..loading import checkpoint_folder, pick_device
 from ..registration import register
 from ..tokenizer import load_tokenizer
-from ..tune.labels import encode_turns, encoder_of
+from ..tune.answer_job import NO_ANSWER
+from ..tune.answers import predict_spans
+from ..tune.encoding import encode_turns, encoder_of
+from ..tune.labels import PROBLEM_TYPES
+from ..tune.models import pad_id, stored_temperature
 from .errors import ApiError
 
 HEADS: Mapping[str, Any] = {
@@ -44,44 +49,92 @@ class ServedClassifier:
     engine_name: str = "transformers"
     reason: str = "a classification head"
 
-    def judge(self, index: int, text: str, question: str | None) -> tuple[dict[str, Any], int]:
+    def judge(
+        self, index: int, text: str, question: str | None, pair: str | None = None, calibrated: bool = False
+    ) -> tuple[dict[str, Any], int]:
         """What the head says about a text, as an object of the response, and the number of tokens.
 
+        Args:
+            index: of the text in the request.
+            text: the text, or the context of a question.
+            question: for a question answerer.
+            pair: the second text, for a sequence classifier of pairs.
+            calibrated: divide the logits of labels by the stored temperature.
+
         Raises:
-            ApiError: the text is too long, or there is a question for a head that takes none, or none for one that
-                does.
+            ApiError: the text is too long or empty, or something is given that this head does not take, or missing that
+                it needs.
         """
         task = _task(type(self.model).__name__)
-        answers = task == "ForQuestionAnswering"
+        self._check_fields(task, question, pair, calibrated)
+        if task == "ForSequenceClassification":
+            return self._judge_sequence(index, text, pair, calibrated)
+        encoded = self.tokenizer.backend_tokenizer.encode(*([text] if question is None else [question, text]))
+        self._check_length(index, len(encoded.ids))
+        if question is not None and hasattr(self.model.config, NO_ANSWER):
+            return {"index": index, **self._trained_answer(question, text)}, len(encoded.ids)
+        with torch.inference_mode():
+            out = self.model(input_ids=torch.tensor([encoded.ids], device=self.model.device))
+        if question is not None:
+            found = _answer(out, encoded, text)
+        else:
+            found = {"tokens": self._tokens(out.logits[0].double(), encoded, text)}
+        return {"index": index, **found}, len(encoded.ids)
+
+    def _check_fields(self, task: str | None, question: str | None, pair: str | None, calibrated: bool) -> None:
+        answers, labels = task == "ForQuestionAnswering", task == "ForSequenceClassification"
         if answers != (question is not None):
             needs = "needs a question" if answers else "takes no question"
             raise ApiError(f"the model {self.name!r} {needs}", param="question")
-        encoded = self.tokenizer.backend_tokenizer.encode(*([question, text] if answers else [text]))
-        if not 0 < len(encoded.ids) <= self.context:
+        for field, given in (("pair", pair is not None), ("calibrated", calibrated)):
+            if given and not labels:
+                raise ApiError(f"the model {self.name!r} takes no {field}: it is no sequence classifier", param=field)
+
+    def _check_length(self, index: int, count: int) -> None:
+        if not 0 < count <= self.context:
             raise ApiError(
-                f"input {index} has {len(encoded.ids)} tokens; the model {self.name!r} takes 1 to {self.context}",
+                f"input {index} has {count} tokens; the model {self.name!r} takes 1 to {self.context}",
                 param="input",
                 code="context_length_exceeded",
             )
-        ids = encoded.ids
-        if task == "ForSequenceClassification" and encoder_of(self.model.config) is encode_turns:
-            [ids] = encode_turns(self.tokenizer, [(text, None)], self.context)
-        with torch.inference_mode():
-            out = self.model(input_ids=torch.tensor([ids], device=self.model.device))
-        if answers:
-            found = _answer(out, encoded, text)
-        elif task == "ForTokenClassification":
-            found = {"tokens": self._tokens(out.logits[0].double(), encoded, text)}
+
+    def _judge_sequence(self, index: int, text: str, pair: str | None, calibrated: bool) -> tuple[dict[str, Any], int]:
+        config, encode = self.model.config, encoder_of(self.model.config)
+        if encode is encode_turns:  # cuts messages, so they are counted before
+            count = sum(len(self.tokenizer.backend_tokenizer.encode(each).ids) for each in (text, pair or ""))
+            self._check_length(index, count)
+            [ids] = encode(self.tokenizer, [(text, pair)], self.context)
         else:
-            found = self._label(out.logits[0].double())
-        return {"index": index, **found}, len(encoded.ids)
+            [ids] = encode(self.tokenizer, [(text, pair)], self.context + 1)
+            count = len(ids)
+            self._check_length(index, count)
+        if not set(ids) - {config.pad_token_id}:
+            raise ApiError(f"input {index} has no tokens but padding", param="input")
+        try:
+            temperature = stored_temperature(vars(config), self.name) if calibrated else 1.0
+        except ValueError as error:
+            raise ApiError(str(error), param="calibrated") from None
+        with torch.inference_mode():
+            logits = self.model(input_ids=torch.tensor([ids], device=self.model.device)).logits[0].double()
+        return {"index": index, **self._label(logits / temperature)}, count
 
     def _label(self, logits: torch.Tensor) -> dict[str, Any]:
-        several = self.model.config.problem_type == "multi_label_classification" or len(logits) == 1
+        if self.model.config.problem_type == PROBLEM_TYPES["number"]:
+            _require_finite(logits.tolist())
+            return {"value": logits[0].item()}
+        several = self.model.config.problem_type == PROBLEM_TYPES["several"] or len(logits) == 1
         probabilities = (logits.sigmoid() if several else logits.softmax(-1)).tolist()
         best = max(range(len(probabilities)), key=probabilities.__getitem__)
         _require_finite(probabilities)
         return {"label": self.labels[best], "probs": probabilities, "num_classes": len(probabilities)}
+
+    def _trained_answer(self, question: str, context: str) -> dict[str, Any]:
+        """The answer of a model that `minitron finetune` trained, as `minitron predict` gives it."""
+        config, asked = self.model.config, Question(context, question.strip(), (), None)
+        pad = pad_id(self.tokenizer) if config.pad_token_id is None else config.pad_token_id
+        [span] = predict_spans(self.model, self.tokenizer, [asked], pad, self.context, bool(getattr(config, NO_ANSWER)))
+        _require_finite([span.score])
+        return {"answer": span.text, "start": span.start, "end": span.start + len(span.text), "prob": span.score}
 
     def _tokens(self, logits: torch.Tensor, encoded: Any, text: str) -> list[dict[str, Any]]:
         found = []

@@ -20,7 +20,7 @@ from ..checkpoint.weight_files import read_tensors
 from ..finite import NotFiniteError
 from ..loading import checkpoint_folder
 from ..tokenizer import load_tokenizer
-from ..tune.labels import encode_turns, encoder_of
+from ..tune.encoding import encode_turns, encoder_of
 from .classifiers import head_of, load_classifier
 
 if TYPE_CHECKING:

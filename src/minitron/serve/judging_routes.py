@@ -48,8 +48,10 @@ class JudgingRoutes:
         request = await read(http, self._context, ClassifyRequest)
         model = self._context.served.find_classifier(request.model)
         jobs = [
-            lambda index=index, text=text: model.judge(index, text, request.question)
-            for index, text in enumerate(request.inputs)
+            lambda index=index, text=text, pair=pair: model.judge(
+                index, text, request.question, pair, request.calibrated
+            )
+            for index, (text, pair) in enumerate(zip(request.inputs, request.pairs, strict=True))
         ]
         judged: list[tuple[dict[str, Any], int]] = await self._each(http, jobs)
         count = sum(tokens for _, tokens in judged)

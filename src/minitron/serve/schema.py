@@ -9,6 +9,7 @@ accepted.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -347,12 +348,31 @@ class ClassifyRequest(Labels):
 
     model: Name
     input: Text | Annotated[list[Text], Field(min_length=1, max_length=MOST_INPUTS)]
+    pair: Text | Annotated[list[Text], Field(min_length=1, max_length=MOST_INPUTS)] | None = None
+    """The second text of each input, for a sequence classifier of pairs."""
     question: Text | None = None
+    calibrated: bool = False
+    """Divide a sequence classifier's logits by the temperature that `minitron finetune` stored."""
+
+    @model_validator(mode="after")
+    def _check_pairs(self) -> ClassifyRequest:
+        if self.pair is not None and (
+            isinstance(self.pair, str) != isinstance(self.input, str) or len(self.inputs) != len(self.pairs)
+        ):
+            raise ValueError("pair must be one text where input is one, and a list of as many texts where it is a list")
+        return self
 
     @property
     def inputs(self) -> list[str]:
         """Each text."""
         return [self.input] if isinstance(self.input, str) else self.input
+
+    @property
+    def pairs(self) -> Sequence[str | None]:
+        """The second text of each input."""
+        if self.pair is None:
+            return [None] * len(self.inputs)
+        return [self.pair] if isinstance(self.pair, str) else self.pair
 
 
 class TokenizeRequest(Body):

@@ -17,9 +17,8 @@ from torch.nn import functional as F
 
 from ..data.annotated import Question
 from ..data.examples import Examples
-from .labels import LabelError
+from .encoding import LabelError, special_ends
 from .models import pad_id
-from .names import special_ends
 from .rows import PaddedBatch, Row, by_length, pad_rows
 
 OVERLAP = 3

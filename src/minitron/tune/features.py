@@ -15,14 +15,16 @@ from .rows import Row, RowStream, by_length, pad_rows
 
 @torch.no_grad()
 def features_of(model: Any, rows: Sequence[Row], pad: int, at_once: int = 32) -> Tensor:
-    """(N, D) fp32: the last hidden state of each row at its last token, which a sequence classifier judges."""
+    """(N, D) fp32: the last hidden state of each row at its last token that is not `pad`, which a sequence classifier
+    judges."""
     model.eval()
     device = next(model.parameters()).device
     out = torch.zeros(len(rows), model.config.hidden_size)
     for numbers in by_length(rows, at_once):
         batch = pad_rows([rows[number] for number in numbers], pad).to(device)
         hidden = model.base_model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
-        last = batch.attention_mask.sum(-1) - 1
+        places = torch.arange(batch.input_ids.shape[1], device=device)
+        last = (places * (batch.input_ids != pad)).argmax(-1)
         out[numbers] = hidden[torch.arange(len(numbers), device=device), last].float().cpu()
     return out
 

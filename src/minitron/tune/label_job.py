@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,16 +13,9 @@ from torch import nn
 from ..data.examples import Examples, Labelled, labelled
 from ..train.adapters import choose_trained
 from ..train.stream import Measure
+from .encoding import SEPARATOR, encoder_of, pair_separator
 from .features import FeatureLoss, FeatureStream, features_of
-from .labels import (
-    LabelLoss,
-    LabelSet,
-    class_weights,
-    encode_texts,
-    encode_turns,
-    label_rows,
-    predict_logits,
-)
+from .labels import LabelLoss, LabelSet, class_weights, label_rows, predict_logits
 from .models import head_model
 from .rows import Row, RowStream
 from .scores import baselines, best_temperature, confusion, score
@@ -34,18 +28,21 @@ def label_job(inputs: Inputs) -> Job:
     train, valid, test = split_parts(options, labelled(options.labels), seed, named_test=True)
     labels = LabelSet.of(train, options.labels)
     inputs.say(f"encoding {sum(len(part) for part in (train, valid, test) if part is not None):,} texts")
-    encode = encode_turns if options.chat else encode_texts
+    config = {**labels.config(), "text_format": "chat" if options.chat else "plain",
+              SEPARATOR: None if options.chat else pair_separator(tokenizer)}  # fmt: skip
+    encode = encoder_of(SimpleNamespace(**config))
     rows = label_rows(tokenizer, train, labels, sequence, encode)
-    model, pad = head_model(inputs.folder, tokenizer, "sequence-classification", labels.config(), seed, inputs.device)
+    model, pad = head_model(inputs.folder, tokenizer, "sequence-classification", config, seed, inputs.device)
     model = choose_trained(model, options.tune, options.lora_rank, whole=("score",))
-    model.config.text_format = "chat" if options.chat else "plain"  # type: ignore[union-attr]
     weights = class_weights(rows, len(labels.names)) if options.balance else None
     measures: dict[str, Measure] = {}
     held = None if valid is None else label_rows(tokenizer, valid, labels, sequence, encode)
     if held is not None:
-        measures["validation"] = _LabelMeasure(held, labels, pad)
+        measures["validation"] = LabelMeasure(held, labels, pad)
     cut = sum(len(row.ids) == sequence for row in rows)
     notes = [*train.notes, *([f"{cut:,} texts have {sequence} tokens or more and were cut"] if cut else [])]
+    if config[SEPARATOR] is not None and any(item.pair for item in train.items):
+        notes.append(f"{config[SEPARATOR]!r} stands between the texts of a pair, also in predict and serve")
     preview = tuple(
         f"{labels_text(item.label)}: {tokenizer.decode(list(row.ids))}"
         for item, row in zip(train.items[:PREVIEWED], rows, strict=False)
@@ -59,7 +56,7 @@ def label_job(inputs: Inputs) -> Job:
             return found
         inputs.say(f"measuring {len(test):,} test rows and the baselines")
         tested = label_rows(tokenizer, test, labels, sequence, encode)
-        return {**found, **_label_report(trained, pad, labels, train, test, tested, held)}
+        return {**found, **label_report(trained, pad, labels, train, test, tested, held)}
 
     stream: Any = RowStream(rows, pad, seed, sequence)
     loss: Any = LabelLoss(labels.problem, weights)
@@ -74,7 +71,7 @@ def labels_text(label: Any) -> str:
     return " | ".join(label) if isinstance(label, tuple) else str(label)
 
 
-class _LabelMeasure:
+class LabelMeasure:
     """The scores of held-out rows: a `Measure`."""
 
     def __init__(self, rows: Sequence[Row], labels: LabelSet, pad: int) -> None:
@@ -82,11 +79,12 @@ class _LabelMeasure:
         self._targets = np.array([row.targets["labels"] for row in rows])
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
+        """As of `Measure`."""
         return score(predict_logits(model, self._rows, self._pad), self._targets, self._labels.problem)
 
 
 @torch.no_grad()
-def _label_report(
+def label_report(
     model: nn.Module,
     pad: int,
     labels: LabelSet,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..data.examples import Examples, Labelled
-from ..templates import render_conversation
+from .encoding import Encoder, LabelError, encode_texts
+from .models import pad_id
 from .rows import PaddedBatch, Row, by_length, pad_rows
 
 Problem = Literal["one", "several", "number"]
@@ -24,13 +25,6 @@ PROBLEM_TYPES = {
     "number": "regression",
 }
 """transformers' `problem_type`."""
-
-
-PLACEHOLDER = "MESSAGE OF THE USER"
-
-
-class LabelError(ValueError):
-    """Labels that cannot be learned or compared."""
 
 
 @dataclass(frozen=True)
@@ -110,77 +104,25 @@ def _is_integer(name: str) -> bool:
     return name.lstrip("-").isdecimal() and name.isascii()
 
 
-def encode_texts(tokenizer: Any, texts: Sequence[tuple[str, str | None]], most: int) -> list[list[int]]:
-    """Token ids of texts or pairs of texts, as the tokenizer encodes them; longer ones are cut at their end.
-
-    Both texts of a pair are cut, the longer one first.
-    """
-    pairs = any(pair is not None for _, pair in texts)
-    first = [text for text, _ in texts]
-    second = [pair or "" for _, pair in texts] if pairs else None
-    encoded = tokenizer(first, second, truncation=True, max_length=most)["input_ids"]
-    return [list(ids) for ids in encoded]
-
-
-def encode_turns(tokenizer: Any, texts: Sequence[tuple[str, str | None]], most: int) -> list[list[int]]:
-    """Token ids of messages: each text as a user's, up to the heading of the answer; the second text, if there is one,
-    as the answer. This is what a guard of `minitron serve` reads of a prompt and of an answer.
-
-    Messages that are too long are cut at their end, the answer as well as the question.
-
-    Raises:
-        LabelError: the tokenizer has no chat template, or one that does not repeat the message.
-    """
-    if tokenizer.chat_template is None:
-        raise LabelError("the model has no chat template, so texts cannot be rendered as messages; leave out --chat")
-    rendered = render_conversation(
-        tokenizer, [{"role": "user", "content": PLACEHOLDER}], tools=None, add_generation_prompt=True
-    )
-    head, mark, tail = rendered.partition(PLACEHOLDER)
-    if not mark:
-        raise LabelError("the chat template does not repeat the user's message, so --chat cannot be used")
-
-    def ids(text: str) -> list[int]:
-        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    room = most - len(ids(head + tail)) - 2  # tokens may join differently at the two seams
-    if room < 2:
-        raise LabelError(f"texts may have {most} tokens, which the chat template alone takes")
-
-    def cut(text: str, room: int) -> str:
-        found = ids(text)
-        return text if len(found) <= room else tokenizer.decode(found[:room], clean_up_tokenization_spaces=False)
-
-    encoded = []
-    for text, answer in texts:
-        asked = cut(text.strip(), room if answer is None else room // 2)
-        encoded.append(ids(head + asked + tail + ("" if answer is None else cut(answer, room // 2)))[:most])
-    return encoded
-
-
-def encoder_of(config: Any) -> Callable[[Any, Sequence[tuple[str, str | None]], int], list[list[int]]]:
-    """How the texts of a saved classifier were encoded when it was trained."""
-    return encode_turns if getattr(config, "text_format", "plain") == "chat" else encode_texts
-
-
 def label_rows(
     tokenizer: Any,
     examples: Examples[Labelled],
     labels: LabelSet,
     most: int,
-    encode: Callable[[Any, Sequence[tuple[str, str | None]], int], list[list[int]]] = encode_texts,
+    encode: Encoder = encode_texts,
 ) -> list[Row]:
     """Examples as rows with the target `labels`.
 
     Raises:
-        LabelError: a label is not known; a text has no tokens.
+        LabelError: a label is not known; a text has no tokens but padding.
     """
     texts = [(item.text, item.pair) for item in examples.items]
+    pad = pad_id(tokenizer)
     rows = []
     encoded = encode(tokenizer, texts, most)
     for ids, item, place in zip(encoded, examples.items, examples.places, strict=True):
-        if not ids:
-            raise LabelError(f"{place}: the text has no tokens")
+        if not set(ids) - {pad}:
+            raise LabelError(f"{place}: the text {item.text!r:.60} has no tokens but padding")
         rows.append(Row(tuple(ids), {"labels": labels.number(item.label, place)}))
     return rows
 
@@ -218,6 +160,33 @@ class LabelLoss(nn.Module):
         if self.problem == "several":
             return F.binary_cross_entropy_with_logits(logits, targets.float(), reduction="none").mean(-1)
         return (logits[:, 0] - targets.float()) ** 2
+
+
+class DistilledLabelLoss(LabelLoss):
+    """The mean of a `LabelLoss` and of what parts the logits from a teacher's: a `train.LossFunction`.
+
+    That is the Kullback-Leibler divergence of the labels' probabilities, or the squared difference of a number. The
+    batch has the target `teacher`, (B, C): the teacher's logits.
+    """
+
+    def forward(self, model: nn.Module, batch: PaddedBatch) -> tuple[Tensor, dict[str, Tensor | float]]:
+        """The batch's part of the mean over `batch.num_items` rows, and that of the divergence as `kl`."""
+        logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits.float()
+        labels = self.of_logits(logits, batch.targets["labels"]).sum() / batch.num_items
+        teacher = self.divergence(logits, batch.targets["teacher"].float()).sum() / batch.num_items
+        return (labels + teacher) / 2, {} if self.problem == "number" else {"kl": teacher}
+
+    def divergence(self, logits: Tensor, teacher: Tensor) -> Tensor:
+        """(B,) of logits (B, C) from the teacher's."""
+        if self.problem == "number":
+            return ((logits - teacher) ** 2)[:, 0]
+        if self.problem == "one":
+            shares = teacher.log_softmax(-1)
+            return (shares.exp() * (shares - logits.log_softmax(-1))).sum(-1)
+        yes = F.binary_cross_entropy_with_logits
+        return (
+            yes(logits, teacher.sigmoid(), reduction="none") - yes(teacher, teacher.sigmoid(), reduction="none")
+        ).mean(-1)
 
 
 @torch.no_grad()

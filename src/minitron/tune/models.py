@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -106,10 +108,28 @@ def _loaded(folder: Path, head: str, changes: dict[str, Any], **options: Any) ->
     return CLASSES[head].from_pretrained(folder, config=config, output_loading_info=True, **options)
 
 
-def store_temperature(folder: Path, temperature: float) -> None:
-    """Write the temperature that calibrates a classifier's probabilities into its `config.json`."""
+def store_temperature(folder: Path, temperature: float | None) -> None:
+    """Write the temperature that calibrates a classifier's probabilities into its `config.json`; None removes one that
+    the model has from the checkpoint that it was trained from."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    write_json(folder / "config.json", {**config, TEMPERATURE: temperature})
+    if temperature is not None or TEMPERATURE in config:
+        rest = {name: value for name, value in config.items() if name != TEMPERATURE}
+        write_json(folder / "config.json", rest if temperature is None else {**rest, TEMPERATURE: temperature})
+
+
+def stored_temperature(config: Mapping[str, Any], where: object) -> float:
+    """The temperature that training stored in the values of a `config.json`.
+
+    Raises:
+        ValueError: it has none, or no positive number; `where` names the file or model.
+    """
+    found = config.get(TEMPERATURE)
+    if not isinstance(found, int | float) or isinstance(found, bool) or not 0 < found < math.inf:
+        raise ValueError(
+            f"{where}: {TEMPERATURE} is {found!r}; calibrated probabilities need the positive number that `minitron "
+            f"finetune --task classify --labels one` stores when it has validation and test rows"
+        )
+    return float(found)
 
 
 def attention_config(attention: str, folder: Path) -> dict[str, Any]:

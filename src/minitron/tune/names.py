@@ -18,7 +18,8 @@ from torch.nn import functional as F
 from ..data.annotated import OUTSIDE, Tagged
 from ..data.examples import Examples
 from ..ops.loss import IGNORE_INDEX
-from .labels import LabelError, probabilities
+from .encoding import LabelError, special_ends
+from .labels import probabilities
 from .rows import PaddedBatch, Row, by_length, pad_rows
 
 OVERLAP = 4
@@ -128,16 +129,6 @@ def windows(tokenizer: Any, texts: Sequence[Tagged], most: int) -> list[list[Win
             for first, mine in _shares(at, len(ids), room)
         ])  # fmt: skip
     return out
-
-
-def special_ends(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """The special tokens that a tokenizer puts before and after a text."""
-    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
-    whole = tokenizer("a")["input_ids"]
-    first = next((i for i in range(len(whole)) if whole[i : i + len(plain)] == plain), None)
-    if first is None:
-        raise LabelError("the tokenizer changes the tokens of a text when it adds special tokens")
-    return list(whole[:first]), list(whole[first + len(plain) :])
 
 
 def _token_of_words(spans: Sequence[tuple[int, int]], offsets: Sequence[tuple[int, int]]) -> list[int]:

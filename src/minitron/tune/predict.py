@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,8 +18,9 @@ from ..files import TargetError, writing
 from ..registration import register
 from .answer_job import NO_ANSWER
 from .answers import predict_spans
-from .labels import LabelSet, encoder_of, predict_logits, probabilities
-from .models import SUFFIXES, TEMPERATURE, head_of, pad_id, saved_head
+from .encoding import encoder_of
+from .labels import LabelSet, predict_logits, probabilities
+from .models import SUFFIXES, head_of, pad_id, saved_head, stored_temperature
 from .names import TagSet, predict_tags
 from .rows import Row
 
@@ -70,6 +70,8 @@ class Classifier:
                 return Bad(f"{name} is {fields[name]!r:.60}; expected a text")
         if not fields["text"].strip():
             return Bad("the text is empty")
+        if not fields["text"].replace(self.tokenizer.pad_token or " ", " ").strip():
+            return Bad(f"the text {fields['text']!r:.60} has no tokens but padding")
         return Labelled(fields["text"], fields.get("pair"), "")
 
     def predict(self, items: Sequence[Labelled], at_once: int) -> Iterator[dict[str, Any]]:
@@ -167,7 +169,10 @@ def open_predictor(
             f"{folder}: the model has no head of its own (...{', ...'.join(SUFFIXES)}), such as `minitron finetune "
             f"--task classify`, ner and qa train"
         )
-    temperature = _temperature(folder) if calibrated else 1.0
+    temperature = 1.0
+    if calibrated:
+        path = folder / "config.json"
+        temperature = stored_temperature(json.loads(path.read_text(encoding="utf-8")), path)
     model = saved_head(folder, head, parse_dtype(dtype), device)
     if model.config.pad_token_id is None:
         model.config.pad_token_id = pad_id(tokenizer)
@@ -178,16 +183,6 @@ def open_predictor(
     if head == "token-classification":
         return NameFinder(model, tokenizer, TagSet.of_config(model.config), length)
     return Answerer(model, tokenizer, length)
-
-
-def _temperature(folder: Path) -> float:
-    found = json.loads((folder / "config.json").read_text(encoding="utf-8")).get(TEMPERATURE)
-    if not isinstance(found, int | float) or not 0 < found < math.inf:
-        raise ValueError(
-            f"{folder / 'config.json'}: {TEMPERATURE} is {found!r}; --calibrated needs the positive number that "
-            f"`minitron finetune --task classify --labels one` stores when it has validation and test rows"
-        )
-    return float(found)
 
 
 def read_unlabelled(path: str, predictor: Predictor, rows: RowFormat) -> list[Any]:

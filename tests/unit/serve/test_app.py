@@ -339,6 +339,18 @@ def test_labels_are_those_of_the_head(web, classifier) -> None:
             expected = model(**tokenizer(text, return_tensors="pt")).logits[0].softmax(-1)
         assert one["probs"] == pytest.approx(expected.tolist(), abs=1e-6)
         assert one["label"] == ["fine", "spam", "other"][int(expected.argmax())]
+    pair = post(web, "/classify", model="judge", input=["a fox"], pair=["a crow"]).json()["data"][0]
+    with torch.inference_mode():
+        expected = model(**tokenizer("a fox", "a crow", return_tensors="pt")).logits[0].softmax(-1)
+    assert pair["probs"] == pytest.approx(expected.tolist(), abs=1e-6)
+    for wrong, words in (
+        ({"pair": "a crow"}, "pair must be one text where input is one"),
+        ({"pair": ["a", "b", "c"]}, "as many texts where it is a list"),
+        ({"calibrated": True}, "label_temperature is None"),
+        ({"question": "why?"}, "takes no question"),
+    ):
+        refused = post(web, "/classify", model="judge", input=texts, **wrong)
+        assert (refused.status_code, words in refused.text) == (400, True), refused.text
     assert post(web, "/v1/classify", model="half", input="x").status_code == 400
     assert post(web, "/v1/completions", model="judge", prompt="x").status_code == 400
 

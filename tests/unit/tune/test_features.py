@@ -19,8 +19,9 @@ from minitron.heads import NemotronForSequenceClassification
 from minitron.tokenizer import load_tokenizer
 from minitron.train.adapters import choose_trained
 from minitron.train.run_folder import TrainError
+from minitron.tune.encoding import LabelError, encode_turns
 from minitron.tune.features import FeatureLoss, FeatureStream, features_of
-from minitron.tune.labels import LabelError, LabelLoss, encode_turns, predict_logits
+from minitron.tune.labels import LabelLoss, predict_logits
 from minitron.tune.predict import open_predictor
 from minitron.tune.rows import Row, RowStream
 
@@ -44,6 +45,7 @@ def rows(count: int = 11) -> list[Row]:
 
 def test_features_give_the_logits_losses_and_gradients_of_the_whole_model() -> None:
     model, examples = choose_trained(tiny(), "head", whole=("score",)), rows()
+    examples.append(Row((*examples[0].ids, 0), {"labels": 2}))  # ends with the token that pads, which is not judged
     features = features_of(model, examples, 0, at_once=4)
     logits = model.score(features).detach().numpy()
     assert abs(logits - predict_logits(model, examples, 0)).max() < 1e-5
@@ -122,5 +124,5 @@ def check_calibration(model: Path, temperature: float) -> None:
     assert odds[1] == pytest.approx(odds[0] / 4, rel=0.02)
     del saved["label_temperature"]
     (model / "config.json").write_text(json.dumps(saved))
-    with pytest.raises(ValueError, match="label_temperature is None; --calibrated needs the positive number"):
+    with pytest.raises(ValueError, match=r"label_temperature is None; calibrated .* need the positive number"):
         open_predictor(model, tokenizer, "fp32", "cpu", 64, True)
