@@ -148,12 +148,12 @@ def _run(
         tokenizer=tokenizer, quiet=run.as_json, world=world, peak_flops=peak, flops_per_token=flops, extend=run.extend,
     )  # fmt: skip
     if result.model is not None:
-        _finish(run, model, chosen, job, result, world)
+        _finish(run, model, folder, chosen, job, result, world)
     elif world.first:
         typer.echo(f"stopped by {result.stopped_by}; the same command continues the run", err=run.as_json)
 
 
-def _finish(run: options.RunOptions, model: str, chosen: Any, job: Any, result: Any, world: Any) -> None:
+def _finish(run: options.RunOptions, model: str, base: Path, chosen: Any, job: Any, result: Any, world: Any) -> None:
     """Write report and card, and say what came out."""
     from ..files import write_json, write_text
     from ..tune.card import card, score_table
@@ -164,6 +164,8 @@ def _finish(run: options.RunOptions, model: str, chosen: Any, job: Any, result: 
         return
     settings = {"tune": chosen.tune, "steps": run.steps, "batch": run.batch, "lr": run.lr, "seed": run.seed}
     store_temperature(result.model, report.get("temperature"))
+    if chosen.tune == "lora" and world.size == 1:
+        report["merge"] = _check_merge(run, base, job, result.model)
     write_json(run.out / "report.json", report)
     write_text(result.model / "README.md", card(Path(model).name, report, settings))
     if run.as_json:
@@ -171,3 +173,16 @@ def _finish(run: options.RunOptions, model: str, chosen: Any, job: Any, result: 
         return
     typer.echo(score_table(report) or f"validation: {report['validation']}")
     typer.echo(f"model: {result.model}; report: {run.out / 'report.json'}")
+
+
+def _check_merge(run: options.RunOptions, base: Path, job: Any, merged: Path) -> dict[str, float]:
+    """Compare the merged model with the adapted one, and keep the adapters of a language model beside it."""
+    from ..tune.merging import ADAPTER_FOLDER, merging_error, save_adapter
+    from ..tune.models import head_of
+
+    error, largest = merging_error(job.model, merged, job.stream.batches(0, 1, 1)[0].input_ids)
+    say(f"merged: logits differ from those with adapters by at most {error:.2g}; the largest is {largest:.3g}")
+    if head_of(merged) is None:
+        save_adapter(job.model, run.out / ADAPTER_FOLDER, base)
+        say(f"the adapters alone: {run.out / ADAPTER_FOLDER}")
+    return {"largest_difference": error, "largest_logit": largest}

@@ -22,7 +22,7 @@ from ..registration import register
 from ..tokenizer import load_tokenizer
 from ..tune.answer_job import NO_ANSWER
 from ..tune.answers import predict_spans
-from ..tune.encoding import encode_turns, encoder_of
+from ..tune.encoding import encode_turns, encoder_of, is_padding
 from ..tune.labels import PROBLEM_TYPES
 from ..tune.models import pad_id, stored_temperature
 from .errors import ApiError
@@ -105,10 +105,13 @@ class ServedClassifier:
             self._check_length(index, count)
             [ids] = encode(self.tokenizer, [(text, pair)], self.context)
         else:
-            [ids] = encode(self.tokenizer, [(text, pair)], self.context + 1)
+            try:
+                [ids] = encode(self.tokenizer, [(text, pair)], self.context + 1)
+            except ValueError as error:
+                raise ApiError(f"input {index}: {error}", param="input") from None
             count = len(ids)
             self._check_length(index, count)
-        if not set(ids) - {config.pad_token_id}:
+        if not set(ids) - {config.pad_token_id} or is_padding(self.tokenizer, text):
             raise ApiError(f"input {index} has no tokens but padding", param="input")
         try:
             temperature = stored_temperature(vars(config), self.name) if calibrated else 1.0

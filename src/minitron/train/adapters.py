@@ -31,6 +31,11 @@ def choose_trained(model: nn.Module, tune: str, rank: int = 16, whole: Sequence[
     Raises:
         TrainError: an unknown choice, a rank below 1, or peft is not installed.
     """
+    if tune == "qlora":
+        raise TrainError(
+            "tune 'qlora', adapters over weights that stay in 8 or 4 bits, is not built (docs/customization.md says "
+            "why); use lora, with a smaller --micro-batch or --recompute layers where memory is short"
+        )
     if tune not in TUNE:
         raise TrainError(f"tune is {tune!r}; it must be one of {', '.join(TUNE)}")
     if tune == "full":

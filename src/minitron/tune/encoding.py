@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, TypeAlias
 
 from ..templates import render_conversation
+from .pairs import encode_replies
 
 Encoder: TypeAlias = Callable[[Any, Sequence[tuple[str, str | None]], int], list[list[int]]]
 """(tokenizer, texts or pairs of texts, most tokens) -> token ids of each."""
@@ -14,6 +15,9 @@ PLACEHOLDER = "MESSAGE OF THE USER"
 SEPARATOR = "pair_separator"
 """Field of a classifier's `config.json`: the text between the two texts of a pair; absent where the tokenizer itself
 puts tokens between them, and in models that were trained before it existed."""
+
+REPLIES = {True: "reply-messages", False: "reply-texts"}
+"""`text_format` of a reward model, by whether it learned from messages."""
 
 
 class LabelError(ValueError):
@@ -43,6 +47,12 @@ def encode_texts(
     second = [pair or "" for _, pair in texts] if pairs else None
     encoded = tokenizer(first, second, truncation=True, max_length=most)["input_ids"]
     return [list(ids) for ids in encoded]
+
+
+def is_padding(tokenizer: Any, text: str) -> bool:
+    """Whether a text is nothing but the tokenizer's padding token, which a classifier takes for no token."""
+    pad = getattr(tokenizer, "pad_token", None)
+    return bool(pad) and pad in text and not text.replace(pad, " ").strip()
 
 
 def pair_separator(tokenizer: Any) -> str | None:
@@ -139,6 +149,9 @@ def encode_turns(tokenizer: Any, texts: Sequence[tuple[str, str | None]], most: 
 
 def encoder_of(config: Any) -> Encoder:
     """How the texts of a saved classifier were encoded when it was trained."""
-    if getattr(config, "text_format", "plain") == "chat":
+    kind = getattr(config, "text_format", "plain")
+    if kind == "chat":
         return encode_turns
+    if kind in REPLIES.values():
+        return partial(encode_replies, messages=kind == REPLIES[True])
     return partial(encode_texts, separator=getattr(config, SEPARATOR, None))

@@ -36,7 +36,10 @@ def label_job(inputs: Inputs) -> Job:
     model = choose_trained(model, options.tune, options.lora_rank, whole=("score",))
     weights = class_weights(rows, len(labels.names)) if options.balance else None
     measures: dict[str, Measure] = {}
-    held = None if valid is None else label_rows(tokenizer, valid, labels, sequence, encode)
+    # All parts before training: a label that is not known there must not be found after hours.
+    held, tested = (
+        None if part is None else label_rows(tokenizer, part, labels, sequence, encode) for part in (valid, test)
+    )
     if held is not None:
         measures["validation"] = LabelMeasure(held, labels, pad)
     cut = sum(len(row.ids) == sequence for row in rows)
@@ -52,10 +55,9 @@ def label_job(inputs: Inputs) -> Job:
 
     def report(trained: nn.Module) -> dict[str, Any]:
         found = {"task": "classify", "problem": labels.problem, "labels": list(labels.names), "train_rows": len(train)}
-        if test is None:
+        if test is None or tested is None:
             return found
         inputs.say(f"measuring {len(test):,} test rows and the baselines")
-        tested = label_rows(tokenizer, test, labels, sequence, encode)
         return {**found, **label_report(trained, pad, labels, train, test, tested, held)}
 
     stream: Any = RowStream(rows, pad, seed, sequence)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..data.examples import Examples, Labelled
-from .encoding import Encoder, LabelError, encode_texts
+from .encoding import Encoder, LabelError, encode_texts, is_padding
 from .models import pad_id
 from .rows import PaddedBatch, Row, by_length, pad_rows
 
@@ -121,7 +121,7 @@ def label_rows(
     rows = []
     encoded = encode(tokenizer, texts, most)
     for ids, item, place in zip(encoded, examples.items, examples.places, strict=True):
-        if not set(ids) - {pad}:
+        if not set(ids) - {pad} or is_padding(tokenizer, item.text):
             raise LabelError(f"{place}: the text {item.text!r:.60} has no tokens but padding")
         rows.append(Row(tuple(ids), {"labels": labels.number(item.label, place)}))
     return rows

@@ -11,10 +11,11 @@ import torch
 from torch import nn
 
 from ..checkpoint.fingerprint import fingerprint
-from ..data.examples import Examples
+from ..data.examples import Conversation, Examples
 from ..data.preferences import Preference, preference
 from ..train.adapters import choose_trained
 from ..train.stream import Measure
+from .encoding import REPLIES
 from .models import head_model, language_model, pad_id
 from .pairs import Pair, PairStream, encode_pairs, pad_pairs, pairs_digest, show_pair
 from .preferences import PreferenceLoss, RewardLoss, reply_log_probabilities, rewards, with_reference
@@ -26,7 +27,7 @@ Scores = Callable[[nn.Module, Sequence[Pair]], dict[str, float]]
 def dpo_job(inputs: Inputs) -> Job:
     """Preferences learned by the language model itself, measured against itself before training."""
     options = inputs.options
-    parts, notes = _encoded(inputs)
+    parts, notes, _ = _encoded(inputs)
     pad = pad_id(inputs.tokenizer)
     model = language_model(inputs.folder, inputs.device)
     if not options.preview:
@@ -54,8 +55,9 @@ def dpo_job(inputs: Inputs) -> Job:
 def reward_job(inputs: Inputs) -> Job:
     """Preferences learned by a head with one output, the reward of a reply."""
     options = inputs.options
-    parts, notes = _encoded(inputs)
-    config = {"num_labels": 1, "problem_type": "regression", "id2label": {0: "value"}, "label2id": {"value": 0}}
+    parts, notes, messages = _encoded(inputs)
+    config = {"num_labels": 1, "problem_type": "regression", "id2label": {0: "value"}, "label2id": {"value": 0},
+              "text_format": REPLIES[messages]}  # fmt: skip
     model, pad = head_model(
         inputs.folder, inputs.tokenizer, "sequence-classification", config, inputs.seed, inputs.device
     )
@@ -78,8 +80,8 @@ def reward_job(inputs: Inputs) -> Job:
 Parts = tuple[list[Pair], list[Pair], list[Pair]]
 
 
-def _encoded(inputs: Inputs) -> tuple[Parts, list[str]]:
-    """Pairs for training, validation and test (empty where there are none), and notes."""
+def _encoded(inputs: Inputs) -> tuple[Parts, list[str], bool]:
+    """Pairs for training, validation and test (empty where there are none), notes, and whether they are messages."""
     options = inputs.options
     parts = split_parts(options, preference, inputs.seed, named_test=True)
     inputs.say(f"encoding {sum(len(part) for part in parts if part is not None):,} pairs")
@@ -93,7 +95,7 @@ def _encoded(inputs: Inputs) -> tuple[Parts, list[str]]:
         return pairs
 
     train, valid, test = (encode(part) for part in parts)
-    return (train, valid, test), notes
+    return (train, valid, test), notes, isinstance(parts[0].items[0].chosen, Conversation)
 
 
 def _with_references(inputs: Inputs, model: nn.Module, parts: Parts, pad: int) -> Parts:

@@ -104,6 +104,36 @@ def encode_pairs(
     return pairs, notes
 
 
+def encode_replies(
+    tokenizer: Any, texts: Sequence[tuple[str, str | None]], most: int, messages: bool
+) -> list[list[int]]:
+    """Token ids of prompts with a reply, as a reward model learned them.
+
+    Args:
+        tokenizer: of the model.
+        texts: (prompt, reply).
+        most: tokens of both.
+        messages: whether they are the messages of a user and the assistant; else one text that ends with the reply.
+
+    Raises:
+        ConversationError: there is no reply, both are longer than `most`, or messages cannot be rendered.
+    """
+    encoded = []
+    for prompt, reply in texts:
+        if not reply:
+            raise ConversationError("a reward model judges a reply to a prompt; give them as text and pair")
+        both: Replied = (prompt, reply)
+        if messages:
+            both = Conversation(({"role": "user", "content": prompt}, {"role": "assistant", "content": reply}))
+        ids = list(_row(tokenizer, both, 1).ids)
+        if len(ids) > most:
+            raise ConversationError(
+                f"the prompt {prompt!r:.40} and its reply have {len(ids)} tokens; at most {most} fit"
+            )
+        encoded.append(ids)
+    return encoded
+
+
 def _row(tokenizer: Any, reply: Replied, prompt_messages: int) -> Row:
     if isinstance(reply, Conversation):
         if not getattr(tokenizer, "chat_template", None):

@@ -18,7 +18,7 @@ from ..files import TargetError, writing
 from ..registration import register
 from .answer_job import NO_ANSWER
 from .answers import predict_spans
-from .encoding import encoder_of
+from .encoding import REPLIES, encoder_of, is_padding
 from .labels import LabelSet, predict_logits, probabilities
 from .models import SUFFIXES, head_of, pad_id, saved_head, stored_temperature
 from .names import TagSet, predict_tags
@@ -70,15 +70,22 @@ class Classifier:
                 return Bad(f"{name} is {fields[name]!r:.60}; expected a text")
         if not fields["text"].strip():
             return Bad("the text is empty")
-        if not fields["text"].replace(self.tokenizer.pad_token or " ", " ").strip():
+        if is_padding(self.tokenizer, fields["text"]):
             return Bad(f"the text {fields['text']!r:.60} has no tokens but padding")
+        if getattr(self.model.config, "text_format", "") in REPLIES.values():
+            try:
+                self._encode([(fields["text"], fields.get("pair"))])
+            except ValueError as error:
+                return Bad(str(error))
         return Labelled(fields["text"], fields.get("pair"), "")
+
+    def _encode(self, texts: Sequence[tuple[str, str | None]]) -> list[list[int]]:
+        return encoder_of(self.model.config)(self.tokenizer, texts, self.sequence)
 
     def predict(self, items: Sequence[Labelled], at_once: int) -> Iterator[dict[str, Any]]:
         """The label and the probability of every label, or a value."""
         texts = [(item.text, item.pair) for item in items]
-        encode = encoder_of(self.model.config)
-        rows = [Row(tuple(ids), {}) for ids in encode(self.tokenizer, texts, self.sequence)]
+        rows = [Row(tuple(ids), {}) for ids in self._encode(texts)]
         logits = predict_logits(self.model, rows, self.model.config.pad_token_id, at_once)
         if self.labels.problem == "number":
             yield from ({"value": float(value)} for value in logits[:, 0])

@@ -22,7 +22,7 @@ from minitron.cli.predict import predict
 from minitron.serve.classifiers import load_classifier
 from minitron.serve.errors import ApiError
 from minitron.tokenizer import load_tokenizer
-from minitron.tune.encoding import LabelError, encode_texts, encoder_of, pair_separator
+from minitron.tune.encoding import LabelError, encode_texts, encoder_of, is_padding, pair_separator
 
 TEXTS = st.text("abc \n", max_size=12)
 
@@ -84,6 +84,11 @@ def test_both_texts_are_cut_the_longer_one_first(tokenizer: Any, one: str, two: 
         assert after
         if len(before) < len(one) and len(after) < len(two):
             assert 0 <= len(before) - len(after) <= 1
+
+
+def test_a_text_of_padding_is_told_from_one_that_has_some(tokenizer: Any) -> None:
+    found = [is_padding(tokenizer, text) for text in ("<pad>", " <pad> <pad>\n", "<pad>a", "", "pad")]
+    assert found == [True, True, False, False, False]
 
 
 def test_a_pair_needs_room(tokenizer: Any) -> None:

@@ -168,6 +168,43 @@ def test_a_preview_trains_nothing(base: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ('{"text": "x"}', "{bad}, line 81: the field 'label' (or 'labels', 'class', 'category', 'target') is missing"),
+        ('{"text": " ", "label": "good"}', '{bad}, line 81: text is " "; expected a text'),
+        ('{"text": "<pad><pad>", "label": "good"}', "{bad}, line 81: the text '<pad><pad>' has no tokens but padding"),
+        ('{"text": "x", "label": "single"}', "label 'single' has a single row ({bad}, line 81)"),
+        ('{"text": "x", "label": NaN}', "{bad}, line 81: label is NaN; expected a name or an integer"),
+        ('{"messages": []}', "{bad}, line 81: the field 'text'"),
+        ('{"text": "x", ', "{bad}, line 81"),
+    ],
+)
+def test_a_bad_row_is_named_and_nothing_is_written(base: Path, tmp_path: Path, row: str, message: str) -> None:
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text((base / "rows.jsonl").read_text() + row + "\n")
+    options = ["--task", "classify", "--data", bad, "--split", "0", "--steps", "1", "--out", tmp_path / "run"]
+    code, _, err = call(finetune, base / "model", *options)
+    assert (code, message.format(bad=bad) in err) == (2, True), err
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.jsonl"]
+
+
+def test_numbers_and_test_rows_are_checked_before_training(base: Path, tmp_path: Path) -> None:
+    numbers, unseen = tmp_path / "numbers.jsonl", tmp_path / "unseen.jsonl"
+    numbers.write_text('{"text": "x", "label": 1.5}\n{"text": "y", "label": NaN}\n')
+    unseen.write_text('{"text": "x", "label": "good"}\n{"text": "y", "label": "ugly"}\n')
+    for options, message in (
+        (["--data", numbers, "--labels", "number"], f"{numbers}, line 2: label is NaN; expected a finite number"),
+        (["--data", base / "rows.jsonl", "--test", unseen], f"{unseen}, line 2: label 'ugly' is not among those"),
+        (["--data", base / "rows.jsonl", "--validation", unseen], f"{unseen}, line 2: label 'ugly' is not among those"),
+    ):
+        code, _, err = call(
+            finetune, base / "model", "--task", "classify", *options, "--steps", "1", "--out", tmp_path / "run"
+        )
+        assert (code, message in err) == (2, True), err
+        assert not (tmp_path / "run").exists()
+
+
 def test_refusals(base: Path, tmp_path: Path) -> None:
     rows_file, out = base / "rows.jsonl", tmp_path / "run"
     for arguments, message in (

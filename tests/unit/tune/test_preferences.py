@@ -15,14 +15,16 @@ from verb_calls import call
 
 from minitron import NemotronConfig, NemotronForCausalLM
 from minitron.cli.finetune import finetune
+from minitron.cli.predict import predict
 from minitron.data.documents.problems import Bad
 from minitron.data.examples import Examples
 from minitron.data.preferences import Preference, preference
+from minitron.heads import NemotronForSequenceClassification
 from minitron.ops.loss import IGNORE_INDEX
 from minitron.tokenizer import load_tokenizer
 from minitron.tune.conversations import ConversationError
 from minitron.tune.pairs import Pair, PairStream, encode_pairs, pad_pairs
-from minitron.tune.preferences import PreferenceLoss, RewardLoss, reply_log_probabilities, with_reference
+from minitron.tune.preferences import PreferenceLoss, RewardLoss, reply_log_probabilities, rewards, with_reference
 from minitron.tune.rows import Row
 
 USER, GOOD, BAD = ({"role": role, "content": text} for role, text in
@@ -226,11 +228,41 @@ def test_from_preferences_to_a_model(tmp_path: Path, task: str) -> None:
     assert report["scores"]["model"]["accuracy"] == 1.0, out
     assert report["scores"]["longer reply"]["accuracy"] == 0.0
     assert (tmp_path / "reference-cache").exists() == (task == "dpo")
-    if task == "dpo":
-        tokenizer = load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
+    if task == "reward":
+        check_predicted_rewards(tmp_path / "run" / "model", tokenizer, tmp_path)
+    else:
         pairs, _ = encode_pairs(tokenizer, Examples([preference(rows[0])], ["a"]), 64, skip_bad=False)  # type: ignore[arg-type]
         before, after = (
             reply_log_probabilities(NemotronForCausalLM.from_pretrained(place), pad_pairs(pairs, 0))
             for place in (folder, tmp_path / "run" / "model")
         )
         assert float((after[0] - after[1]) - (before[0] - before[1])) > 0.1
+
+
+def check_predicted_rewards(model: Path, tokenizer: Any, place: Path) -> None:
+    """`predict` gives prompt and reply to the model as training did, and refuses a prompt alone or too much."""
+    item: Any = preference({"prompt": "7", "chosen": [{"role": "assistant", "content": "aa"}],
+                            "rejected": [{"role": "assistant", "content": "bb"}]})  # fmt: skip
+    pairs, _ = encode_pairs(tokenizer, Examples([item], ["a"]), 64, skip_bad=False)
+    expected = rewards(NemotronForSequenceClassification.from_pretrained(model).eval(), pad_pairs(pairs, 0))
+    lines = [{"prompt": "7", "reply": reply} for reply in ("aa", "bb")]
+    fields = ["--field", "text=prompt", "--field", "pair=reply", "--out", place / "out.jsonl"]
+    (place / "new.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    code, _, err = call(predict, model, place / "new.jsonl", *fields, "--dtype", "fp32")
+    assert code == 0, err
+    found = [json.loads(line)["value"] for line in (place / "out.jsonl").read_text().splitlines()]
+    assert found == pytest.approx(expected.tolist(), abs=1e-5)
+    (place / "alone.jsonl").write_text(
+        json.dumps({"prompt": "7"}) + "\n" + json.dumps({"prompt": "7" * 99, "reply": "a"})
+    )
+    code, _, err = call(predict, model, place / "alone.jsonl", "--field", "text=prompt", "--out", place / "no.jsonl")
+    assert code == 2
+    assert "alone.jsonl, line 1: a reward model judges a reply to a prompt" in err
+    lines = [{"text": "7" * 99, "pair": "a"}]
+    (place / "long.jsonl").write_text(json.dumps(lines[0]))
+    code, _, err = call(predict, model, place / "long.jsonl", "--out", place / "no.jsonl")
+    assert code == 2
+    assert "long.jsonl, line 1: the prompt '7777" in err
+    assert "at most 64 fit" in err
+    assert not list(place.glob("no.jsonl*"))
