@@ -65,3 +65,26 @@ def test_format_fidelity(tmp_path: Path) -> None:
     peers = ["llama.cpp q8_0", "llama.cpp q4_0"]
     assert [row["format"] for row in rows] in (["bf16", "bf12", "int8", "int4", *more] for more in (peers, []))
     assert rows[1]["kl"] < 1e-6 < rows[2]["kl"] < rows[3]["kl"]
+
+
+def test_serve() -> None:
+    """Our server alone: llama.cpp's is not started in a smoke run."""
+    pytest.importorskip("llguidance", reason="pip install 'minitron[serve]'")
+    command = [sys.executable, str(BENCHMARKS / "serve.py"), "--smoke", "--clients", "4"]
+    found = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    ours = found["minitron"]
+    assert ours["4 clients, tokens/s"] > 0
+    assert ours["first token after 60, ms"] > 0
+    assert ours["longest gap while 60 arrive, ms"] > 0
+    assert ours["turns"] == pytest.approx(ours["second turn, ms"] / ours["first turn, ms"], rel=0.01)
+    assert set(found["engine alone, tokens/s"]) == {"4", "1"}
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="reads /proc")
+def test_connections() -> None:
+    pytest.importorskip("llguidance", reason="pip install 'minitron[serve]'")
+    command = [sys.executable, str(BENCHMARKS / "connections.py"), "--smoke"]
+    found = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    assert found["different answers"] == 0
+    assert found["status of the server's process"] == 0
+    assert sum(found["received"]["not HTTP"].values()) == 10

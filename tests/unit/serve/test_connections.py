@@ -87,6 +87,30 @@ def test_a_silent_connection_is_closed(server) -> None:
         assert connection.recv(100) == b""
 
 
+def test_a_client_that_closes_its_sending_half_has_left(server) -> None:
+    """Of a whole request and of half a one: the connection ends, and nothing runs on."""
+    body = json.dumps(HELLO).encode()
+    for sent in (HEAD, HEAD + b"Content-Length: 100\r\n\r\n{", HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body):
+        with connected(server) as connection:
+            connection.sendall(sent)
+            connection.shutdown(socket.SHUT_WR)
+            while connection.recv(1 << 16):
+                pass
+    assert answered(server)
+    scheduler = next(iter(server.context.served.writing)).scheduler
+    assert scheduler.num_running + scheduler.num_waiting == 0
+
+
+def test_a_client_that_does_not_read_its_stream_holds_nobody_up(server) -> None:
+    body = json.dumps({**HELLO, "stream": True, "n": 4}).encode()
+    with contextlib.ExitStack() as stack:
+        for _ in range(4):
+            connection = stack.enter_context(connected(server))
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+            connection.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        assert answered(server)
+
+
 def test_one_connection_too_many_is_refused_and_others_go_on() -> None:
     crowd = type("Crowd", (Connection,), {"most_connections": 10})
     with (
