@@ -22,6 +22,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections import Counter
 from typing import Any
@@ -42,7 +43,7 @@ EXPECTED = {
     "silent": {"closed"},
     "dripping head": {"408 timeout"},
     "body that does not come": {"408 timeout"},
-    "sending half closed after a request": {"200", "closed"},
+    "sending half closed after a request": {"closed", "429 rate_limit_exceeded"},
     "sending half closed in a head": {"400 invalid_http", "closed"},
     "not HTTP": {"400 invalid_http"},
 }
@@ -54,6 +55,8 @@ class Server:
     """`minitron serve` in a process of its own."""
 
     def __init__(self, model: str, body_seconds: float) -> None:
+        self.refused = 0
+        """Times that the ordinary client was told to come again, because the queue was full."""
         command = [sys.executable, "-m", "minitron", "serve", f"model={model}", "--port", "0", "--log-file", os.devnull]
         command += ["--body-seconds", str(body_seconds)]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
@@ -75,9 +78,16 @@ class Server:
         url = f"http://127.0.0.1:{self.port}/v1/completions"
         request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
         start = time.perf_counter()
-        with urllib.request.urlopen(request, timeout=300) as response:
-            text = json.load(response)["choices"][0]["text"]
-        return time.perf_counter() - start, text
+        while True:
+            try:
+                with urllib.request.urlopen(request, timeout=300) as response:
+                    text = json.load(response)["choices"][0]["text"]
+                return time.perf_counter() - start, text
+            except urllib.error.HTTPError as error:
+                if error.code != 429:
+                    raise
+                self.refused += 1
+                time.sleep(float(error.headers["Retry-After"]))
 
     def megabytes(self) -> float:
         with open(f"/proc/{self.process.pid}/statm") as file:
@@ -137,7 +147,7 @@ def measure(server: Server, count: int, asked: int, timeout: float) -> dict[str,
     crowd = opened(server.port, count)
     opening = time.perf_counter() - start
     ended = threading.Event()
-    dripping = threading.Thread(target=drip, args=(crowd, ended))
+    dripping = threading.Thread(target=drip, args=(crowd, ended), daemon=True)
     dripping.start()
     beside = [server.ask(number) for number in range(asked)]
     during = server.megabytes(), server.open_files()
@@ -164,6 +174,7 @@ def measure(server: Server, count: int, asked: int, timeout: float) -> dict[str,
             round(1000 * statistics.median(seconds for seconds, _ in one), 1) for one in (alone, beside, again)
         ],
         "longest answer beside, ms": round(1000 * max(seconds for seconds, _ in beside), 1),
+        "ordinary requests refused with 429, then repeated": server.refused,
         "different answers": sum(text != texts[n] for one in (beside, again) for n, (_, text) in enumerate(one)),
         "megabytes: before, during, after": [round(before[0], 1), round(during[0], 1), round(server.megabytes(), 1)],
         "open files: before, during, after": [before[1], during[1], server.open_files()],
@@ -189,9 +200,10 @@ def main() -> int:
     server = Server(options.model, 1.0 if options.smoke else 20.0)
     try:
         found = measure(server, count, asked, timeout=4.0 if options.smoke else 4 * HEAD_SECONDS)
-    finally:
         server.process.terminate()
         code = server.process.wait(60)
+    finally:
+        server.process.kill()
     found["status of the server's process"] = code
     print(json.dumps(found, indent=2))
     late = sum(one.get("still open", 0) for one in found["received"].values())

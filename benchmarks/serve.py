@@ -114,9 +114,10 @@ class Prompts:
     """Prompts of an exact number of tokens, none of which begins as another one does."""
 
     def __init__(self, model: str) -> None:
+        from minitron.loading import checkpoint_folder
         from minitron.tokenizer import load_tokenizer
 
-        self._tokenizer = load_tokenizer(model)
+        self._tokenizer = load_tokenizer(checkpoint_folder(model))
         self._number = 0
 
     def text(self, tokens: int) -> str:
