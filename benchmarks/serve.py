@@ -316,7 +316,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             if key != "turns"
         }
     counts = {"clients": options.clients, "single": 1}
-    medians["engine alone, tokens/s"] = {
+    medians["engine alone, tokens/s"] = {  # after the servers have ended
         str(count): round(engine_rate(options.model, count, options.tokens), 1)
         for row, count in counts.items()
         if row in options.rows.split(",")
