@@ -1,8 +1,9 @@
 """OpenAI's own description of its API, restricted to the routes of the server at MINITRON_URL: schemathesis sends
 requests that the description allows and such as it does not; every answer must be as described, and none a 5xx.
 
-Added to the description: an answer 4XX with the error object, event streams for /completions, and the model's name. Of
-event streams schemathesis checks the envelope, and `test_every_event_is_as_described` what is in it.
+Added to the description: an answer 4XX with the error object, event streams for /completions, the model's name, and
+embeddings as a string, which `encoding_format: base64` asks for and the description lacks. Of event streams
+schemathesis checks the envelope, and `test_every_event_is_as_described` what is in it.
 """
 
 from __future__ import annotations
@@ -79,6 +80,8 @@ def restricted(description: dict[str, Any], every_field: bool) -> dict[str, Any]
                 properties["model"] = MODEL
             for field in () if every_field else fields.split():
                 properties.pop(field, None)
+    embedding = found["components"]["schemas"]["Embedding"]["properties"]
+    embedding["embedding"] = {"anyOf": [embedding["embedding"], {"type": "string", "format": "byte"}]}
     found.pop("security", None)
     return found
 
