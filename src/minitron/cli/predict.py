@@ -41,7 +41,9 @@ def predict(
         Optional[str], typer.Option(help="Names of the columns of CSV files without a first row of names: a,b,c.")
     ] = None,
     encoding: Annotated[str, typer.Option(help="Encoding of text without a byte-order mark.")] = "utf-8",
-    batch: Annotated[int, typer.Option(help="Rows per forward pass.")] = 32,
+    batch: Annotated[
+        int, typer.Option(help="Rows per forward pass, at most; on a CPU long rows share one with fewer.")
+    ] = 32,
     sequence: Annotated[
         Optional[int], typer.Option(help="Tokens that are read at once; the model's positions by default.")
     ] = None,

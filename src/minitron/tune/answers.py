@@ -19,7 +19,7 @@ from ..data.annotated import Question
 from ..data.examples import Examples
 from .encoding import LabelError, special_ends
 from .models import pad_id
-from .rows import PaddedBatch, Row, by_length, pad_rows
+from .rows import PaddedBatch, Row, padded_batches
 
 OVERLAP = 3
 """Windows of a long text share a third of their tokens, so that an answer at a border is whole in one of them."""
@@ -140,8 +140,7 @@ def predict_spans(
     rows = [Row(window.ids, {}) for _, window in flat]
     device = next(model.parameters()).device
     scores: list[tuple[np.ndarray, np.ndarray] | None] = [None] * len(rows)
-    for numbers in by_length(rows, at_once):
-        batch = pad_rows([rows[i] for i in numbers], pad).to(device)
+    for numbers, batch in padded_batches(rows, pad, at_once, device):
         out = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
         starts, ends = (logits.double().cpu().numpy() for logits in (out.start_logits, out.end_logits))
         for row, i in enumerate(numbers):

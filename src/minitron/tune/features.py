@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .labels import LabelLoss
-from .rows import Row, RowStream, by_length, pad_rows
+from .rows import Row, RowStream, padded_batches
 
 
 @torch.no_grad()
@@ -20,8 +20,7 @@ def features_of(model: Any, rows: Sequence[Row], pad: int, at_once: int = 32) ->
     model.eval()
     device = next(model.parameters()).device
     out = torch.zeros(len(rows), model.config.hidden_size)
-    for numbers in by_length(rows, at_once):
-        batch = pad_rows([rows[number] for number in numbers], pad).to(device)
+    for numbers, batch in padded_batches(rows, pad, at_once, device):
         hidden = model.base_model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
         places = torch.arange(batch.input_ids.shape[1], device=device)
         last = (places * (batch.input_ids != pad)).argmax(-1)

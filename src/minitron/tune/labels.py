@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from ..data.examples import Examples, Labelled
 from .encoding import Encoder, LabelError, encode_texts, is_padding
 from .models import pad_id
-from .rows import PaddedBatch, Row, by_length, pad_rows
+from .rows import PaddedBatch, Row, padded_batches
 
 Problem = Literal["one", "several", "number"]
 """One label of some, any number of them, or a number."""
@@ -194,8 +194,7 @@ def predict_logits(model: nn.Module, rows: Sequence[Row], pad: int, at_once: int
     """Logits (N, C) fp32 of rows, in their order; rows of similar lengths share a batch."""
     device = next(model.parameters()).device
     out: np.ndarray | None = None
-    for numbers in by_length(rows, at_once):
-        batch = pad_rows([rows[i] for i in numbers], pad).to(device)
+    for numbers, batch in padded_batches(rows, pad, at_once, device):
         logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits.float().cpu().numpy()
         if out is None:
             out = np.zeros((len(rows), logits.shape[1]), np.float32)

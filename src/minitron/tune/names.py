@@ -20,7 +20,7 @@ from ..data.examples import Examples
 from ..ops.loss import IGNORE_INDEX
 from .encoding import LabelError, special_ends
 from .labels import probabilities
-from .rows import PaddedBatch, Row, by_length, pad_rows
+from .rows import PaddedBatch, Row, padded_batches
 
 OVERLAP = 4
 """Windows of a long text share a quarter of their tokens; a word belongs to the first window that holds it."""
@@ -226,8 +226,7 @@ def predict_tags(
     device = next(model.parameters()).device
     logits = [np.zeros((len(item.spans), len(tags.names)), np.float32) for item in texts]
     rows = [Row(window.ids, {}) for _, window in flat]
-    for numbers in by_length(rows, at_once):
-        batch = pad_rows([rows[i] for i in numbers], pad).to(device)
+    for numbers, batch in padded_batches(rows, pad, at_once, device):
         out = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits.float().cpu().numpy()
         for row, i in enumerate(numbers):
             text, window = flat[i]

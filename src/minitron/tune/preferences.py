@@ -35,7 +35,43 @@ def reply_log_probabilities(model: Any, batch: PairBatch) -> Tensor:
     ).last_hidden_state
     targets = shift_labels(batch.labels)
     weight = causal.lm_head.weight
+    if torch.is_grad_enabled() and weight.requires_grad:
+        return _RowLogProbabilities.apply(hidden, weight, targets)  # type: ignore[no-any-return]
+    return _row_log_probabilities(hidden, weight, targets)
+
+
+def _row_log_probabilities(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """(B,) of hidden states (B, T, D), head (V, D) and targets (B, T)."""
     return torch.stack([-linear_cross_entropy(h, weight, t, 1) for h, t in zip(hidden, targets, strict=True)])
+
+
+class _RowLogProbabilities(torch.autograd.Function):
+    """`_row_log_probabilities` with one gradient of the head.
+
+    `linear_cross_entropy` finds the gradient in its forward pass, which would keep one of (V, D) for every row. Here
+    the backward pass computes each row once more and adds to a single one.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        ctx.save_for_backward(hidden, weight, targets)
+        kind = hidden.device.type
+        ctx.autocast = (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
+        return _row_log_probabilities(hidden, weight, targets)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        hidden, weight, targets = ctx.saved_tensors
+        of_hidden, of_weight = torch.zeros_like(hidden), torch.zeros_like(weight)
+        head = weight.detach().requires_grad_()
+        for row, factor in enumerate(gradients[0]):
+            states = hidden[row].detach().requires_grad_()
+            with torch.enable_grad(), torch.autocast(*ctx.autocast):
+                loss = linear_cross_entropy(states, head, targets[row], 1)
+            found = torch.autograd.grad(loss, (states, head), -factor)
+            of_hidden[row] = found[0]
+            of_weight += found[1]
+        return of_hidden, of_weight, None
 
 
 class PreferenceLoss(nn.Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +12,9 @@ from torch import Tensor
 
 from ..data.packing import EpochOrder
 from ..ops.loss import IGNORE_INDEX
+
+CPU_TOKENS = 512
+"""Tokens of a batch that is only predicted: beyond them the activations leave a CPU's caches."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +138,24 @@ class RowStream:
         return self._order.at(position)
 
 
-def by_length(rows: Sequence[Row], at_once: int) -> list[list[int]]:
-    """Numbers of rows in groups of `at_once` of similar lengths, the longest first, where memory is scarcest."""
+def padded_batches(
+    rows: Sequence[Row], pad: int, at_once: int, device: torch.device
+) -> Iterator[tuple[list[int], PaddedBatch]]:
+    """Batches of rows of similar lengths on a device, each with its rows' numbers; the longest first, where memory is
+    scarcest.
+
+    On a CPU a batch of more than `CPU_TOKENS` tokens takes longer than several small ones.
+
+    Args:
+        rows: in any order.
+        pad: id at padding.
+        at_once: rows of a batch, at most.
+        device: where the batches go.
+    """
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i].ids))
-    return [order[i : i + at_once] for i in range(0, len(order), at_once)]
+    first = 0
+    while first < len(order):
+        fit = CPU_TOKENS // max(1, len(rows[order[first]].ids)) if device.type == "cpu" else at_once
+        numbers = order[first : first + max(1, min(at_once, fit))]
+        first += len(numbers)
+        yield numbers, pad_rows([rows[number] for number in numbers], pad).to(device)

@@ -18,7 +18,7 @@ from minitron.heads import NemotronForSequenceClassification
 from minitron.tokenizer import load_tokenizer
 from minitron.train.adapters import choose_trained, merged_weights
 from minitron.tune.labels import LabelError, LabelLoss, LabelSet, class_weights, predict_logits
-from minitron.tune.rows import Row, RowStream, pad_rows
+from minitron.tune.rows import CPU_TOKENS, Row, RowStream, pad_rows, padded_batches
 
 
 def tiny(labels: int = 3, problem: str | None = None, pad: int = 0) -> NemotronForSequenceClassification:
@@ -221,3 +221,21 @@ def test_refusals(base: Path, tmp_path: Path) -> None:
     code, _, err = call(predict, base / "model", rows_file, "--out", tmp_path / "o.jsonl")
     assert code == 2
     assert "the model has no head of its own" in err
+
+
+def test_batches_hold_rows_of_similar_lengths_and_few_tokens() -> None:
+    """Every row once, the longest first; on a CPU no batch above the limit but that of a single row."""
+    lengths = [3, 700, 40, 41, 7, 100, 120, 5, 90, *[2] * 40]
+    rows = [Row(tuple(range(1, length + 1)), {}) for length in lengths]
+    batches = list(padded_batches(rows, 0, 32, torch.device("cpu")))
+    assert sorted(number for numbers, _ in batches for number in numbers) == list(range(len(rows)))
+    widths = [batch.input_ids.shape[1] for _, batch in batches]
+    assert widths == sorted(widths, reverse=True)
+    assert widths[:2] == [700, 120]
+    for numbers, batch in batches:
+        assert len(numbers) <= 32
+        assert batch.input_ids.numel() <= CPU_TOKENS or len(numbers) == 1
+        assert batch.attention_mask.sum(1).tolist() == [lengths[number] for number in numbers]
+    assert len(batches[1][0]) == 4  # 100, 90 and 41 tokens beside 120
+    elsewhere = list(padded_batches(rows, 0, 32, torch.device("meta")))
+    assert [len(numbers) for numbers, _ in elsewhere] == [32, 17]
