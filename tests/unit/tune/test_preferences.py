@@ -188,6 +188,21 @@ def test_the_gradient_is_that_of_the_plain_formula() -> None:
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-8)
 
 
+def test_no_row_keeps_a_gradient_of_the_head() -> None:
+    """At a large vocabulary one for every row would take more memory than the model."""
+    model = NemotronForCausalLM(tiny_config(64))
+    head = model.lm_head.weight
+    kept: list[torch.Tensor] = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        reply_log_probabilities(model, pad_pairs(some_pairs(3), 0))
+    assert all(tensor.data_ptr() == head.data_ptr() for tensor in kept if tensor.shape == head.shape)
+
+
 def test_the_reward_loss_is_that_of_bradley_and_terry() -> None:
     from minitron.heads import NemotronForSequenceClassification
 
