@@ -156,6 +156,7 @@ def _run(
 def _finish(run: options.RunOptions, model: str, base: Path, chosen: Any, job: Any, result: Any, world: Any) -> None:
     """Write report and card, and say what came out."""
     from ..files import write_json, write_text
+    from ..files.ownership import write_record
     from ..tune.card import card, score_table
     from ..tune.models import store_temperature
 
@@ -168,6 +169,7 @@ def _finish(run: options.RunOptions, model: str, base: Path, chosen: Any, job: A
         report["merge"] = _check_merge(run, base, job, result.model)
     write_json(run.out / "report.json", report)
     write_text(result.model / "README.md", card(Path(model).name, report, settings))
+    write_record(result.model)  # the card and the configuration are this run's too, so that it can be done again
     if run.as_json:
         print_json({**report, "model": str(result.model)})
         return

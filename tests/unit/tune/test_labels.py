@@ -150,6 +150,10 @@ def test_from_rows_to_labels(base: Path, tmp_path: Path) -> None:
     assert set(report["scores"]) == {"model", "commonest label", "TF-IDF + linear model"}
     assert report["test_rows"] == 8
     assert "commonest label" in (tmp_path / "run" / "model" / "README.md").read_text()
+    code, out, err = call(finetune, base / "model", *options, "--out", tmp_path / "run", "--dtype", "fp32")
+    assert code == 0, err  # a finished run can be done again
+    code, _, err = call(finetune, base / "model", *options, "--lr", "1e-3", "--out", tmp_path / "run")
+    assert (code, "lr" in err) == (2, True), err
     new = tmp_path / "new.jsonl"
     new.write_text('{"text": "no 100"}\n{"text": "yes 101", "label": "ignored"}\n')
     code, out, err = call(predict, tmp_path / "run" / "model", new, "--out", tmp_path / "out.jsonl")
