@@ -2,6 +2,8 @@
 
     python scripts/ray_serve.py        needs pip install 'minitron[serve]' 'ray[serve]'; about a minute
 
+It starts a cluster, or uses the one that RAY_ADDRESS names.
+
 Answers through the cluster must be those of a replica alone, conversations that begin the same must reach one replica
 and find their prefix in its cache, and different ones must reach both.
 """
@@ -10,6 +12,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import json
+import os
 import sys
 import time
 import urllib.request
@@ -42,7 +45,10 @@ def chat(topic: int, turn: int) -> dict[str, object]:
 
 def main() -> int:
     """Run the checks; 0 if all passed."""
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+    if "RAY_ADDRESS" in os.environ:
+        ray.init(log_to_driver=False)
+    else:
+        ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
     serve.start(http_options={"host": "127.0.0.1", "port": PORT})
     serve.run(deployment(SETTINGS, least=2, most=2))
     requests = [chat(topic, turn) for turn in range(3) for topic in range(6)]
