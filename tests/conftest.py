@@ -12,6 +12,9 @@ import torch
 
 # The models of these tests are so small that starting a second thread costs more than it does.
 torch.set_num_threads(1)
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Threads of the programs that tests start do not spin while they wait: other workers need the processors.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Triton's kernels run in its interpreter where there is no GPU. Triton reads this when it is imported.
 if not torch.cuda.is_available():

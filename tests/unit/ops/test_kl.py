@@ -238,6 +238,7 @@ def test_more_rows_than_32_bits_count_logits_for() -> None:
     assert torch.equal(torch.cat([hidden.grad[:10], hidden.grad[-10:]]), few.grad)
     assert hidden.grad[10:-10].abs().max() == 0
     whole = torch.full((rows,), vocab - 1)
+    hidden, weight = hidden.detach().float().requires_grad_(), weight.float()  # four times as fast as bf16 on a CPU
     (gradient,) = torch.autograd.grad(linear_cross_entropy(hidden, weight, whole, num_items=1), hidden)
     alone = hidden[-3:].detach().requires_grad_()
     linear_cross_entropy(alone, weight, whole[-3:], num_items=1).backward()
