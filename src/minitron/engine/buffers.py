@@ -41,9 +41,10 @@ def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
 def zeros(shape: tuple[int, ...], kind: str, like: Buffer) -> Buffer:
     """Zeros of one of NUMPY_DTYPES, of the sort of buffer that `like` is and on its device, aligned to cache lines.
 
-    Memory that is never written to is never touched.
+    Memory on the CPU that is never written to is never touched. `torch.zeros` writes to it, and by several threads,
+    which spin for some milliseconds afterwards on the cores that the engine's threads need.
     """
-    if not isinstance(like, np.ndarray):
+    if not isinstance(like, np.ndarray) and like.device.type != "cpu":
         import torch
 
         return torch.zeros(shape, dtype=getattr(torch, _TORCH_DTYPES[kind]), device=like.device)
@@ -51,7 +52,12 @@ def zeros(shape: tuple[int, ...], kind: str, like: Buffer) -> Buffer:
     size = math.prod(shape) * dtype.itemsize
     memory = np.zeros(size + LINE, np.uint8)
     first = -address(memory) % LINE
-    return memory[first : first + size].view(dtype).reshape(shape)
+    memory = memory[first : first + size]
+    if isinstance(like, np.ndarray):
+        return memory.view(dtype).reshape(shape)
+    import torch
+
+    return torch.from_numpy(memory).view(getattr(torch, _TORCH_DTYPES[kind])).reshape(shape)
 
 
 def address(buffer: Buffer) -> int:

@@ -8,7 +8,8 @@ Numbers within tensors are not looked at: the engine shares matrices with the mo
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from itertools import chain
 from operator import is_
 from typing import Any
 
@@ -21,7 +22,6 @@ MOST_BYTES = 1 << 30
 UNREAD = frozenset(("last_generation", "generation_config"))
 """Attributes of a model that change with calls of `generate`, and that the engine's weights do not depend on."""
 
-_Dicts = list[tuple[dict[Any, Any], tuple[Any, ...], tuple[Any, ...]]]
 _Place = tuple[Any, ...]
 
 
@@ -31,15 +31,19 @@ class Snapshot:
     def __init__(self, model: PreTrainedModel) -> None:
         self._kind = type(model)
         self._own = _read_attributes(model)
-        self._kinds = [(module, type(module)) for module in model.modules() if module is not model]
-        self._dicts: _Dicts = []
-        self._lists: list[tuple[list[Any], tuple[Any, ...]]] = []
+        self._modules = [module for module in model.modules() if module is not model]
+        self._kinds = list(map(type, self._modules))
+        self._dicts: list[dict[Any, Any]] = []
+        self._lists: list[list[Any]] = []
         self._seen: set[int] = set()
         self._tensors: list[Tensor] = []
         self._add(self._own.values())
-        for module, _ in self._kinds:
-            self._add([vars(module)])
-        self._places = [_place(tensor) for tensor in self._tensors]
+        self._add(list(map(vars, self._modules)))
+        self._keys = list(map(tuple, self._dicts))
+        self._lengths = list(map(len, self._lists))
+        self._items = list(self._read_items())
+        self._ids = list(map(id, self._items))
+        self._places = list(map(_place, self._tensors))
 
     def _add(self, values: Collection[Any]) -> None:
         """Note containers, settings and tensors among values, and what these contain."""
@@ -49,13 +53,17 @@ class Snapshot:
                 if isinstance(value, Tensor):
                     self._tensors.append(value)
                 elif isinstance(value, list):
-                    self._lists.append((value, tuple(value)))
+                    self._lists.append(value)
                     self._add(value)
                 elif isinstance(value, PreTrainedConfig):
                     self._add([vars(value)])
                 else:
-                    self._dicts.append((value, tuple(value), tuple(value.values())))
+                    self._dicts.append(value)
                     self._add(value.values())
+
+    def _read_items(self) -> Iterator[Any]:
+        """All that the containers hold."""
+        return chain(chain.from_iterable(map(dict.values, self._dicts)), chain.from_iterable(self._lists))
 
     @property
     def vectors(self) -> list[Tensor]:
@@ -63,25 +71,25 @@ class Snapshot:
         return [tensor for tensor in self._tensors if tensor.dim() != 2]
 
     def holds(self, model: PreTrainedModel) -> bool:
-        """Whether the model consists of the same objects, and its tensors of the same memory."""
+        """Whether the model consists of the same objects, and its tensors of the same memory.
+
+        It is asked at each call, about a thousand containers: each line is one loop in C.
+        """
         own = _read_attributes(model)
         return (
             type(model) is self._kind
             and own.keys() == self._own.keys()
             and all(map(is_, own.values(), self._own.values()))
-            and all(_same(found, keys, values) for found, keys, values in self._dicts)
-            and all(len(found) == len(items) and all(map(is_, found, items)) for found, items in self._lists)
-            and all(type(module) is kind for module, kind in self._kinds)
-            and [_place(tensor) for tensor in self._tensors] == self._places
+            and list(map(tuple, self._dicts)) == self._keys
+            and list(map(len, self._lists)) == self._lengths
+            and list(map(id, self._read_items())) == self._ids
+            and all(map(is_, map(type, self._modules), self._kinds))
+            and list(map(_place, self._tensors)) == self._places
         )
 
 
 def _read_attributes(model: nn.Module) -> dict[str, Any]:
     return {name: value for name, value in vars(model).items() if name not in UNREAD}
-
-
-def _same(found: dict[Any, Any], keys: tuple[Any, ...], values: tuple[Any, ...]) -> bool:
-    return len(found) == len(keys) and tuple(found) == keys and all(map(is_, found.values(), values))
 
 
 def _place(tensor: Tensor) -> _Place:

@@ -30,7 +30,7 @@ from .compiled import compiling
 from .formats import KINDS, STAGED_BLOCK
 from .microkernels import USED as REGISTER_TILES
 from .picking import choose_until, pick
-from .team import Team, interruptions
+from .team import Team, interruptions, latest_size
 from .threads import SYNC_SIZE
 from .tuning import USUAL, Report, Tuning, tuned
 
@@ -158,6 +158,8 @@ class CpuEngine(DecodeEngine):
         _compile(self.weights, self._arguments)
         report = tuned(self.weights, self.threads, compiled.DIGEST, self._trial, again)
         self._apply(report.chosen)
+        most = self._team.size
+        self._team = Team(most, latest_size(most))
         return report
 
     def _trial(self, part: EngineWeights) -> CpuEngine:

@@ -30,23 +30,37 @@ def interruptions() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw if resource is not None else 0
 
 
+_latest: dict[int, tuple[int, float]] = {}
+"""For the most threads of a team: the number that the last team of this process has chosen, and when."""
+
+
+def latest_size(most: int, now: float | None = None) -> int:
+    """The number of threads that a new team should begin with: that of the last one, if it is recent.
+
+    A call of `generate` has a team of its own. On a busy machine it would pay for two threads again, each time.
+    """
+    size, when = _latest.get(most, (most, 0.0))
+    return size if (time.monotonic() if now is None else now) - when < LONGEST_RETRY else most
+
+
 class Team:
     """Chooses the number of threads from the measured times of steps.
 
     Args:
         most: the largest number of threads.
+        first: the number to begin with; `most` if None.
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, first: int | None = None) -> None:
         self.options = [most]
         while self.options[-1] > 1:
             self.options.append(self.options[-1] // 2)
-        self.size = most
+        self.size = most if first is None else first
         """Threads of the next step."""
         self._pace: dict[int, tuple[float, float]] = {}
         """For a number of threads: seconds a step when it was last judged, and when that was."""
         self._patience: dict[int, float] = {}
-        self._best = most
+        self._best = self.size
         self._begin()
 
     def _begin(self) -> None:
@@ -74,6 +88,7 @@ class Team:
         else:
             self._patience[self.size] = min(LONGEST_RETRY, 2 * self._patience.get(self.size, RETRY_SECONDS))
         self.size = self._next(now, disturbed)
+        _latest[self.options[0]] = self._best, now
         self._begin()
 
     def _next(self, now: float, disturbed: bool) -> int:

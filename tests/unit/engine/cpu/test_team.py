@@ -8,7 +8,8 @@ import pytest
 import torch
 from engine_models import some_tokens, tiny_model
 
-from minitron.engine.cpu.team import Team
+from minitron.engine.cpu import team as team_file
+from minitron.engine.cpu.team import Team, latest_size
 from minitron.engine.weights import from_model
 
 
@@ -42,6 +43,19 @@ def test_interruptions_alone_do_not_matter() -> None:
     team = Team(4)
     spent = run(team, 20.0, {4: 1e-3, 2: 1.5e-3, 1: 3e-3}, interrupted=True)
     assert spent[4] > 0.85 * 20
+
+
+def test_a_new_team_begins_with_what_the_last_one_chose(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(team_file, "_latest", {})
+    assert latest_size(2, 5.0) == 2
+    busy, free = {2: 60e-3, 1: 10e-3}, {2: 4e-3, 1: 8e-3}
+    run(Team(2), 1.0, busy, interrupted=True)
+    assert latest_size(2, 1.5) == 1
+    assert latest_size(4, 1.5) == 4
+    assert latest_size(2, 6.0) == 2  # long ago
+    second = Team(2, latest_size(2, 1.5))
+    assert run(second, 20.0, busy, interrupted=True, start=1.5)[1] > 0.85 * 20
+    assert run(second, 20.0, free, interrupted=False, start=21.5)[2] > 0.7 * 20
 
 
 def test_one_thread_has_no_choice() -> None:
