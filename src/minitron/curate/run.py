@@ -84,22 +84,31 @@ def curate(
         _claim(out, recipe, files)
         if (out / REPORT).exists():
             say(f"{out}: is complete already")
-            return read_report(out)
-        stages_of(recipe)  # a library or an evaluation that is missing is refused before any work is done
-        expected = estimate(files, recipe, workers)
-        say(expected.sentence())
-        if shutil.disk_usage(out).free < expected.disk_bytes:
-            say(f"{out}: {shutil.disk_usage(out).free / 1e9:.1f} GB are free on this disk, which may not be enough")
-        report = _stages_and_shards(files, out, recipe, workers, say, each or in_processes)
-        report.startup_seconds += expected.startup_seconds
-        report.finish(recipe, [str(path) for path in files], time.perf_counter() - start, workers, expected.as_dict())
-        write_page(report, out / PAGE)
-        write_report(report, out)
-        shutil.rmtree(out / WORK)
+            report = read_report(out)
+        else:
+            report = _run(files, out, recipe, workers, say, each or in_processes, start)
     if not report.documents_out:
         raise CurationError(
             f"{out}: no document is left; removed were: {report.reasons() or 'none, the input is empty'}"
         )
+    return report
+
+
+def _run(
+    files: list[Path], out: Path, recipe: Recipe, workers: int, say: Callable[[str], None], each: Each, start: float
+) -> Report:
+    """A run from its beginning, or from where it was interrupted, to its report."""
+    stages_of(recipe)  # a library or an evaluation that is missing is refused before any work is done
+    expected = estimate(files, recipe, workers)
+    say(expected.sentence())
+    if shutil.disk_usage(out).free < expected.disk_bytes:
+        say(f"{out}: {shutil.disk_usage(out).free / 1e9:.1f} GB are free on this disk, which may not be enough")
+    report = _stages_and_shards(files, out, recipe, workers, say, each)
+    report.startup_seconds += expected.startup_seconds
+    report.finish(recipe, [str(path) for path in files], time.perf_counter() - start, workers, expected.as_dict())
+    write_page(report, out / PAGE)
+    write_report(report, out)
+    shutil.rmtree(out / WORK)
     return report
 
 

@@ -270,8 +270,9 @@ def test_changed_evaluations_are_noticed(corpus: Path, tmp_path: Path) -> None:
 
 def test_no_document_left_names_the_rules(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "a.jsonl", ["short", "other"])
-    with pytest.raises(CurationError, match=r"no document is left; removed were: gopher_quality: few words \(2\)"):
-        curate([str(path)], tmp_path / "out", load_recipe("gopher"))
+    for _ in range(2):  # the same command says it again
+        with pytest.raises(CurationError, match=r"no document is left; removed were: gopher_quality: few words \(2\)"):
+            curate([str(path)], tmp_path / "out", load_recipe("gopher"))
 
 
 @pytest.mark.parametrize(
