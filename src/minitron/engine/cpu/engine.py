@@ -158,7 +158,7 @@ class CpuEngine(DecodeEngine):
         _compile(self.weights, self._arguments)
         report = tuned(self.weights, self.threads, compiled.DIGEST, self._trial, again)
         self._apply(report.chosen)
-        most = self._team.size
+        most = self._team.options[0]
         self._team = Team(most, latest_size(most))
         return report
 

@@ -58,6 +58,16 @@ def test_a_new_team_begins_with_what_the_last_one_chose(monkeypatch: pytest.Monk
     assert run(second, 20.0, free, interrupted=False, start=21.5)[2] > 0.7 * 20
 
 
+def test_tuning_again_does_not_lose_threads() -> None:
+    from minitron.engine.cpu.engine import CpuEngine
+
+    with CpuEngine(from_model(tiny_model()), 8, threads=2) as engine:
+        engine.step([1])
+        engine._team.size = 1  # as on a busy machine
+        engine.tune()
+        assert engine._team.options == [2, 1]
+
+
 def test_one_thread_has_no_choice() -> None:
     team = Team(1)
     assert run(team, 1.0, {1: 1e-3}, interrupted=True).keys() == {1}
