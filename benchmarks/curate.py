@@ -5,21 +5,25 @@
 
 Rates are megabytes per CPU-second of one process; documents are pieces of the texts of the file. `--whole` measures
 runs with boilerplate, personal data, language, FineWeb's rules, near duplicates and, if `--evaluations` names the
-folder of the tasks, decontamination by five of them: with one worker and two, CPU and wall seconds, peak memory.
+folder of the tasks, decontamination by five of them: with one worker and two, CPU and wall seconds, peak memory. For
+more megabytes than the file has, each document of `--whole` is made of paragraphs that are drawn at random from it.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import os
+import random
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -92,36 +96,78 @@ def bytes_per_document(documents: int) -> float:
     return peak / documents
 
 
-def whole(pieces: list[str], evaluations: str | None, repair: bool) -> dict[str, Any]:
+def pieces_of(options: argparse.Namespace) -> Iterator[str]:
+    """Pieces of the texts of the file, up to the size that is wanted or to its end."""
+    size = 0
+    for text in read_documents(options.file):
+        for start in range(0, len(text), options.characters):
+            if size >= options.megabytes * 1e6:
+                return
+            yield text[start : start + options.characters]
+            size += len(text[start : start + options.characters])
+
+
+def drawn_documents(options: argparse.Namespace) -> Iterator[str]:
+    """Documents of paragraphs that are drawn at random from the whole file."""
+    paragraphs = [part for text in read_documents(options.file) for part in text.split("\n\n") if len(part) > 80]
+    rng = random.Random(0)
+    size = 0
+    while size < options.megabytes * 1e6:
+        parts: list[str] = []
+        while sum(map(len, parts)) < options.characters:
+            parts.append(rng.choice(paragraphs))
+        yield "\n\n".join(parts)
+        size += sum(map(len, parts))
+
+
+def write_texts(texts: Iterable[str], folder: Path) -> tuple[int, int]:
+    """Write texts to `FILES` files in turn; how many texts and bytes."""
+    folder.mkdir()
+    count = size = 0
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context((folder / f"{number}.jsonl").open("w")) for number in range(FILES)]
+        for count, text in enumerate(texts, 1):
+            files[count % FILES].write(json.dumps({"text": text}) + "\n")
+            size += len(text.encode())
+    return count, size
+
+
+def whole(options: argparse.Namespace) -> dict[str, Any]:
     """Runs of `minitron curate` with one worker and with two, by what the system says of their processes.
 
-    The workers are warm: their start and the loading of kernels and models, about ten seconds, is measured by a run
-    of a few documents, and subtracted.
+    The start of the process and of its workers, with the loading of kernels and models, is measured by a run of a few
+    documents in as many parts, and subtracted.
     """
     found: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory(dir=options.scratch) as name:
         folder = Path(name)
         recipe = folder / "recipe.yaml"
-        tasks = f"decontaminate: {{tasks: [{', '.join(TASKS)}], data: {evaluations}}}\n" if evaluations else ""
-        recipe.write_text(f"preset: fineweb\nnormalize: {{repair: {str(repair).lower()}}}\nboilerplate: {{}}\n"
+        data = options.evaluations
+        tasks = f"decontaminate: {{tasks: [{', '.join(TASKS)}], data: {data}}}\n" if data else ""
+        repair = str(options.repair).lower()
+        recipe.write_text(f"preset: fineweb\nnormalize: {{repair: {repair}}}\nboilerplate: {{}}\n"
                           f"personal_data: {{}}\nlanguage: {{}}\n{tasks}", encoding="utf-8")  # fmt: skip
-        for kind, texts in (("few", pieces[:: max(1, len(pieces) // 40)]), ("all", pieces)):
-            (folder / kind).mkdir()
-            for number in range(FILES):
-                lines = (json.dumps({"text": text}) + "\n" for text in texts[number::FILES])
-                (folder / kind / f"{number}.jsonl").write_text("".join(lines), encoding="utf-8")
-        megabytes = sum(len(text.encode()) for text in pieces) / 1e6
+        count, size = write_texts(pieces_of(options), folder / "all")
+        kind = "pieces of the file"
+        if size < options.megabytes * 0.9e6:
+            shutil.rmtree(folder / "all")
+            count, size = write_texts(drawn_documents(options), folder / "all")
+            kind = "paragraphs drawn at random"
+        write_texts(itertools.islice(pieces_of(options), 40), folder / "few")
+        run_once(folder / "few", folder / "few-0", recipe, 1)  # compiles the kernels, if that was not done before
         for workers in (1, 2):
             start = run_once(folder / "few", folder / f"few-{workers}", recipe, workers)
             made = run_once(folder / "all", folder / f"all-{workers}", recipe, workers)
+            shutil.rmtree(folder / f"all-{workers}")
             cpu, wall = made["cpu"] - start["cpu"], made["wall"] - start["wall"]
             found[f"{workers} workers" if workers > 1 else "1 worker"] = {
-                "MB per CPU-second": megabytes / cpu, "MB per second": megabytes / wall, "CPU seconds": cpu,
+                "MB per CPU-second": size / 1e6 / cpu, "MB per second": size / 1e6 / wall, "CPU seconds": cpu,
                 "wall seconds": wall, "seconds of the start": start["wall"],
                 "peak GB of a process": made["memory"] / 1e9,
             }  # fmt: skip
     one, two = found["1 worker"], found["2 workers"]
-    return {**found, "two workers against one": one["wall seconds"] / two["wall seconds"]}
+    ratio = one["wall seconds"] / two["wall seconds"]
+    return {"documents": count, "megabytes": size / 1e6, "made of": kind, **found, "two workers against one": ratio}
 
 
 def run_once(source: Path, out: Path, recipe: Path, workers: int) -> dict[str, float]:
@@ -142,19 +188,13 @@ def main() -> None:
     parser.add_argument("--whole", action="store_true", help="measure whole runs instead of stages")
     parser.add_argument("--repair", action="store_true", help="with ftfy in the whole runs")
     parser.add_argument("--evaluations", help="folder of the tasks of `minitron eval`")
+    parser.add_argument("--scratch", help="folder for the texts and shards of whole runs")
     parser.add_argument("--documents", type=int, default=500_000, help="of the measurement of memory")
     options = parser.parse_args()
-    pieces: list[str] = []
-    size = 0
-    for text in read_documents(options.file):
-        for start in range(0, len(text), options.characters):
-            if size < options.megabytes * 1e6:
-                pieces.append(text[start : start + options.characters])
-                size += len(pieces[-1])
     if options.whole:
-        print(json.dumps({"load": os.getloadavg()[0], **whole(pieces, options.evaluations, options.repair)}, indent=1))
+        print(json.dumps({"load": os.getloadavg()[0], **whole(options)}, indent=1))
         return
-    texts = Texts.of(pieces)
+    texts = Texts.of(list(pieces_of(options)))
     megabytes = len(texts.data) / 1e6
     result = {
         "documents": len(texts),

@@ -95,7 +95,7 @@ def estimate(files: list[Path], recipe: Recipe, workers: int) -> Estimate:
     mean = len(sample.data) / max(1, len(sample))
     count = round(total / mean) if mean else 0
     hidden = _hidden_size(recipe)
-    startup = warm_up(recipe)
+    startup = warm_up(recipe, stages_of(recipe))
     rate = _seconds_per_byte(sample, recipe)
     batch = min(BATCH_BYTES, total) + longest
     return Estimate(

@@ -43,7 +43,11 @@ def _folded(texts: tuple[str, ...]) -> np.ndarray[Any, np.dtype[np.uint8]]:
 
 
 _PHRASES = _folded(("lorem ipsum", "javascript", *POLICIES))
-_FIRST_LETTERS = sum(1 << (ord(letter) - 99) for letter in "cjlptu")
+_SHORTEST_PHRASE = 10
+_FOLLOWING = np.zeros(32, dtype=np.int64)
+"""The second and third letter of the phrases that begin with a letter, by that letter; they are the same for all."""
+for _row in _PHRASES:
+    _FOLLOWING[_row[0] & 31] = int(_row[1]) << 8 | int(_row[2])
 _CITATIONS = _folded(("[edit]", "[citation needed]"))
 
 
@@ -78,17 +82,17 @@ def _begins(data, i, stop, phrase, fold):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True)
-def _phrases_in(data, start, stop, phrases):  # type: ignore[no-untyped-def]
-    """Bits of the phrases in a span, in capitals or small letters; no phrase begins with k, whose sign for kelvin has
-    three bytes."""
+def _phrases_in(data, start, stop, phrases, following):  # type: ignore[no-untyped-def]
+    """Bits of the phrases in a span, in capitals or small letters; none has a k, whose sign for kelvin has three bytes,
+    among its first three letters."""
     found = 0
-    for i in range(start, stop):
-        byte = data[i] | 0x20
-        # c, j, l, p, t, u: one comparison for most bytes.
-        if byte < 99 or byte > 117 or not (1 << (byte - 99)) & _FIRST_LETTERS:
+    for i in range(start, stop - _SHORTEST_PHRASE + 1):
+        # One comparison for most places: of the two bytes that follow with those that would have to.
+        expected = following[data[i] & 31]
+        if expected == 0 or (np.int64(data[i + 1] | 0x20) << 8 | np.int64(data[i + 2] | 0x20)) != expected:
             continue
         for k in range(len(phrases)):
-            if byte == phrases[k, 0] and _begins(data, i, stop, phrases[k], True):
+            if _begins(data, i, stop, phrases[k], True):
                 found |= 1 << k
     return found
 
@@ -118,6 +122,11 @@ def _sentences(data, start, stop, flags):  # type: ignore[no-untyped-def]
     count, ended = 1, False
     i = start
     while i < stop:
+        if not ended:  # only a mark matters, of which the ellipsis begins with 0xE2
+            byte = data[i]
+            if byte not in (_DOT, _QUESTION, _EXCLAMATION, 0xE2):
+                i += 1
+                continue
         code, size = code_at(data, i)
         if code in (_DOT, _QUESTION, _EXCLAMATION, _ELLIPSIS):
             ended = True
@@ -135,20 +144,28 @@ def _sentences(data, start, stop, flags):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True)
-def _words_of(data, start, stop, flags):  # type: ignore[no-untyped-def]
-    """(words, characters of the longest) of a span."""
-    words, length, longest = 0, 0, 0
+def _line(data, start, stop, flags):  # type: ignore[no-untyped-def]
+    """(end, begin of the next, words, characters of the longest, marks) of a line; marks: 1 if it holds [, 2 for {."""
+    words, length, longest, marks = 0, 0, 0, 0
     i = start
+    next_line = stop
     while i < stop:
         code, size = code_at(data, i)
-        if flags[code] & _SPACE:
+        flag = flags[code]
+        if flag & _SPACE:
+            if flag & _LINE_END:
+                next_line = i + size
+                if code == 13 and next_line < stop and data[next_line] == 10:
+                    next_line += 1
+                break
+            longest = max(longest, length)
             length = 0
         else:
             words += length == 0
             length += 1
-            longest = max(longest, length)
+            marks |= (code == 91) | (code == 123) << 1
         i += size
-    return words, longest
+    return i, next_line, words, max(longest, length), marks
 
 
 @njit(nogil=True)
@@ -163,37 +180,32 @@ def _ends_well(out, start, stop):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True)
-def _c4_text(data, start, stop, flags, phrases, citations, limits, out, begin, lines):  # type: ignore[no-untyped-def]
+def _c4_text(data, start, stop, flags, phrases, following, citations, limits, out, begin, lines):  # type: ignore[no-untyped-def]
     """Write the lines that stay behind `begin`; returns (reason to remove the text or 0, end of what was written)."""
     least_sentences, least_words, longest_word, end_marks, cite = limits
     at, sentences, i = begin, 0, start
     while i < stop:
-        end = i
-        next_line = stop
-        while end < stop:
-            code, size = code_at(data, end)
-            if flags[code] & _LINE_END:
-                next_line = end + size
-                if code == 13 and next_line < stop and data[next_line] == 10:
-                    next_line += 1
-                break
-            end += size
+        end, next_line, words, longest, marks = _line(data, i, stop, flags)
         first, last = stripped(data, i, end, flags)
         i = next_line
-        words, longest = _words_of(data, first, last, flags)
         if longest_word >= 0 and longest > longest_word:
             lines[0] += 1
             continue
         line = at
-        k = first
-        while k < last:
-            size = _citation(data, k, last, flags, citations) if cite and data[k] == 91 else 0
-            if size:
-                k += size
-            else:
-                out[at] = data[k]
-                at += 1
-                k += 1
+        if cite and marks & 1:
+            k = first
+            while k < last:
+                size = _citation(data, k, last, flags, citations) if data[k] == 91 else 0
+                if size:
+                    k += size
+                else:
+                    out[at] = data[k]
+                    at += 1
+                    k += 1
+        else:
+            for k in range(last - first):
+                out[at + k] = data[first + k]
+            at += last - first
         if end_marks and not _ends_well(out, line, at):
             lines[1] += 1
             at = line
@@ -202,16 +214,15 @@ def _c4_text(data, start, stop, flags, phrases, citations, limits, out, begin, l
             lines[2] += 1
             at = line
             continue
-        found = _phrases_in(out, line, at, phrases)
+        found = _phrases_in(out, line, at, phrases, following)
         if found & 1:
             return 1, at
         if found & 2:
             lines[3] += 1
             at = line
             continue
-        for k in range(line, at):
-            if out[k] == 123:
-                return 2, at
+        if marks & 2:
+            return 2, at
         if found > 3:
             lines[4] += 1
             at = line
@@ -223,17 +234,18 @@ def _c4_text(data, start, stop, flags, phrases, citations, limits, out, begin, l
 
 
 @njit(nogil=True)
-def _c4(data, offsets, flags, phrases, citations, limits, out, out_offsets, reasons, lines):  # type: ignore[no-untyped-def]
+def _c4(data, offsets, flags, phrases, following, citations, limits, out, out_offsets, reasons, lines):  # type: ignore[no-untyped-def]
     at = 0
     for t in range(len(offsets) - 1):
         begin = at
         reasons[t], end = _c4_text(
-            data, offsets[t], offsets[t + 1], flags, phrases, citations, limits, out, begin, lines
+            data, offsets[t], offsets[t + 1], flags, phrases, following, citations, limits, out, begin, lines
         )
         if reasons[t] == 0:
             first, last = stripped(out, begin, end, flags)
-            for k in range(first, last):
-                out[begin + k - first] = out[k]
+            if first > begin:
+                for k in range(first, last):
+                    out[begin + k - first] = out[k]
             at = begin + last - first
         else:
             for k in range(offsets[t], offsets[t + 1]):  # as it was, for the report
@@ -280,9 +292,9 @@ def _fineweb(data, offsets, flags, short, out):  # type: ignore[no-untyped-def]
 
 
 def _build_c4(digest: int) -> Any:
-    def c4_lines(data, offsets, flags, phrases, citations, limits, out, out_offsets, reasons, lines):  # type: ignore[no-untyped-def]
+    def c4_lines(data, offsets, flags, phrases, following, citations, limits, out, out_offsets, reasons, lines):  # type: ignore[no-untyped-def]
         version = digest  # noqa: F841  part of the name of the cached code
-        _c4(data, offsets, flags, phrases, citations, limits, out, out_offsets, reasons, lines)
+        _c4(data, offsets, flags, phrases, following, citations, limits, out, out_offsets, reasons, lines)
 
     return c4_lines
 
@@ -322,8 +334,9 @@ def c4_lines(
     lines = np.zeros(len(C4_LINES), dtype=np.int64)
     limits = (min_sentences, min_words, max_word, int(end_marks), 1)
     _c4_kernel(
-        texts.data, texts.offsets, codepoints.flags(), _PHRASES, _CITATIONS, limits, out, offsets, reasons, lines
-    )
+        texts.data, texts.offsets, codepoints.flags(), _PHRASES, _FOLLOWING, _CITATIONS, limits, out, offsets, reasons,
+        lines,
+    )  # fmt: skip
     return Texts(out[: offsets[-1]], offsets), reasons, lines
 
 

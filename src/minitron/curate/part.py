@@ -20,7 +20,7 @@ from pyarrow import ipc
 
 from ..data.documents.problems import Bad
 from ..files import new_file, write_text
-from .batch import Batch, Evidence, Notes, TokenCounter, changed_texts, run_stages
+from .batch import Batch, Evidence, Notes, Stage, TokenCounter, changed_texts, run_stages
 from .near import band_keys
 from .personal import masked
 from .pieces import KINDS, piece_hashes, to_drop, without_pieces
@@ -76,8 +76,8 @@ def process_part(part: tuple[Span, ...], number: int, recipe: Recipe, folder: Pa
     record = part_path(folder, number).with_suffix(".json")
     if record.exists():
         return
-    stages = stages_of(recipe)
-    startup = warm_up(recipe)
+    stages = stages_of(recipe, folder)
+    startup = warm_up(recipe, stages)
     count_tokens = _token_counter(recipe)
     evidence = Evidence({name: StageTally() for name in ("read", *stages, *(["tokens"] if count_tokens else []))})
     bad, sources = _BadDocuments(), _Sources()
@@ -158,13 +158,12 @@ def _token_counter(recipe: Recipe) -> TokenCounter | None:
 _warm: set[Recipe] = set()
 
 
-def warm_up(recipe: Recipe) -> float:
+def warm_up(recipe: Recipe, stages: dict[str, Stage]) -> float:
     """Compile or load the kernels and models of a recipe in this process; CPU-seconds, 0 after the first time."""
     if recipe in _warm:
         return 0.0
     _warm.add(recipe)
     start = time.process_time()
-    stages = stages_of(recipe)
     batch = Batch(Texts.of([_WARM_UP, _WARM_UP]), ["", ""], ["", ""])
     for stage in stages.values():
         stage(batch, Notes())

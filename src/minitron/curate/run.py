@@ -23,7 +23,7 @@ from ..files import TargetError, is_empty, locked, new_file, require_apart, requ
 from ..version import __version__
 from .across import AllParts
 from .compare import compare
-from .decontaminate import evaluations_digest
+from .decontaminate import evaluations_now, read_evaluations
 from .estimate import Estimate, estimate
 from .mixing import copies_of, repeated, shards_of, shuffled
 from .page import PAGE, write_page
@@ -130,6 +130,8 @@ def _stages_and_shards(
     parts = plan_parts(files, recipe.encoding)
     work = out / WORK
     work.mkdir(exist_ok=True)
+    if recipe.decontaminate is not None:
+        read_evaluations(recipe.decontaminate).save(work)
     total = sum(path.stat().st_size for path in files)
     say(f"{len(files):,} files, {total / 1e6:,.1f} MB, in {len(parts):,} parts")
     for done in each(process_part, [(part, i, recipe, work) for i, part in enumerate(parts)], workers):
@@ -223,7 +225,7 @@ def _claim(out: Path, recipe: Recipe, files: list[Path]) -> None:
         "version": __version__,
         "recipe": json.loads(json.dumps(recipe.as_dict())),
         "inputs": [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in files],
-        "evaluations": None if recipe.decontaminate is None else evaluations_digest(recipe.decontaminate),
+        "evaluations": None if recipe.decontaminate is None else evaluations_now(recipe.decontaminate).digest(),
     }
     state = out / STATE
     if not state.exists():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from . import quality
 from .batch import Batch, Notes, Stage
 from .boilerplate import cleaner
 from .code import code_reasons
-from .decontaminate import build_index, contaminated
+from .decontaminate import contaminated, read_evaluations, saved_evaluations
 from .gopher_kernels import C
 from .language import languages_of, require_model
 from .line_kernels import C4_LINES
@@ -24,8 +25,15 @@ from .scoring import scorer
 from .texts import Texts
 
 
-def stages_of(recipe: Recipe) -> dict[str, Stage]:
-    """The stages of a recipe, in their order."""
+def stages_of(recipe: Recipe, folder: Path | None = None) -> dict[str, Stage]:
+    """The stages of a recipe, in their order.
+
+    Args:
+        folder: of a run that has saved its evaluations; None to read them from their own files.
+
+    Raises:
+        ValueError: a library or an evaluation is missing.
+    """
     makers: dict[str, Callable[[Any], Stage]] = {
         "normalize": _normalize,
         "boilerplate": _boilerplate,
@@ -36,7 +44,7 @@ def stages_of(recipe: Recipe) -> dict[str, Stage]:
         "c4": _c4,
         "fineweb": _fineweb,
         "code": _code,
-        "decontaminate": _decontaminate,
+        "decontaminate": _decontaminate(folder),
         "quality_score": _quality_score,
     }
     settings = {name: getattr(recipe, name) for name in makers}
@@ -144,9 +152,12 @@ def _code(settings: Any) -> Stage:
     return lambda batch, notes: (batch, code_reasons(batch.texts, settings))
 
 
-def _decontaminate(settings: Any) -> Stage:
-    build_index(settings)  # what cannot be read is refused before any work is done
-    return lambda batch, notes: (batch, contaminated(batch.texts, settings))
+def _decontaminate(folder: Path | None) -> Callable[[Any], Stage]:
+    def make(settings: Any) -> Stage:
+        evaluations = read_evaluations(settings) if folder is None else saved_evaluations(folder)
+        return lambda batch, notes: (batch, contaminated(batch.texts, settings, evaluations))
+
+    return make
 
 
 def _quality_score(settings: Any) -> Stage:

@@ -181,6 +181,14 @@ def flat_grams(
     return out[: ends[-1]], ends
 
 
+def distinct(hashes: np.ndarray[Any, np.dtype[np.uint64]]) -> np.ndarray[Any, np.dtype[np.uint64]]:
+    """Sorted hashes, each once; `np.unique` of NumPy 2.4 takes four to fourteen times as long for them."""
+    ordered = np.sort(hashes)
+    first = np.ones(len(ordered), dtype=bool)
+    np.not_equal(ordered[1:], ordered[:-1], out=first[1:])
+    return ordered[first]
+
+
 def gram_filter(
     hashes: np.ndarray[Any, np.dtype[np.uint64]],
 ) -> tuple[np.ndarray[Any, np.dtype[np.uint8]], np.ndarray[Any, np.dtype[np.uint64]]]:
@@ -188,7 +196,7 @@ def gram_filter(
     size = 1 << max(10, (16 * len(hashes)).bit_length())
     bits = np.zeros(size, dtype=bool)
     bits[hashes & np.uint64(size - 1)] = True
-    return np.packbits(bits, bitorder="little"), np.unique(hashes)
+    return np.packbits(bits, bitorder="little"), distinct(hashes)
 
 
 def suspects(texts: Texts, n: int, filter: Any) -> np.ndarray[Any, np.dtype[np.bool_]]:
@@ -206,7 +214,7 @@ def word_counts(texts: Texts) -> np.ndarray[Any, np.dtype[np.int64]]:
 def grams(texts: Texts, n: int) -> list[np.ndarray[Any, np.dtype[np.uint64]]]:
     """The set of n-grams of each text, as sorted hashes; a text of fewer than n words is one gram."""
     out, ends = flat_grams(texts, n)
-    return [np.unique(out[a:b]) for a, b in zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True)]
+    return [distinct(out[a:b]) for a, b in zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True)]
 
 
 def jaccard(a: np.ndarray[Any, np.dtype[np.uint64]], b: np.ndarray[Any, np.dtype[np.uint64]]) -> float:

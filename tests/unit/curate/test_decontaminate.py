@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from curation_texts import ordinary
 
-from minitron.curate.decontaminate import contaminated
+from minitron.curate.decontaminate import contaminated, read_evaluations, saved_evaluations
 from minitron.curate.recipe import Decontaminate, RecipeError, recipe_from
 from minitron.curate.texts import Texts
 
@@ -44,14 +44,15 @@ def test_planted_items_are_found_and_others_stay(settings: Decontaminate) -> Non
         for text in (question, choice):
             planted += [ordinary(rng) + "\n" + text + " " + ordinary(rng), ordinary(rng) + disguised(rng, text)]
         clean += [ordinary(rng) + " " + short, " ".join(question.split()[:12]), " ".join(choice.split()[:8])]
-    found = contaminated(Texts.of([*planted, *clean]), settings).tolist()
+    found = contaminated(Texts.of([*planted, *clean]), settings, read_evaluations(settings)).tolist()
     assert found[: len(planted)] == ["items.jsonl"] * len(planted)
     assert found[len(planted) :] == [None] * len(clean)
 
 
 def test_part_of_a_long_item_is_found(settings: Decontaminate) -> None:
     question = str(rows_of(settings)[0]["question"])
-    assert contaminated(Texts.of([" ".join(question.split()[5:18])]), settings).tolist() == ["items.jsonl"]
+    part = Texts.of([" ".join(question.split()[5:18])])
+    assert contaminated(part, settings, read_evaluations(settings)).tolist() == ["items.jsonl"]
 
 
 def test_items_of_the_tasks_that_are_evaluated(tmp_path: Path) -> None:
@@ -64,11 +65,11 @@ def test_items_of_the_tasks_that_are_evaluated(tmp_path: Path) -> None:
     (folder / "test.jsonl").write_text(json.dumps(row) + "\n")
     settings = Decontaminate(tasks=("gsm8k",), data=str(tmp_path))
     texts = Texts.of([row["question"].upper(), "Tom has three red apples and that is all there is to say about him."])
-    assert contaminated(texts, settings).tolist() == ["gsm8k", None]
+    assert contaminated(texts, settings, read_evaluations(settings)).tolist() == ["gsm8k", None]
     with pytest.raises(ValueError, match="no test file of mmlu"):
-        contaminated(texts, Decontaminate(tasks=("mmlu",), data=str(tmp_path)))
+        read_evaluations(Decontaminate(tasks=("mmlu",), data=str(tmp_path)))
     with pytest.raises(ValueError, match="no task 'gsm9k'; known: mmlu"):
-        contaminated(texts, Decontaminate(tasks=("gsm9k",), data=str(tmp_path)))
+        read_evaluations(Decontaminate(tasks=("gsm9k",), data=str(tmp_path)))
 
 
 def test_settings_are_checked(tmp_path: Path) -> None:
@@ -79,7 +80,7 @@ def test_settings_are_checked(tmp_path: Path) -> None:
     path = tmp_path / "short.jsonl"
     path.write_text('{"text": "too short"}\n')
     with pytest.raises(ValueError, match=r"short\.jsonl has no item of at least 8 words"):
-        contaminated(Texts.of(["a"]), Decontaminate(files=(str(path),)))
+        read_evaluations(Decontaminate(files=(str(path),)))
 
 
 def test_a_run_removes_planted_items(settings: Decontaminate, tmp_path: Path) -> None:
@@ -93,3 +94,19 @@ def test_a_run_removes_planted_items(settings: Decontaminate, tmp_path: Path) ->
     report = curate([str(path)], tmp_path / "out", recipe)
     assert report.stages["decontaminate"].removed == {"items.jsonl": 1}
     assert report.documents_out == 10
+
+
+def test_saved_evaluations_find_what_those_of_the_files_find(settings: Decontaminate, tmp_path: Path) -> None:
+    rng = random.Random(3)
+    rows = rows_of(settings)
+    texts = Texts.of([ordinary(rng), *(disguised(rng, str(row["question"])) for row in rows)])
+    made = read_evaluations(settings)
+    made.save(tmp_path)
+    Path(settings.files[0]).unlink()  # a worker needs the saved ones alone
+    loaded = saved_evaluations(tmp_path)
+    assert loaded.digest() == made.digest()
+    assert contaminated(texts, settings, loaded).tolist() == [None, *["items.jsonl"] * len(rows)]
+    other = tmp_path / "other.jsonl"
+    other.write_text(json.dumps({"text": item(rng, 20)}) + "\n")
+    read_evaluations(Decontaminate(files=(str(other),))).save(tmp_path)
+    assert saved_evaluations(tmp_path).names == (str(other),), "a file that was written again is read again"
