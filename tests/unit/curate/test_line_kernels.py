@@ -65,3 +65,13 @@ def test_fineweb_counts_are_those_of_the_published_rules() -> None:
     found = line_kernels.fineweb_counts(Texts.of(texts))
     for text, row in zip(texts, found.tolist(), strict=True):
         assert dict(zip(line_kernels.FINEWEB_COLUMNS, row, strict=True)) == fineweb_counts(text, terminal), repr(text)
+
+
+@pytest.mark.parametrize("phrase", ["javascript", *line_kernels.POLICIES])
+@pytest.mark.parametrize("where", [(0, 0), (3, 0), (0, 3), (3, 3)])
+def test_every_phrase_drops_its_line_wherever_it_stands(phrase: str, where: tuple[int, int]) -> None:
+    words = ["Now", "we", "see"]
+    good = "This is a line. It stays. So it is. And so on. And so on."
+    line = " ".join([*words[: where[0]], phrase.title(), *words[: where[1]]])
+    changed, reasons, _ = line_kernels.c4_lines(Texts.of([f"{good}\n{line}"]), end_marks=False, min_words=1)
+    assert (changed.to_list(), reasons.tolist()) == ([good], [0])
