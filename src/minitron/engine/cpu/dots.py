@@ -259,6 +259,23 @@ def _ask(row, unit, ahead=AHEAD):  # type: ignore[no-untyped-def]
         ask_ahead(row, unit * unit_bytes(row) + line, ahead)
 
 
+def ask_for_row(row: Array, ahead: int) -> None:
+    """Prefetch as much as a whole row of int4 into the second level, `-ahead` bytes further, if `ahead` is negative."""
+    _only_compiled()
+
+
+@overload(ask_for_row, jit_options=INNER)
+def _ask_for_row(row, ahead):  # type: ignore[no-untyped-def]
+    if row.dtype != _INT4:
+        return lambda row, ahead: None
+
+    def ask(row, ahead):  # type: ignore[no-untyped-def]
+        for at in range(0, row.shape[0] if ahead < 0 else 0, 64):  # behind an `if` Numba counts references
+            prefetch_far(row, at - ahead)  # type: ignore[call-arg]
+
+    return ask
+
+
 def prefetched_units(row: Array, whole: int, ahead: int) -> int:
     """How many of a row's units are processed in the loop that prefetches."""
     return _only_compiled()
@@ -277,13 +294,16 @@ def _prefetched_units(row, whole, ahead):  # type: ignore[no-untyped-def]
 def row_dot(row, staged, columns, ahead=AHEAD):  # type: ignore[no-untyped-def]
     """Sixteen numbers whose sum is `row . x`, but for what `formats.finish` adds; `staged` is x, staged.
 
-    Memory is prefetched `ahead` bytes before it is needed, not at all if that is 0.
+    Memory is prefetched `ahead` bytes before it is needed, not at all if that is 0; for negative numbers see
+    `ask_for_row`.
     """
     s = no_sums(row)
     whole = units(row, columns)
     asking = prefetched_units(row, whole, ahead)
+    ask_for_row(row, ahead)
+    near = max(ahead, 0)
     for i in range(asking):
-        _ask(row, i, ahead)
+        _ask(row, i, near)
         s = times(row, weights_at(row, i, columns), staged, i, s)
     for i in range(asking, whole):
         s = times(row, weights_at(row, i, columns), staged, i, s)

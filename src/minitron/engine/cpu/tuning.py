@@ -57,7 +57,8 @@ class Tuning:
     """One way to read weights. Results do not depend on it."""
 
     ahead: int = AHEAD
-    """Bytes by which memory is prefetched before it is needed; 0 for not at all."""
+    """Bytes by which memory is prefetched before it is needed, line by line; 0 for not at all. Negative: whole rows of
+    int4 are prefetched so many bytes ahead, and the other matrices not at all."""
     short: int = SHORT_ROW
     """Columns up to which four rows of bf16, fp32 or bf12 are read side by side; longer rows one after the other."""
     parts: int = 4
@@ -188,7 +189,8 @@ def readings(format: str) -> Iterable[Tuning]:
     """The ways to read rows of a format, other than the usual one."""
     distances = (0, 512, 1024, 2048, AHEAD, 2 * AHEAD)
     if format in ("int8", "int4"):  # rows are always read one after the other
-        return [Tuning(ahead) for ahead in distances if ahead != AHEAD]
+        rows = (-2 * AHEAD, -4 * AHEAD) if format == "int4" else ()
+        return [Tuning(ahead) for ahead in (*distances, *rows) if ahead != AHEAD]
     return [Tuning(ahead, 0) for ahead in distances] + [Tuning(0, EVERY_ROW), Tuning(AHEAD, EVERY_ROW)]
 
 
@@ -297,9 +299,10 @@ def _tuning(values: dict[str, Any]) -> Tuning:
     """Raises ValueError, KeyError or TypeError where the values are not those of a tuning."""
     fields = {field.name: values[field.name] for field in dataclasses.fields(Tuning)}
     fixed = fields.pop("fixed")
-    if type(fixed) is not bool or any(type(number) is not int or number < 0 for number in fields.values()):
+    numbers = {**fields, "ahead": abs(fields["ahead"])}
+    if type(fixed) is not bool or any(type(number) is not int or number < 0 for number in numbers.values()):
         raise ValueError(f"no tuning: {values}")
-    if not 1 <= fields["parts"] <= 64 or fields["ahead"] > 1 << 20:
+    if not 1 <= fields["parts"] <= 64 or numbers["ahead"] > 1 << 20:
         raise ValueError(f"no tuning: {values}")
     return Tuning(**fields, fixed=fixed)
 

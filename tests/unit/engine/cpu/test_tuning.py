@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +12,16 @@ import numpy as np
 import pytest
 import torch
 from engine_models import some_tokens, tiny_model
+from numba import njit, types
 from typer.testing import CliRunner
 
 from minitron.cli import app
 from minitron.engine.cpu import tuning
+from minitron.engine.cpu.dots import row_dot
 from minitron.engine.cpu.engine import CpuEngine
-from minitron.engine.cpu.tuning import EVERY_ROW, USUAL, Report, Tuning, choose, some_weights, tuned
+from minitron.engine.cpu.formats import LEAF
+from minitron.engine.cpu.lanes import total
+from minitron.engine.cpu.tuning import EVERY_ROW, USUAL, Report, Tuning, choose, readings, some_weights, tuned
 from minitron.engine.matrix import FORMATS, Format
 from minitron.engine.quantize import quantize
 from minitron.engine.weights import EngineWeights, from_model
@@ -174,7 +179,8 @@ def test_each_format_and_number_of_threads_has_its_own_choice(cache: Path) -> No
         lambda kept: "[]",
         lambda kept: json.dumps({**kept, "kernels": 2}),
         lambda kept: json.dumps({**kept, "processor": "another"}),
-        lambda kept: json.dumps({**kept, "chosen": {**kept["chosen"], "ahead": -1}}),
+        lambda kept: json.dumps({**kept, "chosen": {**kept["chosen"], "ahead": -(1 << 21)}}),
+        lambda kept: json.dumps({**kept, "chosen": {**kept["chosen"], "short": -1}}),
         lambda kept: json.dumps({**kept, "chosen": {**kept["chosen"], "parts": 0}}),
         lambda kept: json.dumps({**kept, "chosen": {**kept["chosen"], "threads": 1.5}}),
         lambda kept: json.dumps({**kept, "chosen": {"ahead": 0}}),
@@ -233,6 +239,7 @@ WAYS = [
     Tuning(ahead=0, short=0, parts=1),
     Tuning(ahead=0, short=EVERY_ROW),
     Tuning(ahead=8192, short=EVERY_ROW, fixed=True),
+    Tuning(ahead=-8192),
     Tuning(threads=1),
 ]
 
@@ -254,6 +261,18 @@ def test_no_bit_depends_on_how_weights_are_read(format: str, monkeypatch: pytest
     expected = bits(USUAL)
     for way in WAYS:
         assert np.array_equal(bits(way), expected), way
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="reads x86 instructions")
+def test_only_int4_prefetches_whole_rows() -> None:
+    for kind, expected in ((types.uint8, True), (types.int8, False), (types.uint16, False)):
+        signature = types.float32(types.Array(kind, 1, "C"), types.Array(types.float32, 1, "C"), types.intp, types.intp)
+        compiled = njit(signature, **LEAF)(
+            lambda row, staged, columns, ahead: total(row_dot(row, staged, columns, ahead))
+        )
+        assert ("prefetcht1" in compiled.inspect_asm(signature.args)) == expected, kind
+    negative = {format: any(way.ahead < 0 for way in readings(format)) for format in FORMATS}
+    assert negative == {format: format == "int4" for format in FORMATS}
 
 
 def test_an_engine_tunes_itself_before_its_first_step(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
