@@ -34,7 +34,7 @@ from minitron.train.schedule import TrainConfig
 NAME = "curation"
 ARMS = ("raw", "curated", "clean")
 RATE = 4e-3
-STEPS = 64
+STEPS = 256
 EVALS = 2
 SOURCE = "easy.jsonl"
 SHORTEST = 600

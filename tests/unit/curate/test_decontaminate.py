@@ -110,3 +110,21 @@ def test_saved_evaluations_find_what_those_of_the_files_find(settings: Decontami
     other.write_text(json.dumps({"text": item(rng, 20)}) + "\n")
     read_evaluations(Decontaminate(files=(str(other),))).save(tmp_path)
     assert saved_evaluations(tmp_path).names == (str(other),), "a file that was written again is read again"
+
+
+def test_parts_are_compared_with_what_was_saved(settings: Decontaminate, tmp_path: Path) -> None:
+    from minitron.curate.run import curate
+
+    rng = random.Random(4)
+    path = tmp_path / "in.jsonl"
+    texts = [ordinary(rng), ordinary(rng) + str(rows_of(settings)[3]["question"])]
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+
+    def say(line: str) -> None:
+        if line.endswith(" parts"):  # the parts follow
+            Path(settings.files[0]).unlink()
+            read_evaluations.cache_clear()
+
+    recipe = recipe_from({"decontaminate": {"files": list(settings.files)}})
+    assert curate([str(path)], tmp_path / "out", recipe, say=say).documents_out == 1
+    assert not Path(settings.files[0]).exists()
