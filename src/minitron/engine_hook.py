@@ -52,13 +52,15 @@ class Speculation:
     """What speculation achieved; see `engine.speculate`."""
 
     steps: int = 0
-    """Steps of the model."""
+    """Steps of the model; one of several texts counts for each of them."""
     tokens: int = 0
     """Tokens of the text that these steps produced."""
     drafted: int = 0
     """Tokens that were drafted."""
     kept: int = 0
     """Drafted tokens that were accepted."""
+    reason: str = ""
+    """Why a request with a draft was decoded without; empty if drafts were possible, whether or not they paid."""
 
     @property
     def acceptance_rate(self) -> float:
@@ -67,7 +69,7 @@ class Speculation:
 
     @property
     def tokens_per_step(self) -> float:
-        """Tokens for each step of the model; 1 without speculation."""
+        """Tokens of a text for each step of the model; 1 without speculation."""
         return self.tokens / self.steps if self.steps else 0.0
 
 
@@ -84,7 +86,7 @@ class GenerationReport:
     seen_neurons: int = 0
     """MLP neurons over decoded tokens and layers."""
     speculation: Speculation | None = None
-    """What speculation achieved; None without drafts."""
+    """What speculation achieved, or why there was none; None where no draft was asked for."""
 
     def become(self, other: GenerationReport) -> None:
         """Take over all that another report says."""
@@ -149,8 +151,9 @@ class EngineDecoding:
             draft: speculation that does not change the text (greedy) or its distribution (sampling): "lookup" drafts
                 what followed the same words earlier in the text; "self" drafts with the model's own weights in int4;
                 "default" drafts with the smaller bundled model if this is the bundled model, and as "self" otherwise;
-                another `NemotronForCausalLM` with the same tokenizer, or its `EngineWeights`, drafts by decoding. It
-                applies to a single prompt, and has no effect where the engine does not run. transformers'
+                another `NemotronForCausalLM` with the same tokenizer, or its `EngineWeights`, drafts by decoding. The
+                texts of a batch are drafted together; where a draft cannot serve a batch, it is decoded without, and
+                the report says why. A draft has no effect where the engine does not run. transformers'
                 `prompt_lookup_num_tokens` and `assistant_model` are served the same way.
             report: filled with what ran, and why. The model keeps the last report as `last_generation`.
         """

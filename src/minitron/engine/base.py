@@ -10,7 +10,7 @@ import numpy as np
 from ..sampling_parameters import SamplingParameters
 from .draws import Array, Draws
 from .kv import KeyValues
-from .mt19937 import seeded
+from .mt19937 import TwisterState, next_words, seeded
 from .parts import EngineWeights
 
 if TYPE_CHECKING:
@@ -47,6 +47,8 @@ class DecodeEngine(Protocol):
     """Whether `greedy` and `draw` take less time than as many steps."""
     draws_each: bool = False
     """Whether there is `draw_each`."""
+    drafts_batches: bool = True
+    """Whether `verify` takes draws of several texts that are not equally far, see `engine.text_draws`."""
     most_rows: int = MAX_TOKENS
     """Sequences that `greedy` and `draw` take at once, and tokens that `verify` takes."""
     weights: EngineWeights
@@ -198,6 +200,10 @@ class DecodeEngine(Protocol):
             steps: of which random numbers are kept.
         """
         return Draws(parameters, self.weights.vocab_size, seen, seeded(0), steps=steps)
+
+    def random_words(self, twister: TwisterState, out: Array) -> TwisterState:
+        """Write the next random words into `out` (N,) uint32, see `mt19937.next_words`; the state after them."""
+        return next_words(twister, out)
 
     def pick(self, draws: Draws, logits: Array) -> Array:
         """The next tokens (B,) of all texts of the draws' batch for logits (B, V) float32, without a step of the model.

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
-from torch import Tensor
 
 from .base import MOST_STOPS, DecodeEngine
 from .draws import Draws
@@ -34,17 +33,20 @@ class Draft(Protocol):
     setup_seconds: float
     """An estimate of the time that the first draft takes to get ready, such as to copy weights."""
 
-    def prepare(self, ids: Tensor) -> None:
-        """Prefill the prompt (1, T) and do all else that takes long the first time."""
+    def prepare(self, texts: Sequence[list[int]], rows: Sequence[int] = (0,)) -> None:
+        """Prefill the texts of some rows of a batch, and do all else that takes long the first time."""
 
-    def propose(self, ids: Tensor, count: int, draws: Draws | None = None) -> Proposal:
-        """At most `count` (1 or more) tokens that may follow the text ids (1, T).
+    def propose(
+        self, texts: Sequence[list[int]], count: int, draws: Draws | None = None, rows: Sequence[int] = (0,)
+    ) -> list[Proposal]:
+        """For each text at most `count` tokens that may follow it; for some texts perhaps none.
 
         Args:
-            ids: the text.
+            texts: the tokens of each, without padding.
             count: 1 or more.
             draws: by which the model will choose its tokens. A draft that draws too uses the same random numbers, so
                 that where it has nearly the model's distribution it nearly always has the model's token.
+            rows: of the batch, in which the texts are.
         """
         ...
 
@@ -56,15 +58,28 @@ class Lookup:
     setup_seconds = 0.0
 
     def __init__(self) -> None:
+        self._of: dict[int, _Ngrams] = {}
+
+    def prepare(self, texts: Sequence[list[int]], rows: Sequence[int] = (0,)) -> None:
+        """Nothing to prepare."""
+
+    def propose(
+        self, texts: Sequence[list[int]], count: int, draws: Draws | None = None, rows: Sequence[int] = (0,)
+    ) -> list[Proposal]:
+        """For each text the tokens after the latest earlier occurrence of its last three or two tokens."""
+        pairs = zip(texts, rows, strict=True)
+        return [Proposal(self._of.setdefault(row, _Ngrams()).following(text, count)) for text, row in pairs]
+
+
+class _Ngrams:
+    """Where the n-grams of a text that grows occurred last."""
+
+    def __init__(self) -> None:
         self._seen = 0
         self._after: dict[tuple[int, ...], int] = {}
 
-    def prepare(self, ids: Tensor) -> None:
-        """Nothing to prepare."""
-
-    def propose(self, ids: Tensor, count: int, draws: Draws | None = None) -> Proposal:
-        """The tokens after the latest earlier occurrence of the last three or two tokens."""
-        tokens = ids[0].tolist()
+    def following(self, tokens: list[int], count: int) -> list[int]:
+        """At most `count` tokens that followed the last ones before."""
         for end in range(self._seen, len(tokens)):  # the n-grams that end before token `end`, for which it follows
             for n in NGRAMS:
                 if end >= n:
@@ -73,8 +88,8 @@ class Lookup:
         for n in NGRAMS:
             found = self._after.get(tuple(tokens[-n:]))
             if found is not None:
-                return Proposal(tokens[found : found + count])
-        return Proposal()
+                return tokens[found : found + count]
+        return []
 
 
 class ModelDraft:
@@ -103,7 +118,8 @@ class ModelDraft:
         self._opened: DecodeEngine | None = None
         self._helped = helped
         self._rules = rules
-        self._held: list[int] = []
+        self._held: dict[int, list[int]] = {}
+        """For each row of the batch the tokens that the draft's cache holds."""
 
     @property
     def _engine(self) -> DecodeEngine:
@@ -116,47 +132,70 @@ class ModelDraft:
         """Whether the draft reads the model's own keys and values."""
         return self._engine.kv is self._helped.kv
 
-    def prepare(self, ids: Tensor) -> None:
-        """Prefill the prompt, and compile or load the draft's step, so that its first measured time is typical."""
+    def prepare(self, texts: Sequence[list[int]], rows: Sequence[int] = (0,)) -> None:
+        """Prefill the texts, and compile or load the draft's step, so that its first measured time is typical."""
         engine = self._engine
-        engine.prepare(ids.shape[1])
+        engine.prepare(max(map(len, texts)))
         if not self.shares_cache:
             self._helped.close()
-            self._held = ids[0, :-1].tolist()
-            engine.prefill(self._held)
+            for text, row in zip(texts, rows, strict=True):
+                self._held[row] = text[:-1]
+                engine.prefill(self._held[row], row)
             engine.close()
 
-    def propose(self, ids: Tensor, count: int, draws: Draws | None = None) -> Proposal:
-        """Draft greedily, or draw from the draft's own distribution, as the request's rules say."""
+    def propose(
+        self, texts: Sequence[list[int]], count: int, draws: Draws | None = None, rows: Sequence[int] = (0,)
+    ) -> list[Proposal]:
+        """Draft greedily, or draw from the draft's own distribution, as the request's rules say, all texts at once."""
         engine = self._engine
         self._helped.close()  # the threads of two engines would compete for the cores
-        tokens = ids[0].tolist()
-        last = self._catch_up(tokens)
+        self._catch_up(texts, rows)
+        last = [text[-1] for text in texts]
         if self._rules.plain or draws is not None:
-            stops = self._rules.ends if len(self._rules.ends) <= MOST_STOPS else ()
-            rows = engine.greedy(last, count, stops) if draws is None else engine.draw(last, count, draws, stops)
-            proposal = Proposal([row[0] for row in rows])
+            # Of several texts, the end of one is not the end of the others.
+            stops = self._rules.ends if len(rows) == 1 and len(self._rules.ends) <= MOST_STOPS else ()
+            steps = (
+                engine.greedy(last, count, stops, rows)
+                if draws is None
+                else engine.draw(last, count, draws, stops, rows)
+            )
+            drafted = [list(tokens) for tokens in zip(*steps, strict=True)]
+            proposals = [Proposal(self._to_the_end(tokens)) for tokens in drafted]
         else:
-            proposal = self._by_rules(ids, count, last)
-        self._held = tokens + proposal.tokens[:-1]
-        if self.shares_cache:
-            engine.truncate(len(tokens) - 1)
+            proposals = [self._by_rules(texts[0], count, last)]
+            drafted = [proposals[0].tokens]
+        for text, row, tokens in zip(texts, rows, drafted, strict=True):
+            self._held[row] = text + tokens[:-1]
+            if self.shares_cache:
+                engine.truncate(len(text) - 1, row)
         engine.close()
-        return proposal
+        return proposals
 
-    def _catch_up(self, tokens: list[int]) -> list[int]:
-        """Prefill what the draft lacks of a text but its last token, which is returned."""
-        if not self.shares_cache:
-            keep = _common(self._held, tokens[:-1])
-            self._engine.truncate(keep)
-            self._engine.prefill(tokens[keep:-1])
-        return tokens[-1:]
+    def _to_the_end(self, tokens: list[int]) -> list[int]:
+        """Tokens up to the first one that ends a text."""
+        end = next((at for at, token in enumerate(tokens, 1) if token in self._rules.ends), len(tokens))
+        return tokens[:end]
 
-    def _by_rules(self, ids: Tensor, count: int, last: list[int]) -> Proposal:
-        """Tokens that Python code chooses."""
-        length = ids.shape[1]
+    def _catch_up(self, texts: Sequence[list[int]], rows: Sequence[int]) -> None:
+        """Prefill what the draft lacks of the texts but their last tokens."""
+        if self.shares_cache:
+            return
+        engine, behind = self._engine, {}
+        for text, row in zip(texts, rows, strict=True):
+            keep = _common(self._held[row], text[:-1])
+            engine.truncate(keep, row)
+            if len(rows) > 1 and len(text) - 1 - keep == 1:
+                behind[row] = text[keep]
+            else:
+                engine.prefill(text[keep:-1], row)
+        if behind:  # all drafted tokens were accepted: one step for all such texts
+            engine.decode(list(behind.values()), list(behind))
+
+    def _by_rules(self, text: list[int], count: int, last: list[int]) -> Proposal:
+        """Tokens that Python code chooses for one text."""
+        length = len(text)
         work = torch.empty((1, length + count), dtype=torch.long)
-        work[:, :length] = ids
+        work[0, :length] = torch.tensor(text)
         proposal = Proposal()
         for end in range(length, length + count):
             logits, past = self._engine.step(last)[-1], work[:, :end]

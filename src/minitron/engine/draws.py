@@ -6,6 +6,7 @@ and the caller's seed gives the same tokens as `sampling.choose`.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import numpy as np
@@ -51,6 +52,7 @@ class Draws:
             ]
         )
         """In the order of `engine.cpu.choice`."""
+        self.texts = len(seen)
         self.per_step = 2 * vocabulary * len(seen) if parameters.temperature > 0 else 0
         """Random words that a step uses."""
         self.seen: Array | None = None
@@ -92,6 +94,22 @@ class Draws:
             self.words[:WORDS] = twister.block
             self.ready, self.used = WORDS, twister.used
         self._begin = twister
+
+    def room_for(self, steps: int) -> Array:
+        """Words for so many steps, which the caller fills: what was kept is forgotten, and no words follow them."""
+        needed = (steps + 1) * self.per_step + 2 * WORDS
+        if len(self.words) < needed:
+            self.words = np.zeros(needed, np.uint32)
+        self.ready, self.used = len(self.words), 0
+        return self.words
+
+    def of_row(self, row: int) -> Draws:
+        """The same draws for one text of the batch alone, which share the memory of words and seen tokens."""
+        one = copy.copy(self)
+        one.words = self.words[row * (self.per_step // self.texts) :]
+        one.ready = len(one.words)
+        one.seen = None if self.seen is None else self.seen[row : row + 1]
+        return one
 
     def rewind(self, steps: int) -> None:
         """Go back to the state after the first `steps` steps since `state` was set."""

@@ -19,7 +19,7 @@ from ..finite import NotFiniteError, explain
 from ..framework import CACHE_NAME
 from ..model import check_ids
 from .base import DecodeEngine
-from .draft_choice import draft_weights, speculate
+from .draft_choice import check_draft, draft_weights, speculate, why_not_drafted
 from .draft_length import MOST_DRAFTED
 from .engines import engine_for_call
 from .kv import KeyValues
@@ -84,19 +84,40 @@ def sample(
         report_on(model, GenerationReport("transformers", reason))
         return None
     check_ids(input_ids, model.model.embed_tokens.num_embeddings, "input_ids")
+    return _generated(model, input_ids, processors, criteria, config, streamer, kwargs, DRAFT_CHOICE.get())
+
+
+def _generated(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    processors: LogitsProcessorList,
+    criteria: StoppingCriteriaList,
+    config: GenerationConfig,
+    streamer: BaseStreamer | None,
+    kwargs: dict[str, Any],
+    draft: object,
+    most: int = MOST_DRAFTED,
+) -> Tensor | GenerateDecoderOnlyOutput:
+    """What `sample` returns, for a request that is served, with at most so many tokens of a draft at a time."""
     rules = Rules(processors, criteria, config, len(input_ids), input_ids.device)
     starts, device = starts_of(input_ids, kwargs), input_ids.device
     input_ids = input_ids.cpu()  # the loops work with them on the host
-    draft = DRAFT_CHOICE.get()
-    if draft is not None and len(starts) == 1 and not starts[0] and not config.return_dict_in_generate:
-        return _speculate(model, input_ids, rules, draft, MOST_DRAFTED, streamer).to(device)
     record = Record() if config.return_dict_in_generate else None
     cache = kwargs.get("past_key_values")
     hand_over = record is not None or getattr(cache, "_is_user_defined", False)
+    if draft is not None:
+        check_draft(draft)
     try:
         with engine_for_call(weights_of(model), rules.limit, len(starts)) as engine:
-            ids = decode(engine, input_ids, starts, rules, streamer, record, whole=hand_over).to(device)
-            _report(model, engine)
+            found = None if draft is None else Speculation()
+            if found is not None:
+                found.reason = "scores or a cache are returned" if hand_over else why_not_drafted(rules, starts, engine)
+            if found is not None and not found.reason:
+                ids, found = speculate(model, engine, input_ids, starts, rules, draft, most, streamer)
+            else:
+                ids = decode(engine, input_ids, starts, rules, streamer, record, whole=hand_over)
+            ids = ids.to(device)
+            _report(model, engine, found)
             if hand_over:
                 cache = DynamicCache(config=model.config) if cache is None else cache
                 _hand_over(engine.kv, starts, cache)
@@ -123,12 +144,12 @@ def assisted(
     streamer: BaseStreamer | None,
     assistant: object,
     kwargs: dict[str, Any],
-) -> Tensor | None:
+) -> Tensor | GenerateDecoderOnlyOutput | None:
     """As transformers' `_assisted_decoding`, with a model or with `prompt_lookup_num_tokens`. None if not served."""
     reason = why_not_request(input_ids, config, kwargs) or why_not_model(model)
     lookup = config.prompt_lookup_num_tokens
-    if not reason and (config.return_dict_in_generate or len(input_ids) > 1 or any(starts_of(input_ids, kwargs))):
-        reason = "an assistant with return_dict_in_generate, a batch or padding"
+    if not reason and config.return_dict_in_generate and len(input_ids) == 1:
+        reason = "an assistant with return_dict_in_generate"  # transformers serves no batch with an assistant
     elif not reason and (config.assistant_ensemble_weight is not None or config.assistant_early_exit is not None):
         reason = "another kind of assistance"
     elif not reason and assistant is not None:
@@ -141,29 +162,9 @@ def assisted(
         report_on(model, GenerationReport("transformers", reason))
         return None
     check_ids(input_ids, model.model.embed_tokens.num_embeddings, "input_ids")
-    rules, device = Rules(processors, criteria, config, device=input_ids.device), input_ids.device
     most = MOST_DRAFTED if assistant is not None else min(lookup, MOST_DRAFTED)  # type: ignore[type-var]
     wanted = "lookup" if assistant is None else assistant
-    return _speculate(model, input_ids.cpu(), rules, wanted, most, streamer).to(device)
-
-
-def _speculate(
-    model: PreTrainedModel,
-    input_ids: Tensor,
-    rules: Rules,
-    draft: object,
-    most: int,
-    streamer: BaseStreamer | None,
-) -> Tensor:
-    try:
-        with engine_for_call(weights_of(model), rules.limit) as engine:
-            ids, found = speculate(model, engine, input_ids, rules, draft, most, streamer)
-            _report(model, engine, found)
-    except NotFiniteError as error:
-        raise explain(error, model) from None
-    if streamer is not None:
-        streamer.end()
-    return ids
+    return _generated(model, input_ids, processors, criteria, config, streamer, kwargs, wanted, most)
 
 
 def _report(model: PreTrainedModel, engine: DecodeEngine, speculation: Speculation | None = None) -> None:

@@ -90,3 +90,15 @@ def advanced(twister: TwisterState, count: int) -> TwisterState:
     while used > WORDS:
         block, used = next_block(block), used - WORDS
     return TwisterState(block, used)
+
+
+def next_words(twister: TwisterState, out: Array) -> TwisterState:
+    """Write the next words, before they are tempered, into `out` (N,) uint32; the state after them."""
+    block, used, filled = twister.block, twister.used, 0
+    while filled < len(out):
+        if used == WORDS:
+            block, used = next_block(block), 0
+        some = min(WORDS - used, len(out) - filled)
+        out[filled : filled + some] = block[used : used + some]
+        used, filled = used + some, filled + some
+    return TwisterState(block, used)

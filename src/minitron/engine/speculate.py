@@ -22,12 +22,13 @@ from torch import Tensor
 
 from ..engine_hook import Speculation
 from .base import MAX_TOKENS, MOST_STOPS, DecodeEngine
-from .draft_length import DraftLength
+from .draft_length import DraftLength, DraftLengths
 from .drafts import Draft, Proposal
-from .draws import Draws
-from .loop import BURST_SECONDS, give_back, numbers_of, room_for
+from .loop import BURST_SECONDS
 from .rules import Rules
 from .sampling import acceptance, draw_exact, residual
+from .text_draws import BatchDraws, OneTextDraws, TextDraws
+from .texts import Texts
 
 if TYPE_CHECKING:
     from transformers.generation.streamers import BaseStreamer
@@ -40,62 +41,19 @@ UNDECIDED_STEPS = 16
 """Steps after which setting up a draft is thought of again."""
 
 
-class _Text:
-    """One prompt (1, T) and its continuation."""
-
-    def __init__(self, input_ids: Tensor, rules: Rules, streamer: BaseStreamer | None) -> None:
-        self._ids, self.length = room_for(input_ids, rules), input_ids.shape[1]
-        self._begin = self.length
-        self._rules, self._streamer = rules, streamer
-        self.ended = False
-
-    @property
-    def ids(self) -> Tensor:
-        """(1, T) so far; the same memory."""
-        return self._ids[:, : self.length]
-
-    @property
-    def last(self) -> int:
-        """The last token, which the engine has yet to append."""
-        return int(self._ids[0, self.length - 1])
-
-    @property
-    def new(self) -> int:
-        """Tokens after the prompt."""
-        return self.length - self._begin
-
-    @property
-    def left(self) -> int:
-        """Tokens that are still to come at most."""
-        return self._ids.shape[1] - self.length
-
-    def append(self, token: int) -> None:
-        """Add a token, hand it to the streamer and ask whether the text ends."""
-        self._ids[0, self.length] = token
-        self.length += 1
-        if self._streamer is not None:
-            self._streamer.put(self._ids[0, self.length - 1 : self.length].clone())
-        self.ended = bool(self._rules.ended(self.ids)[0])
-
-    def extend(self, tokens: list[int]) -> int:
-        """Add tokens until the text ends; how many were added."""
-        for used, token in enumerate(tokens, 1):
-            self.append(token)
-            if self.ended:
-                return used
-        return len(tokens)
-
-
 class Speculator:
-    """Decodes one text with a draft, with tokens that the engine chooses by itself.
+    """Decodes texts with a draft, with tokens that the engine chooses by itself.
+
+    All texts are drafted together and checked in one step; each keeps as many tokens as it accepts, and is then further
+    than others. The number of texts that still run decides which rule of the draft's length applies.
 
     Args:
-        engine: the model's, with an empty sequence.
+        engine: the model's, with an empty sequence for each text.
         draft: proposes tokens.
-        input_ids: (1, T).
+        texts: the prompts.
         rules: of the request; plain, or such that `Rules.draws` knows them.
-        length_rule: how many tokens to draft. It keeps what it has learned of earlier texts.
-        streamer: gets the tokens.
+        length_rules: how many tokens to draft. They keep what they have learned of earlier texts.
+        most: the largest number of tokens to draft at a time.
         unsaved: seconds that the draft would have saved in earlier texts, had it been set up.
     """
 
@@ -103,41 +61,57 @@ class Speculator:
         self,
         engine: DecodeEngine,
         draft: Draft,
-        input_ids: Tensor,
+        texts: Texts,
         rules: Rules,
-        length_rule: DraftLength,
-        streamer: BaseStreamer | None,
+        length_rules: DraftLengths,
+        most: int,
         unsaved: float = 0.0,
     ) -> None:
-        self._engine, self._draft, self._rules, self._length_rule = engine, draft, rules, length_rule
+        self._engine, self._draft, self._texts, self._length_rules, self._most = (
+            engine,
+            draft,
+            texts,
+            length_rules,
+            most,
+        )
         self.unsaved = unsaved
         """Seconds that the draft would have saved so far."""
-        self._draws: Draws | None = None
-        if not rules.plain:
-            self._draws = rules.draws(input_ids, engine, MAX_TOKENS + 1)
+        self._draws = TextDraws()
+        draws = None if rules.plain else rules.draws(texts.ids, engine, MAX_TOKENS + 1)
+        if draws is not None:
+            alone = len(texts.running) == 1
+            self._draws = OneTextDraws(draws, texts) if alone else BatchDraws(draws, texts, engine, most + 1)
         self._stops = rules.ends if len(rules.ends) <= MOST_STOPS else ()
-        self._text = _Text(input_ids, rules, streamer)
         self._ready = self._probed = False
         """Whether the draft was set up, and whether the times of checks are known."""
         self._burst = 1
+        self._worth = 0.0
+        """Seconds that plain decoding is expected to take for what the last step has completed."""
         self.found = Speculation()
 
+    @property
+    def _length_rule(self) -> DraftLength:
+        running = len(self._texts.running)
+        return self._length_rules.of(running, min(self._most, self._engine.most_rows // running - 1))
+
     def run(self) -> Tensor:
-        """The prompt and its continuation (1, T)."""
-        text, rule = self._text, self._length_rule
-        rule.begin()
-        self._engine.prefill(text.ids[0, :-1].tolist())
-        while not text.ended:
-            count = min(rule.next(text.left), text.left - 1)
+        """The prompts and their continuations (B, T)."""
+        texts = self._texts
+        self._length_rules.begin()
+        for row in texts.running:
+            self._engine.prefill(texts.tokens(row)[:-1], row)
+        while not texts.ended:
+            left = max(map(texts.left, texts.running))
+            count = min(self._length_rule.next(left), left - 1)
             if count > 0 and not self._ready:
                 self._set_up()
-                if text.ended:
+                if texts.ended:
                     break
             if count > 0 and self._ready:
                 self._drafted(count)
             else:
                 self._plain(self._pause(count))
-        return text.ids.clone()
+        return texts.ids.clone()
 
     def _pause(self, wanted: int) -> int:
         """Tokens to decode before a draft is thought of again, of which so many tokens are wanted now."""
@@ -147,79 +121,88 @@ class Speculator:
 
     def _plain(self, most: int) -> None:
         """Decode without a draft, at most for some hundredths of a second."""
-        text, draws = self._text, self._draws
-        count = max(1, min(self._burst, most, text.left))
+        texts, rule = self._texts, self._length_rule
+        rows = list(texts.running)
+        count = self._draws.most_steps(max(1, min(self._burst, most, *map(texts.left, rows))))
         start = time.perf_counter()
-        if draws is None:
-            fresh = self._engine.greedy([text.last], count, self._stops)
-        else:
-            draws.see(self._rules.seen(text.ids))
-            with numbers_of(draws):
-                fresh = self._engine.draw([text.last], count, draws, self._stops)
+        with self._draws.of(rows, count) as (draws, _):
+            last = [texts.last(row) for row in rows]
+            if draws is None:
+                fresh = self._engine.greedy(last, count, self._stops, rows)
+            else:
+                fresh = self._engine.draw(last, count, draws, self._stops, rows)
         seconds = time.perf_counter() - start
         self._burst = min(2 * count, max(1, int(BURST_SECONDS * len(fresh) / seconds)))
-        self._length_rule.saw(0, 0, 0.0, seconds, len(fresh))
+        self._take([[row[at] for row in fresh] for at in range(len(rows))], rows, len(fresh))
+        rule.saw_texts([(0, 0)] * len(rows), 0.0, seconds, len(fresh), self._worth)
         if not self._ready:
-            self.unsaved += self._length_rule.saved(len(fresh))
-        self._take([row[0] for row in fresh])
-        self.found.steps += len(fresh)
+            self.unsaved += rule.saved(len(fresh))
 
     def _drafted(self, count: int) -> None:
         """Draft some tokens and check them, or decode for a moment where nothing is proposed."""
-        text, draws = self._text, self._draws
+        texts, rule = self._texts, self._length_rule
+        rows = list(texts.running)
+        asked = [row for row in rows if texts.left(row) > count]
         start = time.perf_counter()
-        with numbers_of(draws):
-            if draws is not None:
-                draws.see(self._rules.seen(text.ids))
-            proposed = self._draft.propose(text.ids, count, draws).tokens
-            if draws is not None:
-                draws.rewind(0)
-                draws.see(self._rules.seen(text.ids))
+        with self._draws.of(rows, count + 1) as (draws, each):
+            known = [texts.tokens(row) for row in asked]
+            proposals = zip(asked, self._draft.propose(known, count, draws, asked), strict=True)
+            proposed = {row: proposal.tokens for row, proposal in proposals}
+            self._draws.again()
+            groups = [[texts.last(row), *proposed.get(row, [])] for row in rows]
             middle = time.perf_counter()
-            fresh = self._engine.verify([[text.last, *proposed]], draws=(draws,)) if proposed else []
+            fresh = self._engine.verify(groups, rows, each) if any(proposed.values()) else []
         end = time.perf_counter()
-        if not proposed:
-            self._plain(max(1, int(LOOK_AGAIN_SECONDS / self._length_rule.plain)) if self._length_rule.measured else 1)
+        if not fresh:
+            self._plain(max(1, int(LOOK_AGAIN_SECONDS / rule.plain)) if rule.measured else 1)
             return
-        kept = len(fresh[0]) - 1 + (fresh[0][-1:] == proposed[len(fresh[0]) - 1 : len(fresh[0])])
-        self.found.steps += 1
-        self.found.drafted += len(proposed)
-        self.found.kept += kept
-        self._length_rule.saw(len(proposed), kept, middle - start, end - middle)
-        self._take(fresh[0])
+        drafts = []
+        for group, chosen in zip(groups, fresh, strict=True):
+            at = len(chosen)
+            drafts.append((len(group) - 1, at - 1 + (chosen[-1:] == group[at : at + 1])))
+        self.found.drafted += sum(drafted for drafted, _ in drafts)
+        self.found.kept += sum(kept for _, kept in drafts)
+        self._take(fresh, rows, 1)
+        rule.saw_texts(drafts, middle - start, end - middle, 1, self._worth)
 
-    def _take(self, fresh: list[int]) -> None:
-        used = self._text.extend(fresh)
-        self.found.tokens += used
-        if used < len(fresh):
-            give_back(self._draws, used)
+    def _take(self, fresh: list[list[int]], rows: list[int], steps: int) -> None:
+        """Add new tokens to texts, which took so many steps."""
+        for row, tokens in zip(rows, fresh, strict=True):
+            self._texts.extend(row, tokens)
+        counts = self._texts.complete()
+        self._worth = self._length_rules.plain_seconds(counts)
+        self.found.tokens += sum(counts)
+        self.found.steps += steps * len(rows)
+        if self._texts.ended:
+            self._draws.end(len(fresh[0]))
 
     def _set_up(self) -> None:
         """Set the draft up if that pays: in as many more tokens as there are new ones, and in earlier texts."""
-        if self._pays() and not self._probed and self._draft.setup_seconds and self._length_rule.measure:
-            self._probed = True
+        texts = self._texts
+        if not self._probed and self._draft.setup_seconds and self._length_rule.measure:
             for count in PROBES:
-                if not self._text.ended and self._text.left > count + 1:
+                room = not texts.ended and min(map(texts.left, texts.running)) > count + 1
+                if room and count <= self._length_rule.most and (self._pays() or self._length_rule.untried):
+                    self._probed = True
                     self._probe(count)
-        if not self._text.ended and self._pays():
-            self._draft.prepare(self._text.ids)
+        if not texts.ended and self._pays():
+            self._draft.prepare([texts.tokens(row) for row in texts.running], texts.running)
             self._ready = True
 
     def _pays(self) -> bool:
-        new = min(self._text.left, self._text.new)
+        texts = self._texts
+        new = max(min(texts.left(row), texts.new(row)) for row in texts.running)
         return self.unsaved + self._length_rule.saved(new) >= self._draft.setup_seconds
 
     def _probe(self, count: int) -> None:
         """Time the check of so many tokens, which are hardly ever the right ones."""
-        text, draws = self._text, self._draws
+        texts, rule = self._texts, self._length_rule
+        rows = list(texts.running)
         start = time.perf_counter()
-        with numbers_of(draws):
-            if draws is not None:
-                draws.see(self._rules.seen(text.ids))
-            fresh = self._engine.verify([[text.last] * (count + 1)], draws=(draws,))[0]
-        self._length_rule.probed(count, time.perf_counter() - start)
-        self.found.steps += 1
-        self._take(fresh)
+        with self._draws.of(rows, count + 1) as (_, each):
+            fresh = self._engine.verify([[texts.last(row)] * (count + 1) for row in rows], rows, each)
+        rule.probed(count, time.perf_counter() - start)
+        self._take(fresh, rows, 1)
 
 
 def decode_with_draft(
@@ -231,30 +214,31 @@ def decode_with_draft(
     streamer: BaseStreamer | None,
 ) -> tuple[Tensor, Speculation]:
     """As `Speculator`, for rules of any kind: Python chooses each token."""
-    found, text = Speculation(), _Text(input_ids, rules, streamer)
-    draft.prepare(input_ids)
-    engine.prefill(text.ids[0, :-1].tolist())
+    found, texts = Speculation(), Texts(input_ids, [0], rules, streamer)
+    draft.prepare([texts.tokens(0)])
+    engine.prefill(texts.tokens(0)[:-1])
     while True:
         start = time.perf_counter()
-        count = min(length_rule.next(), text.left - 1)
-        proposal = draft.propose(text.ids, count) if count > 0 else Proposal()
+        count = min(length_rule.next(), texts.left(0) - 1)
+        proposal = draft.propose([texts.tokens(0)], count)[0] if count > 0 else Proposal()
         middle = time.perf_counter()
-        logits = engine.step([text.last, *proposal.tokens])
+        logits = engine.step([texts.last(0), *proposal.tokens])
         end = time.perf_counter()
-        begin, kept = text.length, True
-        while kept and not text.ended:
-            index = text.length - begin
-            token, kept = _verdict(proposal, index, text.ids, logits[index], rules)
-            text.append(token)
-        accepted = text.length - begin - 1 + kept
+        begin, kept = texts.columns, True
+        while kept and not texts.ended:
+            index = texts.columns - begin
+            token, kept = _verdict(proposal, index, texts.ids, logits[index], rules)
+            texts.extend(0, [token])
+            texts.complete()
+        new = texts.columns - begin
         found.steps += 1
-        found.tokens += text.length - begin
+        found.tokens += new
         found.drafted += len(proposal.tokens)
-        found.kept += accepted
-        length_rule.saw(len(proposal.tokens), accepted, middle - start, end - middle)
-        if text.ended:
-            return text.ids.clone(), found
-        engine.truncate(text.length - 1)
+        found.kept += new - 1 + kept
+        length_rule.saw(len(proposal.tokens), new - 1 + kept, middle - start, end - middle)
+        if texts.ended:
+            return texts.ids.clone(), found
+        engine.truncate(texts.ids.shape[1] - 1)
 
 
 def _verdict(proposal: Proposal, index: int, past: Tensor, logits: Tensor, rules: Rules) -> tuple[int, bool]:

@@ -23,13 +23,14 @@ from ..buffers import Buffer, address, most_threads, zeros
 from ..draws import Draws
 from ..kv import KeyValues
 from ..matrix import BLOCK, FORMATS, PLAIN_BYTES, Matrix
+from ..mt19937 import TwisterState
 from ..parts import EngineWeights, Norm
 from . import choice
 from . import step as compiled
 from .compiled import compiling
 from .formats import KINDS, STAGED_BLOCK
 from .microkernels import USED as REGISTER_TILES
-from .picking import choose_until, pick
+from .picking import choose_until, next_words, pick
 from .team import Team, interruptions, latest_size
 from .threads import SYNC_SIZE
 from .tuning import USUAL, Report, Tuning, tuned
@@ -308,6 +309,10 @@ class CpuEngine(DecodeEngine):
             row += len(group)
             found.append(chosen)
         return found
+
+    def random_words(self, twister: TwisterState, out: np.ndarray) -> TwisterState:
+        """Write the next random words into `out` (N,) uint32; see `DecodeEngine.random_words`."""
+        return next_words(twister, out)
 
     def pick(self, draws: Draws, logits: np.ndarray) -> np.ndarray:
         """The next tokens (B,) for logits (B, V) float32; see `DecodeEngine.pick`."""

@@ -8,6 +8,7 @@ import numpy as np
 
 from ..base import MAX_TOKENS
 from ..draws import Draws
+from ..mt19937 import TwisterState
 from . import choice, formats, gemv, lanes, mersenne
 from .choice import COLUMNS, ON, PER_STEP, READY, UNDECIDED, USED, best, draw_rows, fill, prepare
 from .compiled import cached
@@ -77,6 +78,28 @@ def choose_until(draws: Draws | None, logits: Array, given: list[int]) -> list[i
             chosen.append(draws.choose_one(logits[count], 0, penalized=True))
             draws.used += draws.per_step
     return chosen
+
+
+def _compiled_words(digest: int) -> Any:
+    def extend_words(words, stop):  # type: ignore[no-untyped-def]
+        if digest != -1:
+            mersenne.extend(words, mersenne.WORDS, stop)
+
+    return extend_words
+
+
+_extend = cached(_compiled_words, __file__, mersenne)
+
+
+def next_words(twister: TwisterState, out: Array) -> TwisterState:
+    """As `mt19937.next_words`, compiled."""
+    used = twister.used + len(out)
+    stop = -(-used // mersenne.WORDS) * mersenne.WORDS
+    words = np.empty(stop, np.uint32)
+    words[: mersenne.WORDS] = twister.block
+    _extend(words, stop)
+    out[:] = words[twister.used : used]
+    return TwisterState(words[stop - mersenne.WORDS :].copy(), used - (stop - mersenne.WORDS))
 
 
 def pick(draws: Draws, logits: Array) -> Array:

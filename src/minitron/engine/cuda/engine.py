@@ -33,6 +33,7 @@ class CudaEngine(DecodeEngine):
 
     name = "cuda"
     chooses = draws_each = True
+    drafts_batches = False
     most_rows = BATCHES[-1]
 
     def __init__(
