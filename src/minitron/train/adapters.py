@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -57,7 +58,9 @@ def choose_trained(model: nn.Module, tune: str, rank: int = 16, whole: Sequence[
     adapter = LoraConfig(
         r=rank, lora_alpha=2 * rank, target_modules=matrices, task_type=kind, modules_to_save=list(whole) or None
     )
-    return get_peft_model(model, adapter)  # type: ignore[arg-type, return-value]
+    with warnings.catch_warnings():  # peft 0.21 asks transformers 5.23 by a name that is deprecated there
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        return get_peft_model(model, adapter)  # type: ignore[arg-type, return-value]
 
 
 def merged_weights(model: Any) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -259,6 +260,12 @@ def test_the_teachers_learning_rate_is_a_share_of_the_students() -> None:
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     assert {rates[id(p)] for p in student.parameters()} == {1e-3}
     assert {rates[id(p)] for p in teacher.parameters()} == {1e-3 * 0.2}
+
+
+def test_adapters_are_made_without_a_warning() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        choose_trained(small_model(), "lora")
 
 
 def test_what_is_trained_is_chosen() -> None:
