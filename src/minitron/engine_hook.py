@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from .engine_choices import ENGINES
-from .finite import NotFiniteError, check_logits, explain
+from .finite import NotFiniteError, check_attention, check_logits, explain
 from .framework import CACHE_NAMES, TESTED, installed, method_of_generation, with_framework_name
 from .masks import padding_mask, restarts
 
@@ -192,6 +192,7 @@ class EngineDecoding:
         found = engine.sample(self, *request, streamer, with_framework_name(kwargs, CACHE_NAMES[0]))
         if found is not None:
             return found
+        check_attention(self)  # type: ignore[arg-type]
         checked = LogitsProcessorList([FiniteLogits(self), *logits_processor])  # type: ignore[arg-type]
         return super()._sample(input_ids, checked, *request[2:], streamer=streamer, **kwargs)  # type: ignore[misc]
 

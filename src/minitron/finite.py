@@ -12,19 +12,27 @@ if TYPE_CHECKING:
 PIECE = 1 << 24
 """Numbers that are checked at a time: bounds the memory."""
 
+SCORES = "q_proj", "k_proj", "q_norm", "k_norm"
+"""Modules whose outputs go into nothing but attention scores."""
+
 
 class NotFiniteError(ValueError):
     """A model computes NaN or infinity."""
 
 
-def weights_not_finite(model: nn.Module) -> str:
+def weights_not_finite(model: nn.Module, modules: tuple[str, ...] = ()) -> str:
     """The first weights that are NaN or infinite, as words for a sentence; empty if there are none.
 
     Tensors without plain values (on the meta device, sharded, quantized) are skipped.
+
+    Args:
+        modules: the names of the modules that are looked at, without what they are in; none for all.
     """
     from torch import Tensor, nn
 
     for name, tensor in model.state_dict(keep_vars=True).items():
+        if modules and name.rpartition(".")[0].rpartition(".")[2] not in modules:
+            continue
         if type(tensor) not in (Tensor, nn.Parameter) or tensor.is_meta or not tensor.is_floating_point():
             continue
         flat = tensor.detach().reshape(-1)
@@ -49,6 +57,20 @@ def check_weights(models: dict[str, nn.Module]) -> None:
             raise NotFiniteError(
                 f"{who} cannot be used: {wrong}; the checkpoint is damaged or its training had diverged"
             )
+
+
+def check_attention(model: nn.Module) -> None:
+    """Refuse a model on a CPU whose weights before the attention scores are NaN or infinite.
+
+    torch 2.13's attention on a CPU with AVX-512 loses a score that is NaN, so that no logit would show it.
+
+    Raises:
+        NotFiniteError: names the first such tensor.
+    """
+    if all(parameter.device.type == "cpu" for parameter in model.parameters()):
+        wrong = weights_not_finite(model, SCORES)
+        if wrong:
+            raise NotFiniteError(f"an attention score is nan: {wrong}")
 
 
 def check_logits(logits: Tensor | np.ndarray) -> None:

@@ -15,7 +15,8 @@ from text_checkpoint import make_text_checkpoint
 from torch import nn
 
 import minitron
-from minitron.finite import NotFiniteError, check_logits, weights_not_finite
+from minitron.evaluate.run import evaluate
+from minitron.finite import NotFiniteError, check_attention, check_logits, weights_not_finite
 from minitron.loading import Loaded
 from minitron.train.run_folder import TrainError
 
@@ -43,6 +44,26 @@ def test_generate_names_the_tensor(loaded: Loaded, name: str, engine: str, how: 
     loaded.model.state_dict()[name][PLACES[name]] = math.nan
     with pytest.raises(NotFiniteError, match=rf"(nan: 1 of the [\d,]+|some) numbers of {name} are NaN"):
         loaded.model.generate(torch.tensor([[5, 7, 8]]), max_new_tokens=6, engine=engine, eos_token_id=None, **how)
+
+
+@pytest.mark.parametrize("name", ["model.layers.0.self_attn.k_proj.weight", "model.layers.1.self_attn.q_proj.weight"])
+def test_a_score_that_torch_loses_is_named(loaded: Loaded, name: str) -> None:
+    """With AVX-512 torch's attention gives finite outputs for scores that are NaN."""
+    check_attention(loaded.model)
+    loaded.model.state_dict()["model.layers.0.self_attn.v_proj.weight"][0, 0] = math.nan  # which the logits show
+    check_attention(loaded.model)
+    loaded.model.state_dict()[name][0, 1] = math.inf
+    with pytest.raises(NotFiniteError, match=f"1 of the .* numbers of {name} are NaN or infinite"):
+        check_attention(loaded.model)
+
+
+def test_evaluation_names_a_score_that_torch_loses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    damaged = minitron.load(make_text_checkpoint(tmp_path / "tiny"), dtype="fp32")
+    damaged.model.state_dict()["model.layers.0.self_attn.k_proj.weight"][0, 0] = math.nan
+    monkeypatch.setattr("minitron.evaluate.run.load", lambda *_: damaged)
+    monkeypatch.setattr("minitron.evaluate.run._all_tasks", lambda *_: {})
+    with pytest.raises(NotFiniteError, match=r"layers\.0\.self_attn\.k_proj"):
+        evaluate([str(tmp_path / "tiny")], [], "nemotron")
 
 
 def test_infinite_weights(loaded: Loaded) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint.fingerprint import fingerprint
+from ..finite import check_attention
 from ..loading import Loaded, checkpoint_folder, load
 from .answers import Answers
 from .compare import difference_of, mean_of
@@ -161,6 +162,7 @@ def evaluate(
     labels = _labels(models)
     for path, label in zip(models, labels, strict=True):
         loaded = load(path, dtype, device)
+        check_attention(loaded.model)
         identity = identity_of(path, loaded)
         with Answers(cache, identity) as answers:
             for name, group in tasks.items():
