@@ -60,7 +60,9 @@ class Streamed(NamedTuple):
 
     @property
     def rate(self) -> float:
-        """Tokens a second after the first text."""
+        """Tokens a second after the first text; of the whole answer, if it came in one piece."""
+        if len(self.times) == 1:
+            return self.tokens / self.first
         return (self.tokens - 1) / (self.times[-1] - self.times[0])
 
 
