@@ -56,7 +56,7 @@ class Speculation:
     tokens: int = 0
     """Tokens of the text that these steps produced."""
     drafted: int = 0
-    """Tokens that were drafted."""
+    """Tokens that were drafted; not those by which the time of a check was measured."""
     kept: int = 0
     """Drafted tokens that were accepted."""
     reason: str = ""

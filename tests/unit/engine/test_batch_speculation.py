@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from minitron import NemotronForCausalLM
+from minitron.engine.speculate import PROBES
 from minitron.engine_hook import Speculation
 
 
@@ -85,7 +86,8 @@ def test_texts_and_numbers_are_those_of_plain_decoding(
     assert found.tokens == count
     assert 0 <= found.kept <= found.drafted
     # A step gives each of its texts the tokens that were kept and one more; of these an end may drop some.
-    assert found.tokens <= found.steps + found.kept
+    lucky = sum(PROBES) * len(lengths)  # a text that repeats its last token accepts what a probe guesses
+    assert found.tokens <= found.steps + found.kept + lucky
 
 
 @pytest.mark.parametrize("draft", DRAFTS)
