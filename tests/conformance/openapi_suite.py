@@ -104,7 +104,16 @@ def test_every_answer_is_as_described(description, every_field, tmp_path) -> Non
     assert not any(status.startswith("5") for status in statuses)
 
 
-CHUNK = "CreateChatCompletionStreamResponse"
+def with_null(schema: Any) -> Any:
+    """A schema whose `nullable: true`, which OpenAPI 3.1 no longer has but this description uses, is said in its words."""
+    if isinstance(schema, list):
+        return [with_null(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    made = {name: with_null(part) for name, part in schema.items() if not (name == "nullable" and part is True)}
+    return {"anyOf": [made, {"type": "null"}]} if schema.get("nullable") is True else made
+
+
 TOOL = {"name": "add", "parameters": {"type": "object", "properties": {"first": {"type": "integer"}}}}
 
 
@@ -128,7 +137,7 @@ def test_every_event_is_as_described(description, path, body, schema) -> None:
     answer = httpx.post(URL + path, json={"model": "scripted", "stream": True, **asked, **body}, timeout=60)
     assert answer.status_code == 200, answer.text
     events = [line[6:] for line in answer.text.splitlines() if line.startswith("data: {")]
-    wanted = {"$ref": f"#/components/schemas/{schema}", "components": description["components"]}
+    wanted = {"$ref": f"#/components/schemas/{schema}", "components": with_null(description["components"])}
     check = jsonschema.Draft202012Validator(wanted)
     assert len(events) > 3
     for event in events:

@@ -99,7 +99,7 @@ class ResponsesAnswer:
             number += 1
             return event({"type": kind, "sequence_number": number - 1, **fields}, kind)
 
-        begun = {**self._head, "status": "in_progress", "incomplete_details": None, "output": [], "usage": None}
+        begun = {**self._head, "status": "in_progress", "incomplete_details": None, "output": []}
         yield named("response.created", response=begun)
         yield named("response.in_progress", response=begun)
         items, deltas, finish = _Items(self._message_id, named), [], None
