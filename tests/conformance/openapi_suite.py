@@ -105,7 +105,7 @@ def test_every_answer_is_as_described(description, every_field, tmp_path) -> Non
 
 
 def with_null(schema: Any) -> Any:
-    """A schema whose `nullable: true`, which OpenAPI 3.1 no longer has but this description uses, is said in its words."""
+    """A schema whose `nullable: true`, which OpenAPI 3.1 lacks and this description uses, is said in words of 3.1."""
     if isinstance(schema, list):
         return [with_null(part) for part in schema]
     if not isinstance(schema, dict):
