@@ -135,8 +135,8 @@ def write_texts(texts: Iterable[str], folder: Path) -> tuple[int, int]:
 def whole(options: argparse.Namespace) -> dict[str, Any]:
     """Runs of `minitron curate` with one worker and with two, by what the system says of their processes.
 
-    The start of the process and of its workers, with the loading of kernels and models, is measured by a run of a few
-    documents in as many parts, and subtracted.
+    The start of the first process, with the loading of kernels and models, is measured by a run of a few documents, and
+    subtracted. That of two workers is not: the few documents are one part, which the first process reads itself.
     """
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(dir=options.scratch) as name:
