@@ -34,6 +34,8 @@ from minitron.bench.peers import LlamaPeer, llama_peer
 from minitron.engine.engines import open_engine
 from minitron.engine.weights import EngineWeights, from_model
 
+PAUSE = 0.05
+"""Seconds between two measurements: a short prompt takes less time than threads spin after the one before."""
 TEXT = 32
 """Tokens of a batch's prompts."""
 
@@ -48,7 +50,7 @@ def prompt_seconds(weights: EngineWeights, prompt: list[int]) -> float:
     engine = open_engine(weights, len(prompt) + 8)
     try:
         start = time.perf_counter()
-        engine.prefill(prompt[:-1])
+        engine.prefill(prompt[:-1], more=True)
         engine.greedy(prompt[-1:], 1)
         return time.perf_counter() - start
     finally:
@@ -127,7 +129,7 @@ def compared(works: dict[str, Callable[[], float]], rounds: int, texts: int, flo
     """Tokens per second of each and the median of ratios; `texts` tokens take the seconds of a work."""
     for work in works.values():
         work()
-    found = measure.interleaved(works, rounds)
+    found = measure.interleaved(works, rounds, PAUSE)
     row: dict[str, Any] = {name: round(texts / statistics.median(times), 1) for name, times in found.items()}
     row["gflop_per_s"] = round(flop * row["engine"] / 1e9, 1)
     if "llama.cpp" in found:

@@ -85,7 +85,7 @@ class ScriptedEngine(DecodeEngine):
         self._scripts.pop(slot, None)
         self.kv.lengths[slot] = 0
 
-    def prefill(self, tokens: list[int], slot: int = 0) -> None:
+    def prefill(self, tokens: list[int], slot: int = 0, more: bool = False) -> None:
         self._texts[slot] += tokens
         self.kv.lengths[slot] = len(self._texts[slot])
 

@@ -165,7 +165,7 @@ def decode(weights: EngineWeights, prompt: list[int], new_tokens: int) -> Decodi
     engine = open_engine(weights, len(prompt) + new_tokens)
     try:
         start = time.perf_counter()
-        engine.prefill(prompt[:-1])
+        engine.prefill(prompt[:-1], more=True)
         tokens = engine.greedy(prompt[-1:], 1)
         first = time.perf_counter()
         tokens += engine.greedy(tokens[0], new_tokens - 1)
@@ -263,10 +263,17 @@ def _equal_beginning(a: list[int], b: list[int]) -> int:
     )
 
 
-def interleaved(works: dict[str, Callable[[], Result]], rounds: int) -> dict[str, list[Result]]:
-    """Results of each of `works`, `rounds` times, in turn; each goes first in every other round."""
+def interleaved(works: dict[str, Callable[[], Result]], rounds: int, pause: float = 0.0) -> dict[str, list[Result]]:
+    """Results of each of `works`, `rounds` times, in turn; each goes first in every other round.
+
+    Args:
+        works: what is measured, by name.
+        rounds: how often.
+        pause: seconds before each: threads of the one before may spin for some milliseconds after its end.
+    """
     results: dict[str, list[Result]] = {name: [] for name in works}
     for round_ in range(rounds):
         for name in sorted(works, reverse=bool(round_ % 2)):
+            time.sleep(pause)
             results[name].append(works[name]())
     return results

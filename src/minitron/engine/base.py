@@ -102,8 +102,13 @@ class DecodeEngine(Protocol):
     def prepare(self, prompt: int | None = None) -> None:
         """Compile what the first calls would compile, for prompts of at most so many tokens if a number is given."""
 
-    def prefill(self, tokens: list[int], slot: int = 0) -> None:
-        """Append tokens to a slot's sequence; their logits are not computed."""
+    def prefill(self, tokens: list[int], slot: int = 0, more: bool = False) -> None:
+        """Append tokens to a slot's sequence; their logits are not computed.
+
+        Args:
+            more: the next call appends another token to this sequence alone. The last tokens may wait for it, so that
+                weights are read once for both; until then `kv` does not have them.
+        """
 
     def step(self, tokens: list[int], slot: int = 0) -> Tensor:
         """Append at most MAX_TOKENS tokens to a slot's sequence; logits (len(tokens), V) after each.

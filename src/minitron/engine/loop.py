@@ -62,7 +62,7 @@ def decode(
     B, length = input_ids.shape
     ids = room_for(input_ids, rules)
     for slot, start in enumerate(starts):
-        engine.prefill(ids[slot, start : length - 1].tolist(), slot)
+        engine.prefill(ids[slot, start : length - 1].tolist(), slot, more=B == 1)
     array = ids.numpy()  # the same memory
     whole = record is not None or (whole and B > 1)
     draws = None if rules.plain or whole else rules.draws(input_ids, engine)

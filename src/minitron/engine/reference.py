@@ -53,7 +53,7 @@ class ReferenceEngine(DecodeEngine):
         self.kv.grow(capacity)
 
     @torch.inference_mode()
-    def prefill(self, tokens: list[int], slot: int = 0) -> None:
+    def prefill(self, tokens: list[int], slot: int = 0, more: bool = False) -> None:
         """Append tokens to a slot's sequence, in chunks."""
         for start in range(0, len(tokens), CHUNK):
             self._forward(tokens[start : start + CHUNK], slot)

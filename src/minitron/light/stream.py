@@ -154,7 +154,7 @@ class LightStream:
     def _bursts(self) -> Iterator[list[int]]:
         """The new tokens, some at a time, the one that ends the text included."""
         engine, ends = self._engine, set(self._model.recommended.ends)
-        engine.prefill(self._ids[:-1])
+        engine.prefill(self._ids[:-1], more=True)
         last, left, count = self._ids[-1], self._count, 1
         while left:
             start = time.perf_counter()

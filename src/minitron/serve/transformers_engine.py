@@ -77,7 +77,7 @@ class TransformersEngine(DecodeEngine):
     def prepare(self, prompt: int | None = None) -> None:
         """Nothing to compile."""
 
-    def prefill(self, tokens: list[int], slot: int = 0) -> None:
+    def prefill(self, tokens: list[int], slot: int = 0, more: bool = False) -> None:
         """Append tokens to a slot's sequence; their logits are not used."""
         self._forward(tokens, slot, 1)
 

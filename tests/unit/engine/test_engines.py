@@ -184,7 +184,7 @@ def test_parts_that_threads_take_as_they_are_free_give_the_same_bits(
     expected = texts(1)
     monkeypatch.setattr(cpu, "SMALL", 0)  # as for a large model
     for threads in (1, 2, 3, 5):
-        assert cpu.CpuEngine(weights, 8, threads=threads)._arguments[6][cpu.compiled.FIXED_SHARES] == 0
+        assert cpu.CpuEngine(weights, 8, threads=threads)._arguments[6][cpu.tables.FIXED_SHARES] == 0
         logits, chosen = texts(threads)
         assert torch.equal(logits, expected[0]), threads
         assert chosen == expected[1], threads

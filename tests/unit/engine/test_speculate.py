@@ -38,7 +38,7 @@ class ScriptedEngine(DecodeEngine):
     def seconds(self, tokens: int) -> float:
         return 1 + self.each * (tokens - 1)
 
-    def prefill(self, tokens: list[int], slot: int = 0) -> None:
+    def prefill(self, tokens: list[int], slot: int = 0, more: bool = False) -> None:
         self.kv.lengths[slot] += len(tokens)
 
     def greedy(

@@ -25,7 +25,7 @@ from ..kv import KeyValues
 from ..matrix import BLOCK, FORMATS, PLAIN_BYTES, Matrix
 from ..mt19937 import TwisterState
 from ..parts import EngineWeights, Norm
-from . import choice
+from . import bf16_products, choice, tables
 from . import step as compiled
 from .compiled import compiling
 from .formats import KINDS, STAGED_BLOCK
@@ -45,7 +45,10 @@ SHORT_PROMPT, SHORT_PROMPT_OF_LARGE = 32, 8
 """With AVX-512, prompts of at most so many tokens are prefilled in steps: in bf16, torch's products are faster there.
 The first number is for weights that are quantized, because unpacking them for torch takes longer, and for those that
 are few, because calls of torch take longer."""
+ROUNDED_PROMPT = 512
+"""The same where `bf16_products` multiplies."""
 ANY_PROMPT = sys.maxsize
+NOTHING: tuple[list[int], int, bool] = [], 0, False
 RUNS, LEAST_RUN = 32, 128
 """Neurons are computed in at most so many runs, of at least so many neurons."""
 
@@ -85,6 +88,7 @@ class CpuEngine(DecodeEngine):
         self.threads = threads or most_threads()
         self.kv = KeyValues(weights, capacity, slots) if kv is None else kv
         self._large = weights.format in PLAIN_BYTES and weights.nbytes > SMALL
+        self._rounds = bf16_products.USED and weights.format == "bf16" and _in_whole_tiles(weights)
         self._prefill: Prefill | None = None
         self._batch = np.zeros(4, np.int64)
         self._slot_mapping = np.zeros((2, MAX_TOKENS), np.int64)
@@ -92,6 +96,8 @@ class CpuEngine(DecodeEngine):
         self._draws = np.zeros(choice.COLUMNS, np.int64)
         self._zeros = np.zeros((self.threads, 8), np.int64)
         self._seen = 0
+        self._held: tuple[list[int], int, bool] = NOTHING
+        """Tokens of a prompt that wait for the next call, their slot, and whether they may be rounded."""
         self._sync = np.zeros(SYNC_SIZE, np.int64)
         self._workers: list[threading.Thread] = []
         self._team = Team(self.threads)
@@ -116,6 +122,7 @@ class CpuEngine(DecodeEngine):
             constants.head_dim,
             capacity,
             run,
+            0,
             *self._reading(self._tuning or USUAL),
         )
         extras = (_extras_at(weights.embed), _extras_at(weights.head))
@@ -151,7 +158,7 @@ class CpuEngine(DecodeEngine):
         if (tuning.threads or self.threads) != self._team.options[0]:
             self._team = Team(tuning.threads or self.threads)
         self._tuning = tuning
-        self._sizes[compiled.FIXED_SHARES :] = self._reading(tuning)
+        self._sizes[tables.FIXED_SHARES :] = self._reading(tuning)
 
     def tune(self, again: bool = False) -> Report:
         """Choose how weights are read, see `engine.cpu.tuning.tuned`."""
@@ -192,8 +199,19 @@ class CpuEngine(DecodeEngine):
         """All MLP neurons, over all decoded tokens and layers."""
         return self._seen
 
+    def release(self, slot: int) -> None:
+        """Forget a slot's sequence and make the slot free."""
+        self._append_held()
+        super().release(slot)
+
+    def truncate(self, length: int, slot: int = 0) -> None:
+        """Forget all but the first `length` tokens of a slot's sequence."""
+        self._append_held()
+        super().truncate(length, slot)
+
     def reserve(self, capacity: int) -> None:
         """Let each slot hold at least `capacity` tokens; see `DecodeEngine.reserve`."""
+        self._append_held()
         if self.kv.grow(capacity):
             self.close()  # its threads hold the smaller arrays
             self._allocate()
@@ -216,17 +234,39 @@ class CpuEngine(DecodeEngine):
         """
         if REGISTER_TILES:
             return ANY_PROMPT
+        if self._rounds:
+            return ROUNDED_PROMPT
         return SHORT_PROMPT_OF_LARGE if self._large else SHORT_PROMPT
 
-    def prefill(self, tokens: list[int], slot: int = 0) -> None:
-        """Append tokens to a slot's sequence."""
+    def prefill(self, tokens: list[int], slot: int = 0, more: bool = False) -> None:
+        """Append tokens to a slot's sequence; see `DecodeEngine.prefill`."""
+        self._append_held()
         if len(tokens) > self.short_prompt:
             self.close()  # torch's threads need the cores
             self._prefill_by_torch().append(tokens, slot)
             return
-        for first in range(0, len(tokens), MAX_TOKENS):
-            part = tokens[first : first + MAX_TOKENS]
-            self._run(part, [slot] * len(part), first_logits=len(part))
+        rounded = self._rounds and len(tokens) > (SHORT_PROMPT_OF_LARGE if self._large else SHORT_PROMPT)
+        whole = len(tokens) // MAX_TOKENS * MAX_TOKENS if more else len(tokens)
+        for first in range(0, whole, MAX_TOKENS):
+            part = tokens[first : min(first + MAX_TOKENS, whole)]
+            self._run(part, [slot] * len(part), len(part), rounded=rounded)
+        self._held = tokens[whole:], slot, rounded
+
+    def _append_held(self) -> None:
+        """Append the tokens of a prompt that wait for a call, as long as none has appended them with its own."""
+        (tokens, slot, rounded), self._held = self._held, NOTHING
+        if tokens:
+            self._run(tokens, [slot] * len(tokens), len(tokens), rounded=rounded)
+
+    def _run_after_held(self, tokens: list[int], slots: Sequence[int], more: int = 0) -> None:
+        """Append each token to the sequence of its slot; those that wait before them, in the same step if it can be."""
+        held, slot, rounded = self._held
+        if list(slots) != [slot]:
+            self._append_held()
+            self._run(tokens, slots, more=more)
+            return
+        self._held = NOTHING
+        self._run(held + tokens, [slot] * (len(held) + 1), len(held), more, rounded)
 
     def _prefill_by_torch(self) -> Prefill:
         if self._prefill is None:
@@ -242,7 +282,7 @@ class CpuEngine(DecodeEngine):
         """
         import torch
 
-        self._run(tokens, [slot] * len(tokens))
+        self._run_after_held(tokens, [slot] * len(tokens))
         return torch.from_numpy(self._logits[: len(tokens)])
 
     def decode(self, tokens: list[int], slots: list[int]) -> Tensor:
@@ -256,7 +296,7 @@ class CpuEngine(DecodeEngine):
         parts, hidden = [], []
         for first in range(0, len(tokens), MAX_TOKENS):
             part = tokens[first : first + MAX_TOKENS]
-            self._run(part, slots[first : first + MAX_TOKENS])
+            self._run_after_held(part, slots[first : first + MAX_TOKENS])
             parts.append(self._logits[: len(part)].copy())
             hidden.append(self.hidden)
         self.hidden = np.concatenate(hidden)
@@ -298,6 +338,7 @@ class CpuEngine(DecodeEngine):
     ) -> list[list[int]]:
         """Append the first token of each group and those further ones that are chosen; see `DecodeEngine.verify`."""
         assert len(draws) == len(groups), f"{len(groups)} groups and {len(draws)} draws"
+        self._append_held()
         begins = [self.kv.lengths[slot] for slot in slots]
         self._run(*rows_of(groups, slots))
         found, row = [], 0
@@ -323,13 +364,13 @@ class CpuEngine(DecodeEngine):
     ) -> list[list[int]]:
         M = len(tokens)
         assert len(set(slots)) == len(slots) == M, f"{M} tokens for slots {slots}"
-        room = self.kv.capacity - max(self.kv.lengths[slot] for slot in slots)
+        room = self.kv.capacity - max(self.kv.lengths[slot] for slot in slots) - len(self._held[0])
         assert 0 < count <= room, f"{count} tokens where {room} of {self.kv.capacity} are left"
         self._stops[:] = -1
         self._stops[: len(stops)] = list(stops)
-        self._run(tokens, slots, more=count)
+        self._run_after_held(tokens, slots, more=count)
         check_logits(self._logits[:M])  # of the last step: what is NaN once stays so
-        rows = int(self._batch[compiled.CHOSEN])
+        rows = int(self._batch[tables.CHOSEN])
         if draws is not None:
             rows += choice.finish(self._draws, draws, slots, self._tokens[rows * M :], self._logits)
         for slot in slots:
@@ -337,8 +378,16 @@ class CpuEngine(DecodeEngine):
         self._count((rows - 1) * M)
         return self._tokens[: rows * M].reshape(rows, -1).tolist()
 
-    def _run(self, tokens: list[int], slots: Sequence[int], first_logits: int = 0, more: int = 0) -> None:
-        """Append each token to the sequence of its slot, in order."""
+    def _run(
+        self, tokens: list[int], slots: Sequence[int], first_logits: int = 0, more: int = 0, rounded: bool = False
+    ) -> None:
+        """Append each token to the sequence of its slot, in order.
+
+        Args:
+            first_logits: the first token whose logits are computed.
+            more: tokens that are then chosen, at most.
+            rounded: whether the tokens before `first_logits` may be rounded to bf16.
+        """
         M = len(tokens)
         assert 0 < M <= MAX_TOKENS, f"{M} tokens in one step"
         known = range(self.weights.vocab_size)
@@ -356,15 +405,17 @@ class CpuEngine(DecodeEngine):
             self._start(self._team.size)
         self._tokens[:M] = tokens
         self._batch[:] = (M, first_logits, more, 0)
+        enough = rounded and first_logits >= bf16_products.LEAST_VECTORS
+        self._sizes[tables.ROUNDED] = first_logits if enough else 0
         before, start = interruptions(), time.perf_counter()
         compiled.run(0, self._running, *self._arguments)
         seconds = time.perf_counter() - start
-        if first_logits < M:  # the steps of a prompt take longer, and would mislead
-            self._team.saw(max(1, int(self._batch[compiled.CHOSEN])), seconds, interruptions() > before)
+        if first_logits == 0:  # the steps of a prompt take longer, and would mislead
+            self._team.saw(max(1, int(self._batch[tables.CHOSEN])), seconds, interruptions() > before)
         self.kv.lengths[:] = ends
         if first_logits < M:
-            self._count(M)
-            self.hidden = self._normed[first_logits:M].copy()
+            self._count(M - first_logits)
+            self.hidden = self._normed[: M - first_logits].copy()
 
     def _count(self, tokens: int) -> None:
         self._seen += tokens * len(self.weights.layers) * self.weights.constants.intermediate_size
@@ -400,16 +451,24 @@ def _kinds(weights: EngineWeights) -> tuple[str, ...]:
     return weights.format, weights.plain_format, weights.embed.format, weights.head.format
 
 
+def _in_whole_tiles(weights: EngineWeights) -> bool:
+    """Whether `bf16_products` can multiply every matrix of the layers."""
+    constants, D = weights.constants, weights.hidden_size
+    unit = bf16_products.COLUMNS if constants.gated else bf16_products.SUMMED_COLUMNS
+    widths = [constants.intermediate_size, *(constants.head_dim * layer.num_heads for layer in weights.layers)]
+    return D % unit == 0 and all(width % bf16_products.COLUMNS == 0 for width in widths)
+
+
 def _mlp_kind(weights: EngineWeights) -> np.dtype:
     """Which MLP the step is compiled for."""
-    return compiled.GATED if weights.constants.gated else compiled.RELU2
+    return tables.GATED if weights.constants.gated else tables.RELU2
 
 
 def _compile(weights: EngineWeights, arguments: tuple[Any, ...]) -> None:
     """Load the compiled step from the cache or compile it."""
     kinds = _kinds(weights)
     others = sorted({kind for kind in kinds[2:] if kind != weights.format})
-    gated = "a gated MLP, " if _mlp_kind(weights) == compiled.GATED else ""
+    gated = "a gated MLP, " if _mlp_kind(weights) == tables.GATED else ""
     also = f" ({' and '.join(others)} embedding or head)" if others else ""
     with compiling(f"the decode kernels for {weights.format} weights{also}, {gated}{kinds[1]} cache"):
         compiled.run(-1, 1, *arguments)
@@ -427,7 +486,7 @@ def _scratch(weights: EngineWeights, capacity: int, threads: int, run: int) -> t
     all_heads = max((layer.num_heads + 2 * layer.num_key_value_heads for layer in weights.layers), default=1)
     each = max((layer.num_heads // layer.num_key_value_heads for layer in weights.layers), default=1)
     padded = -(-D // BLOCK) * BLOCK
-    gated = _mlp_kind(weights) == compiled.GATED
+    gated = _mlp_kind(weights) == tables.GATED
     longest = max(D, heads * H, F if gated else 0)
     shapes = (
         (threads, M, padded),
@@ -451,7 +510,7 @@ def _scratch(weights: EngineWeights, capacity: int, threads: int, run: int) -> t
 
 
 def _layer_table(weights: EngineWeights, kv: KeyValues) -> np.ndarray:
-    table = np.zeros((len(weights.layers), compiled.LAYER_COLUMNS), np.int64)
+    table = np.zeros((len(weights.layers), tables.LAYER_COLUMNS), np.int64)
     for index, layer in enumerate(weights.layers):
         biases = (layer.qkv_bias, layer.o_bias, layer.up_bias, layer.down_bias)
         matrices = [layer.q, layer.k, layer.v, layer.o, layer.up, layer.down, layer.gate]

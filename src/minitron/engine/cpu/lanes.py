@@ -59,12 +59,14 @@ def address_of(context: Any, builder: Any, kind: Any, array: Any, offset: Any, e
     return builder.bitcast(data, element.as_pointer())
 
 
-def _splat(builder: Any, value: Any, kind: Any) -> Any:
+def splat(builder: Any, value: Any, kind: Any) -> Any:
+    """An LLVM value in all lanes of a vector."""
     one = builder.insert_element(ir.Constant(kind, ir.Undefined), value, _WORD(0))
     return builder.shuffle_vector(one, ir.Constant(kind, ir.Undefined), _constant(0))
 
 
-def _shuffled(builder: Any, a: Any, b: Any, lanes: list[int]) -> Any:
+def shuffled(builder: Any, a: Any, b: Any, lanes: list[int]) -> Any:
+    """Some lanes of two LLVM vectors, which count as one behind the other."""
     return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(_WORD, len(lanes)), lanes))
 
 
@@ -102,12 +104,12 @@ def _bf16_scales(builder: Any, value: Any, count: int) -> Any:
     """`count` bf16 numbers, each in LANES / 4 lanes; zeros in the remaining lanes."""
     wide = ir.VectorType(_WORD, count)
     numbers = builder.shl(builder.zext(value, wide), _constant(16, wide))
-    spread_out = _shuffled(builder, numbers, ir.Constant(wide, [0] * count), [min(i // 4, count) for i in range(LANES)])
+    spread_out = shuffled(builder, numbers, ir.Constant(wide, [0] * count), [min(i // 4, count) for i in range(LANES)])
     return builder.bitcast(spread_out, _FLOATS)
 
 
 def _zero_filled(builder: Any, value: Any) -> Any:
-    return _shuffled(builder, value, ir.Constant(value.type, [0] * LANES), [*range(2 * LANES)])
+    return shuffled(builder, value, ir.Constant(value.type, [0] * LANES), [*range(2 * LANES)])
 
 
 load_half_row = _loader(_HALF, halves, _zero_filled)
@@ -227,7 +229,7 @@ def pair_dot(typingctx, sums, a, b):  # type: ignore[no-untyped-def]
         wide = ir.VectorType(_WORD, 2 * LANES)
         products = builder.mul(builder.sext(args[1], wide), builder.sext(args[2], wide))
         even, odd = ([*range(start, 2 * LANES, 2)] for start in (0, 1))
-        pairs = builder.add(_shuffled(builder, products, products, even), _shuffled(builder, products, products, odd))
+        pairs = builder.add(shuffled(builder, products, products, even), shuffled(builder, products, products, odd))
         return builder.add(args[0], pairs)
 
     return words(words, halves, halves), codegen
@@ -258,7 +260,7 @@ def store_rounded_apart(typingctx, array, offset, other, value):  # type: ignore
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
         value = _rounded(builder, args[3])
         for offset, first in ((args[1], 0), (args[2], 1)):
-            part = _shuffled(builder, value, value, [*range(first, LANES, 2)])
+            part = shuffled(builder, value, value, [*range(first, LANES, 2)])
             builder.store(part, address_of(context, builder, signature.args[0], args[0], offset, part.type), align=1)
         return context.get_dummy_value()
 
@@ -275,7 +277,7 @@ def store_code_offsets(typingctx, array, offset, a, b, c, d):  # type: ignore[no
         for part in args[2:]:
             numbers = builder.sext(part, wide)
             for start in (0, 1):
-                value = builder.sub(value, _shuffled(builder, numbers, numbers, [*range(start, 2 * LANES, 2)]))
+                value = builder.sub(value, shuffled(builder, numbers, numbers, [*range(start, 2 * LANES, 2)]))
         value = builder.mul(value, _constant(8))
         builder.store(value, address_of(context, builder, signature.args[0], args[0], args[1], _WORDS), align=1)
         return context.get_dummy_value()
@@ -286,7 +288,7 @@ def store_code_offsets(typingctx, array, offset, a, b, c, d):  # type: ignore[no
 @intrinsic
 def spread(typingctx, value):  # type: ignore[no-untyped-def]
     """One fp32 number in all lanes."""
-    return floats(types.float32), lambda context, builder, signature, args: _splat(builder, args[0], _FLOATS)
+    return floats(types.float32), lambda context, builder, signature, args: splat(builder, args[0], _FLOATS)
 
 
 @intrinsic
@@ -315,7 +317,7 @@ def total(typingctx, value):  # type: ignore[no-untyped-def]
         while width > 1:
             width //= 2
             halves = ([*range(start, start + width)] for start in (0, width))
-            value = builder.fadd(*(_shuffled(builder, value, value, lanes) for lanes in halves))
+            value = builder.fadd(*(shuffled(builder, value, value, lanes) for lanes in halves))
         return builder.extract_element(value, _WORD(0))
 
     return types.float32(floats), codegen
@@ -337,22 +339,27 @@ def larger(typingctx, a, b):  # type: ignore[no-untyped-def]
     return floats(floats, floats), codegen
 
 
+def totals_of_four(builder: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
+    """The sums over the lanes of four LLVM values of sixteen fp32 numbers, in halves, as four numbers."""
+    low, high = [*range(8), *range(16, 24)], [*range(8, 16), *range(24, 32)]
+
+    def halved(a: Any, b: Any) -> Any:  # eight numbers of each
+        return builder.fadd(shuffled(builder, a, b, low), shuffled(builder, a, b, high))
+
+    ab, cd = halved(a, b), halved(c, d)
+    quarters = [[8 * row + 4 * half + i for row in range(4) for i in range(4)] for half in range(2)]
+    value = builder.fadd(shuffled(builder, ab, cd, quarters[0]), shuffled(builder, ab, cd, quarters[1]))
+    for apart in (2, 1):
+        value = builder.fadd(value, shuffled(builder, value, value, [i ^ apart for i in range(LANES)]))
+    return shuffled(builder, value, value, [0, 4, 8, 12])
+
+
 @intrinsic
 def store_totals(typingctx, array, offset, a, b, c, d):  # type: ignore[no-untyped-def]
     """Write the sums over the lanes of four values, each the same bits as `total`, as four fp32 numbers."""
 
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        low, high = [*range(8), *range(16, 24)], [*range(8, 16), *range(24, 32)]
-
-        def halved(a: Any, b: Any) -> Any:  # eight numbers of each
-            return builder.fadd(_shuffled(builder, a, b, low), _shuffled(builder, a, b, high))
-
-        ab, cd = halved(args[2], args[3]), halved(args[4], args[5])
-        quarters = [[8 * row + 4 * half + i for row in range(4) for i in range(4)] for half in range(2)]
-        value = builder.fadd(_shuffled(builder, ab, cd, quarters[0]), _shuffled(builder, ab, cd, quarters[1]))
-        for apart in (2, 1):
-            value = builder.fadd(value, _shuffled(builder, value, value, [i ^ apart for i in range(LANES)]))
-        four = _shuffled(builder, value, value, [0, 4, 8, 12])
+        four = totals_of_four(builder, *args[2:])
         builder.store(four, address_of(context, builder, signature.args[0], args[0], args[1], four.type), align=4)
         return context.get_dummy_value()
 
@@ -375,7 +382,7 @@ def pieces(builder: Any, value: Any, count: int) -> list[Any]:
     """An LLVM vector divided into so many vectors of equal size."""
     size = value.type.count // count
     parts = ([*range(first, first + size)] for first in range(0, value.type.count, size))
-    return [_shuffled(builder, value, value, lanes) for lanes in parts]
+    return [shuffled(builder, value, value, lanes) for lanes in parts]
 
 
 def piecewise(count: int) -> Any:
@@ -442,17 +449,21 @@ def number_at(typingctx, array, offset):  # type: ignore[no-untyped-def]
     return types.float32(array, types.intp), codegen
 
 
+def prefetch_line(builder: Any, address: Any, locality: int) -> None:
+    """Ask for the cache line at an LLVM pointer, into all levels of the cache (3) or from the second on (2)."""
+    flag = ir.IntType(32)
+    kind = ir.FunctionType(ir.VoidType(), [address.type, flag, flag, flag])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    builder.call(function, [address, flag(0), flag(locality), flag(1)])  # read, data
+
+
 def _prefetcher(locality: int) -> Any:
     """An intrinsic `f(array, offset)`: ask for the cache line at a byte offset."""
 
     @intrinsic
     def ask(typingctx, array, offset):  # type: ignore[no-untyped-def]
         def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-            address = address_of(context, builder, signature.args[0], args[0], args[1], _BYTE)
-            flag = ir.IntType(32)
-            kind = ir.FunctionType(ir.VoidType(), [address.type, flag, flag, flag])
-            function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-            builder.call(function, [address, flag(0), flag(locality), flag(1)])  # read, nearest level, data
+            prefetch_line(builder, address_of(context, builder, signature.args[0], args[0], args[1], _BYTE), locality)
             return context.get_dummy_value()
 
         return types.void(array, types.intp), codegen

@@ -1,11 +1,10 @@
 """One decode step of the whole model as one compiled function, which every thread runs on its share of the rows.
 
-Arrays of different layers have different addresses, so layers come as a table of addresses; the Python side
-(`engine.cpu.engine`) keeps the arrays alive. The step is compiled for each format of the weights when it is first
-used: `kind` and `kv_kind`, empty arrays, say by their dtype how matrices, and keys and values, are stored; that of
-`mlp_kind` says which MLP is computed (`RELU2` or `GATED`), and no model pays for the other one. Letters: M
-new tokens, D hidden, W heads * H, H head_dim, F MLP neurons, V vocabulary, S positions, T threads. Activations and sums
-are fp32 throughout; nothing is rounded between layers but the keys and values.
+The step is compiled for each format of the weights when it is first used: `kind` and `kv_kind`, empty arrays, say by
+their dtype how matrices, and keys and values, are stored; that of `mlp_kind` says which MLP is computed (`RELU2` or
+`GATED`), and no model pays for the other one. Letters: M new tokens, D hidden, W heads * H, H head_dim, F MLP neurons,
+V vocabulary, S positions, T threads. Activations and sums are fp32 throughout; nothing is rounded between layers but
+keys and values, and what is multiplied for longer prompts (`bf16_products`).
 
 Every thread keeps a residual stream of its own and adds the same numbers to it, so that a layer has three barriers:
 after attention (a thread computes whole groups of heads from their weights to their result, where there are enough
@@ -19,50 +18,86 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import carray, njit  # type: ignore[reportPrivateImportUsage] (documented as public)
+from numba import njit
 from numba.extending import overload
-from numba.np.numpy_support import as_dtype, from_dtype
+from numba.np.numpy_support import from_dtype
 
-from . import choice, dots, formats, gemv, lanes, mersenne, microkernels, register_tiles, tiles
+from . import (
+    attention,
+    bf16_products,
+    choice,
+    dots,
+    formats,
+    gemv,
+    lanes,
+    mersenne,
+    microkernels,
+    register_tiles,
+    tables,
+    tiles,
+)
 from . import threads as threads_file
+from .attention import attend, norm, store_heads
 from .compiled import cached, source_digest
-from .formats import FAST, row_items
-from .gemv import NONE, ROW_BLOCK, exp_of, matvec, narrowed, share
-from .lanes import pointer
+from .formats import FAST
+from .gemv import ROW_BLOCK, share
+from .tables import (
+    AHEAD,
+    ATTENTION,
+    CHOSEN,
+    DOWN,
+    DOWN_BIAS,
+    DOWN_ROWS,
+    EMBED,
+    EMBED_EXTRAS,
+    EXTRAS,
+    FIRST_LOGITS,
+    FIXED_SHARES,
+    GAIN,
+    GAIN_1,
+    GAIN_2,
+    GATE,
+    GATE_BIAS,
+    GATED,
+    HEAD,
+    HEAD_DIM,
+    HEAD_EXTRAS,
+    HEAD_ROWS,
+    HEADS,
+    HIDDEN,
+    KV_HEADS,
+    MLP,
+    MLP_KIND,
+    MORE,
+    NEURONS,
+    O_BIAS,
+    OFFSET,
+    OFFSET_1,
+    OFFSET_2,
+    PARTS,
+    POSITIONS,
+    PROJECTION,
+    QKV_BIAS,
+    ROUNDED,
+    RUN_OF_NEURONS,
+    SHORT,
+    TOKENS,
+    UP,
+    UP_BIAS,
+    VOCABULARY,
+    O,
+    Q,
+    extras_at,
+    fp32_at,
+    matrix_at,
+)
 from .threads import STOP, TASK, atomic_add, atomic_load, atomic_store, barrier, reset, take, wait_while
 
-# Columns of the table of layers: addresses, and the two head counts. An address of 0 means that there is none.
-GAIN_1, OFFSET_1, GAIN_2, OFFSET_2, QKV_BIAS, O_BIAS, UP_BIAS, DOWN_BIAS = range(8)
-Q, K, V, O, UP, DOWN, GATE = range(8, 15)  # noqa: E741 (the usual letters)
-EXTRAS = 7
-"""Columns from a matrix's address to that of its extras."""
-KEYS, VALUES, HEADS, KV_HEADS = range(22, 26)
-QUERY_NORM, KEY_NORM, GATE_BIAS = range(26, 29)
-LAYER_COLUMNS = 29
-# Columns of the table of tensors outside the layers.
-EMBED, HEAD, EMBED_EXTRAS, HEAD_EXTRAS, GAIN, OFFSET = range(6)
-# Sizes.
-HIDDEN, NEURONS, VOCABULARY, HEAD_DIM, CAPACITY, RUN_OF_NEURONS = range(6)
-# How memory is read, see `engine.cpu.tuning`; no bit of a result depends on it. FIXED_SHARES is 0 or 1.
-FIXED_SHARES, AHEAD, SHORT, PARTS = range(6, 10)
-# What a call computes: M, the first token whose logits are needed, and how many further tokens to choose after each,
-# each the input of the next step. The call writes to CHOSEN how many it has chosen.
-TOKENS, FIRST_LOGITS, MORE, CHOSEN = range(4)
-MLP_KIND = 4
-"""Index in `kinds`."""
-# Counters of the parts of work that threads take as they become free: `threads.take`.
-ATTENTION, PROJECTION, MLP, HEAD_ROWS, DOWN_ROWS = (np.int64(counter) for counter in range(5))
+_GATED = from_dtype(GATED)
 LEAST_PART = 128
 """Rows of a matrix are divided into `sizes[PARTS]` parts for each thread, of at least so many rows."""
 FEW = 8
 """Tokens up to which a barrier costs more than threads that wait for one with more heads."""
-# Rows of the mapping of new tokens into the KV cache: their positions, and the slots of their sequences.
-POSITIONS, SLOTS = range(2)
-
-
-# Dtypes of `mlp_kind`.
-RELU2, GATED = np.dtype(np.uint8), np.dtype(np.int8)
-_GATED = from_dtype(GATED)
 
 WHOLE: Any = {**FAST, "inline": "always"}
 """For the functions that make up the step. Not inlined, each would be optimized again in every function that calls it,
@@ -70,41 +105,20 @@ and compiling would take a quarter longer."""
 
 
 @njit(**FAST)
-def _fp32_at(address, rows, columns):  # type: ignore[no-untyped-def]
-    return carray(pointer(address), (rows, columns), np.float32)  # type: ignore[call-arg]
-
-
-def _matrix_at(kind: Any, address: int, rows: int, columns: int) -> Any:
-    """The matrix at an address, in the format that the dtype of `kind` stands for."""
-    raise NotImplementedError("only within compiled code")
-
-
-@overload(_matrix_at)
-def _overload_matrix_at(kind, address, rows, columns):  # type: ignore[no-untyped-def]
-    dtype = as_dtype(kind.dtype)
-
-    def at(kind, address, rows, columns):  # type: ignore[no-untyped-def]
-        return carray(pointer(address), (rows, row_items(kind, columns)), dtype)  # type: ignore[call-arg]
-
-    return at
-
-
-@njit(**FAST)
-def _extras_at(address, rows):  # type: ignore[no-untyped-def]
-    if address == 0:
-        return carray(pointer(address), (0,), np.int32)  # type: ignore[call-arg]
-    escapes = carray(pointer(address), (2 * rows + 1,), np.int32)[2 * rows]  # type: ignore[call-arg]
-    return carray(pointer(address), (2 * rows + 1 + 2 * escapes,), np.int32)  # type: ignore[call-arg]
-
-
-@njit(**FAST)
 def _multiply(kind, address, extras, rows, x, staged, out, column, start, stop, sizes):  # type: ignore[no-untyped-def]
-    """Products with rows `start` to `stop` of the (rows, K) matrix at an address; `staged` is x, see `tiles.stage`."""
-    w, escapes = _matrix_at(kind, address, rows, x.shape[1]), _extras_at(extras, rows)
+    """Products with rows `start` to `stop` of the (rows, K) matrix at an address; `staged` is x, see `_stage`."""
+    w, escapes = matrix_at(kind, address, rows, x.shape[1]), extras_at(extras, rows)
     if x.shape[0] == 1:
         gemv.staged_matvec(w, escapes, x, staged, out, column, start, stop, sizes[AHEAD], sizes[SHORT])
     else:
-        tiles.multiply(w, escapes, x, staged, out, column, start, stop)
+        reading = sizes[AHEAD], sizes[SHORT]
+        bf16_products.multiply(w, escapes, x, staged, out, column, start, stop, sizes[ROUNDED], *reading)
+
+
+@njit(**FAST)
+def _stage(kind, x, staged, sizes):  # type: ignore[no-untyped-def]
+    """Lay out vectors for `_multiply`."""
+    bf16_products.stage(kind, x, staged, sizes[ROUNDED] if x.shape[0] > 1 else 0)
 
 
 @njit(**FAST)
@@ -129,7 +143,7 @@ def _parts(rows, threads, sizes):  # type: ignore[no-untyped-def]
 @njit(**FAST)
 def _add_bias(address, out, start, stop):  # type: ignore[no-untyped-def]
     if address != 0:
-        bias = _fp32_at(address, 1, stop)[0]
+        bias = fp32_at(address, 1, stop)[0]
         for m in range(out.shape[0]):
             for c in range(start, stop):
                 out[m, c] += bias[c]
@@ -139,128 +153,6 @@ def _add_bias(address, out, start, stop):  # type: ignore[no-untyped-def]
 def _add(values, out):  # type: ignore[no-untyped-def]
     for c in range(values.shape[0]):
         out[c] += values[c]
-
-
-@njit(**FAST)
-def _rms_norm(x, gain_at, eps, out):  # type: ignore[no-untyped-def]
-    """Divide the rows of x (M, >= D) by their root mean squares into `out` (M, D), which may be x."""
-    D = out.shape[1]
-    gain = _fp32_at(gain_at, 1, D)[0]
-    for m in range(x.shape[0]):
-        row, normed = x[m, :D], out[m]
-        squares = np.float32(0)
-        for c in range(D):
-            squares += row[c] * row[c]
-        scale = np.float32(1) / np.sqrt(squares / np.float32(D) + eps)
-        for c in range(D):
-            normed[c] = row[c] * scale * gain[c]
-
-
-@njit(**FAST)
-def _norm(x, gain_at, offset_at, eps, out):  # type: ignore[no-untyped-def]
-    """Normalize the rows of x (M, >= D) into `out` (M, D): layer norm, or RMSNorm where there is no offset."""
-    if offset_at == 0:
-        _rms_norm(x, gain_at, eps, out)
-        return
-    D = out.shape[1]
-    gain, offset = _fp32_at(gain_at, 1, D)[0], _fp32_at(offset_at, 1, D)[0]
-    for m in range(x.shape[0]):
-        row, normed = x[m, :D], out[m]
-        total = np.float32(0)
-        for c in range(D):
-            total += row[c]
-        mean = total / np.float32(D)
-        squares = np.float32(0)
-        for c in range(D):
-            squares += (row[c] - mean) * (row[c] - mean)
-        scale = np.float32(1) / np.sqrt(squares / np.float32(D) + eps)
-        for c in range(D):
-            normed[c] = (row[c] - mean) * scale * gain[c] + offset[c]
-
-
-@njit(**FAST)
-def _rotate(head, cos, sin):  # type: ignore[no-untyped-def]
-    """Rotate the first channels of one head (H,) in place; cos and sin are (R / 2,)."""
-    half = cos.shape[0]
-    for i in range(half):
-        a, b = head[i], head[half + i]
-        head[i] = a * cos[i] - b * sin[i]
-        head[half + i] = b * cos[i] + a * sin[i]
-
-
-@njit(**FAST)
-def _cached(kv_kind, address, groups, sizes, slot):  # type: ignore[no-untyped-def]
-    """Keys or values of one slot, (groups * capacity, H); `address` is that of slot 0."""
-    rows, H = groups * sizes[CAPACITY], sizes[HEAD_DIM]
-    return _matrix_at(kv_kind, address + slot * rows * H * kv_kind.itemsize, rows, H)
-
-
-@njit(**FAST)
-def _store_heads(kv_kind, first, last, sizes, eps, layer, qkv, cos, sin, mapping):  # type: ignore[no-untyped-def]
-    """Norm and rotate queries and keys of heads `first` to `last` in place; store keys and values in the cache."""
-    N, groups, H, capacity = layer[HEADS], layer[KV_HEADS], sizes[HEAD_DIM], sizes[CAPACITY]
-    for m in range(qkv.shape[0]):
-        at, slot = mapping[POSITIONS, m], mapping[SLOTS, m]
-        for n in range(first, last):
-            head = qkv[m, n * H : (n + 1) * H]
-            if n < N + groups:
-                gain_at = layer[QUERY_NORM] if n < N else layer[KEY_NORM]
-                if gain_at != 0:
-                    whole_head = head.reshape((1, H))
-                    _rms_norm(whole_head, gain_at, eps, whole_head)
-                _rotate(head, cos[at], sin[at])
-            if n >= N:
-                address = layer[KEYS] if n < N + groups else layer[VALUES]
-                row = ((n - N) % groups) * capacity + at
-                cached = _cached(kv_kind, address, groups, sizes, slot)[row]
-                for i in range(H):
-                    cached[i] = narrowed(cached, head[i])
-
-
-@njit(**FAST)
-def _attend_group(keys, values, q, staged, scores, out):  # type: ignore[no-untyped-def]
-    """Query heads q (G, H), already scaled, that share keys and values (S, H); scores (G, S) is scratch, out (G, H)."""
-    S = keys.shape[0]
-    matvec(keys, NONE, q, staged, scores, 0, 0, S)
-    for g in range(q.shape[0]):
-        row, mixed = scores[g], out[g]
-        top = row[0]
-        for s in range(S):
-            top = max(top, row[s])
-        total = np.float32(0)
-        for s in range(S):
-            p = exp_of(row[s] - top)
-            row[s] = p
-            total += p
-        mixed[:] = np.float32(0)
-        gemv.add_all_rows(values, row, mixed)
-        scale = np.float32(1) / total
-        for i in range(mixed.shape[0]):
-            mixed[i] *= scale
-
-
-@njit(**FAST)
-def _attend(kv_kind, first, last, sizes, layer, qkv, mapping, staged, all_scores, attended):  # type: ignore[no-untyped-def]
-    """Attention of query heads `first` to `last` for every new token: qkv (M, all heads * H) to attended (M, N * H)."""
-    N, groups, H, capacity = layer[HEADS], layer[KV_HEADS], sizes[HEAD_DIM], sizes[CAPACITY]
-    each = N // groups
-    scaling = np.float32(1.0 / np.sqrt(H))
-    while first < last:
-        group = first // each
-        end = min((group + 1) * each, last)
-        at = group * capacity
-        for m in range(qkv.shape[0]):
-            S, slot = mapping[POSITIONS, m] + 1, mapping[SLOTS, m]
-            keys = _cached(kv_kind, layer[KEYS], groups, sizes, slot)[at : at + S]
-            values = _cached(kv_kind, layer[VALUES], groups, sizes, slot)[at : at + S]
-            flat = qkv[m, first * H : end * H]
-            for i in range(flat.shape[0]):
-                flat[i] *= scaling
-            q = flat.reshape((end - first, H))
-            out = attended[m, first * H : end * H].reshape((end - first, H))
-            scores = all_scores[: (end - first) * S].reshape((end - first, S))
-            _attend_group(keys, values, q, staged, scores, out)
-        first = end
 
 
 @njit(**FAST)
@@ -275,7 +167,7 @@ def _some_heads(group, groups, kinds, sizes, eps, layer, whole, normed, staged, 
             _multiply(kinds[0], address, extras, heads * H, normed, staged, qkv, column, start, stop, sizes)
             _add_bias(layer[QKV_BIAS], qkv, column + start, column + stop)
             first, last = (column + start) // H, (column + stop) // H
-            _store_heads(kinds[1], first, last, sizes, eps, layer, qkv, cos, sin, mapping)
+            store_heads(kinds[1], first, last, sizes, eps, layer, qkv, cos, sin, mapping)
         column += heads * H
 
 
@@ -289,14 +181,14 @@ def _heads(thread, threads, sync, kinds, sizes, eps, layer, whole, normed, stage
     """
     (kind, kv_kind), (cos, sin, mapping) = kinds[:2], tables
     N, groups, H = layer[HEADS], layer[KV_HEADS], sizes[HEAD_DIM]
-    tiles.stage(kind, normed, staged[0])
+    _stage(kind, normed, staged[0], sizes)
     if H % ROW_BLOCK == 0 and (groups % threads == 0 if qkv.shape[0] > FEW else groups >= threads):
         group = _next(sync, ATTENTION, sizes, thread, threads, -1, groups)
         while group < groups:
             _some_heads(group, groups, kinds, sizes, eps, layer, whole, normed, staged[0], qkv, cos, sin, mapping)
             if whole:
                 first, last = N * group // groups, N * (group + 1) // groups
-                _attend(kv_kind, first, last, sizes, layer, qkv, mapping, staged[1], scores, attended)
+                attend(kv_kind, first, last, sizes, layer, qkv, mapping, staged[1], scores, attended)
             group = _next(sync, ATTENTION, sizes, thread, threads, group, groups)
         barrier(sync, threads)
         return
@@ -310,11 +202,11 @@ def _heads(thread, threads, sync, kinds, sizes, eps, layer, whole, normed, stage
         column += heads * H
     barrier(sync, threads)
     first, last = share(N + 2 * groups, 1, thread, threads)
-    _store_heads(kv_kind, first, last, sizes, eps, layer, qkv, cos, sin, mapping)
+    store_heads(kv_kind, first, last, sizes, eps, layer, qkv, cos, sin, mapping)
     barrier(sync, threads)
     if whole:
         first, last = share(N, 1, thread, threads)
-        _attend(kv_kind, first, last, sizes, layer, qkv, mapping, staged[1], scores, attended)
+        attend(kv_kind, first, last, sizes, layer, qkv, mapping, staged[1], scores, attended)
         barrier(sync, threads)
 
 
@@ -328,7 +220,7 @@ def _attention(thread, threads, sync, kinds, sizes, eps, layer, whole, scratch, 
     width, q_width = (layer[HEADS] + 2 * layer[KV_HEADS]) * H, layer[HEADS] * H
     qkv = all_qkv[: M * width].reshape((M, width))
     attended = all_attended[: M * q_width].reshape((M, q_width))
-    _norm(x, layer[GAIN_1], layer[OFFSET_1], eps, normed)
+    norm(x, layer[GAIN_1], layer[OFFSET_1], eps, normed)
     scores, tables = scratch[10][thread], (cos, sin, mapping)
     _heads(thread, threads, sync, kinds, sizes, eps, layer, whole, normed, staged, scores, qkv, attended, tables)
     reset(sync, MLP, thread)
@@ -337,7 +229,7 @@ def _attention(thread, threads, sync, kinds, sizes, eps, layer, whole, scratch, 
     if not whole:
         reset(sync, ATTENTION, thread)
         return
-    tiles.stage(kinds[0], attended, staged[0])
+    _stage(kinds[0], attended, staged[0], sizes)
     parts = _parts(D, threads, sizes)
     part = _next(sync, PROJECTION, sizes, thread, threads, -1, parts)
     while part < parts:
@@ -352,28 +244,32 @@ def _attention(thread, threads, sync, kinds, sizes, eps, layer, whole, scratch, 
 
 
 def _mlp(
-    thread: int, threads: int, sync: Any, kinds: Any, sizes: Any, eps: Any, layer: Any, scratch: Any, M: int
+    thread: int, threads: int, sync: Any, kinds: Any, sizes: Any, eps: Any, layer: Any, scratch: Any, M: int, first: int
 ) -> int:
-    """Add one layer's MLP to the residual stream; how many neurons this thread has found not to be zero."""
+    """Add one layer's MLP to the residual stream.
+
+    Returns:
+        how many neurons of the tokens from `first` on this thread has found not to be zero.
+    """
     raise NotImplementedError("only within compiled code")
 
 
 @overload(_mlp, jit_options=FAST, inline="always")
-def _overload_mlp(thread, threads, sync, kinds, sizes, eps, layer, scratch, M):  # type: ignore[no-untyped-def]
+def _overload_mlp(thread, threads, sync, kinds, sizes, eps, layer, scratch, M, first):  # type: ignore[no-untyped-def]
     return _gated_mlp if kinds[MLP_KIND].dtype == _GATED else _relu2_mlp
 
 
-def _relu2_mlp(thread, threads, sync, kinds, sizes, eps, layer, scratch, M):  # type: ignore[no-untyped-def]
+def _relu2_mlp(thread, threads, sync, kinds, sizes, eps, layer, scratch, M, first):  # type: ignore[no-untyped-def]
     """`down(relu(up(x)) ** 2)`, reading only rows of `down` whose neurons are not zero."""
     all_x, all_normed, all_staged, _, _, _, all_h, all_active, partial = scratch[:9]
     D, F, run = sizes[HIDDEN], sizes[NEURONS], sizes[RUN_OF_NEURONS]
     x, normed, staged = all_x[thread, :M], all_normed[thread, :M], all_staged[thread]
     h, active = all_h[:M], all_active[:M]
-    _norm(x, layer[GAIN_2], layer[OFFSET_2], eps, normed)
-    down, extras = _matrix_at(kinds[0], layer[DOWN], F, D), _extras_at(layer[DOWN + EXTRAS], F)
+    norm(x, layer[GAIN_2], layer[OFFSET_2], eps, normed)
+    down, extras = matrix_at(kinds[0], layer[DOWN], F, D), extras_at(layer[DOWN + EXTRAS], F)
     runs = (F + run - 1) // run
     counted, listed = 0, np.empty(M, np.int64)
-    tiles.stage(kinds[0], normed, staged[0])
+    _stage(kinds[0], normed, staged[0], sizes)
     r = _next(sync, MLP, sizes, thread, threads, -1, runs)
     while r < runs:
         start, stop = r * run, min((r + 1) * run, F)
@@ -382,11 +278,14 @@ def _relu2_mlp(thread, threads, sync, kinds, sizes, eps, layer, scratch, M):  # 
         for m in range(M):
             listed[m] = gemv.squared_relu_list(h[m], active[m], start, stop)
             partial[r, m, :] = np.float32(0)
-            counted += listed[m]
+            counted += listed[m] if m >= first else 0
         if M == 1:
             gemv.add_rows(down, extras, D, h[0], active[0, start:stop], listed[0], partial[r, 0], sizes[AHEAD])
         else:
-            tiles.add_rows_of(down, extras, D, h, active[:, start:stop], listed, start, stop, partial[r])
+            bf16_products.add_rows_of(
+                down, extras, D, h, active[:, start:stop], listed, start, stop, staged[1], partial[r], sizes[ROUNDED],
+                sizes[AHEAD],
+            )  # fmt: skip
         r = _next(sync, MLP, sizes, thread, threads, r, runs)
     barrier(sync, threads)
     reset(sync, PROJECTION, thread)
@@ -397,14 +296,14 @@ def _relu2_mlp(thread, threads, sync, kinds, sizes, eps, layer, scratch, M):  # 
     return counted
 
 
-def _gated_mlp(thread, threads, sync, kinds, sizes, eps, layer, scratch, M):  # type: ignore[no-untyped-def]
+def _gated_mlp(thread, threads, sync, kinds, sizes, eps, layer, scratch, M, first):  # type: ignore[no-untyped-def]
     """`down(silu(gate(x)) * up(x))`: hardly a neuron is zero, so `down` is multiplied by its rows."""
     all_x, all_normed, all_staged, _, _, all_projected, all_h = scratch[:7]
     D, F = sizes[HIDDEN], sizes[NEURONS]
     x, normed, staged = all_x[thread, :M], all_normed[thread, :M], all_staged[thread]
     h, gate, projected = all_h[:M], scratch[11][:M], all_projected[:M]
-    _norm(x, layer[GAIN_2], layer[OFFSET_2], eps, normed)
-    tiles.stage(kinds[0], normed, staged[0])
+    norm(x, layer[GAIN_2], layer[OFFSET_2], eps, normed)
+    _stage(kinds[0], normed, staged[0], sizes)
     counted, parts = 0, _parts(F, threads, sizes)
     part = _next(sync, MLP, sizes, thread, threads, -1, parts)
     while part < parts:
@@ -415,11 +314,11 @@ def _gated_mlp(thread, threads, sync, kinds, sizes, eps, layer, scratch, M):  # 
         _add_bias(layer[UP_BIAS], h, start, stop)
         for m in range(M):
             gemv.times_silu(gate[m, start:stop], h[m, start:stop])
-        counted += M * (stop - start)
+        counted += (M - first) * (stop - start)
         part = _next(sync, MLP, sizes, thread, threads, part, parts)
     barrier(sync, threads)
     reset(sync, PROJECTION, thread)
-    tiles.stage(kinds[0], h, staged[0])
+    _stage(kinds[0], h, staged[0], sizes)
     parts = _parts(D, threads, sizes)
     part = _next(sync, DOWN_ROWS, sizes, thread, threads, -1, parts)
     while part < parts:
@@ -436,11 +335,19 @@ def _gated_mlp(thread, threads, sync, kinds, sizes, eps, layer, scratch, M):  # 
 @njit(**WHOLE)
 def _embed(kind, sizes, ends, tokens, x):  # type: ignore[no-untyped-def]
     V, D = sizes[VOCABULARY], sizes[HIDDEN]
-    embed, extras = _matrix_at(kind, ends[EMBED], V, D), _extras_at(ends[EMBED_EXTRAS], V)
+    embed, extras = matrix_at(kind, ends[EMBED], V, D), extras_at(ends[EMBED_EXTRAS], V)
     for m in range(x.shape[0]):
         x[m, :] = np.float32(0)
         gemv.add_row(embed, extras, D, tokens[m], np.float32(1), x[m], formats.AHEAD)
         formats.add_escapes(embed, extras, tokens[m], np.float32(1), x[m])
+
+
+@njit(**FAST)
+def _keep(x, first, M):  # type: ignore[no-untyped-def]
+    """Move the tokens from `first` on to the beginning; how many there are."""
+    for m in range(first if first > 0 else M, M):
+        x[m - first, :] = x[m]
+    return M - first
 
 
 @njit(**WHOLE)
@@ -455,19 +362,21 @@ def _step(thread, threads, sync, kinds, tokens, mapping, first, sizes, eps, laye
         if not whole:  # without logits, the last layer's keys and values are all that is needed
             barrier(sync, threads)
             return
-        counted = _mlp(thread, threads, sync, kinds, sizes, eps, layer, scratch, M)
-        if first < M:
-            zeros[thread, 0] += counted
-    _norm(x[first:], ends[GAIN], ends[OFFSET], eps, normed[first:])
+        if index + 1 == layers.shape[0]:  # from here on only tokens with logits are needed
+            M, first = _keep(x, first, M), np.int64(0)
+        zeros[thread, 0] += _mlp(thread, threads, sync, kinds, sizes, eps, layer, scratch, M, first)
+    M = _keep(x, first, M) if layers.shape[0] == 0 else M
+    x, normed = x[:M], normed[:M]
+    norm(x, ends[GAIN], ends[OFFSET], eps, normed)
     rows, logits = sizes[VOCABULARY], scratch[9]
     staged = scratch[2][thread, 0]
-    tiles.stage(kinds[3], normed[first:], staged)
+    tiles.stage(kinds[3], normed, staged)  # none of them is rounded
     head = (kinds[3], ends[HEAD], ends[HEAD_EXTRAS], rows)
     parts = _parts(rows, threads, sizes)
     part = _next(sync, HEAD_ROWS, sizes, thread, threads, -1, parts)
     while part < parts:
         start, stop = share(rows, ROW_BLOCK, part, parts)
-        _multiply(*head, normed[first:], staged, logits[: M - first], 0, start, stop, sizes)
+        _multiply(*head, normed, staged, logits[:M], 0, start, stop, sizes)
         part = _next(sync, HEAD_ROWS, sizes, thread, threads, part, parts)
     barrier(sync, threads)
 
@@ -478,7 +387,7 @@ def _decode(thread, threads, sync, kinds, inputs, sizes, eps, layers, ends, scra
     # Arguments are read before the first barrier: once thread 0 has returned, the caller may write the next ones.
     (batch, tokens, mapping, stops, draws), (cos, sin, zeros) = inputs, tables
     M, first, more, drawing = batch[TOKENS], batch[FIRST_LOGITS], batch[MORE], draws[choice.ON] != 0
-    new, at, ends_of_text = tokens[:M].copy(), mapping.copy(), stops.copy()
+    new, at, ends_of_text = tokens[:M].copy(), mapping[:, :M].copy(), stops.copy()
     logits, lanes = scratch[9], scratch[2][thread, 0, 0]
     chosen = 0
     while True:
@@ -487,6 +396,8 @@ def _decode(thread, threads, sync, kinds, inputs, sizes, eps, layers, ends, scra
         _step(thread, threads, sync, kinds, new, at, first, sizes, eps, layers, ends, scratch, cos, sin, zeros)
         if chosen == more:
             return
+        # Tokens of a prompt that came before the sequences' last ones have done their part.
+        new, at, M, first = new[first:], at[:, first:], M - first, np.int64(0)
         if drawing:
             choice.draw_rows(thread, threads, draws, logits, M, lanes, tokens[chosen * M : (chosen + 1) * M])
             barrier(sync, threads)
@@ -553,7 +464,7 @@ def _compiled(digest: int) -> Any:
             layers: int64 (layers, LAYER_COLUMNS). ends: int64, (EMBED, ..., OFFSET).
             scratch: see `engine.cpu.engine`.
             cos, sin: fp32 (capacity, R / 2).
-            zeros: int64 (threads, 8), the first of each counts active neurons over steps that compute logits.
+            zeros: int64 (threads, 8), the first of each counts active neurons of tokens whose logits are computed.
         """
         if digest == -1:
             return
@@ -576,7 +487,10 @@ def _compiled(digest: int) -> Any:
     return run
 
 
-SOURCES = (choice, dots, formats, gemv, lanes, mersenne, microkernels, register_tiles, tiles, threads_file)
+SOURCES = (
+    attention, bf16_products, choice, dots, formats, gemv, lanes, mersenne, microkernels, register_tiles, tables, tiles,
+    threads_file,
+)  # fmt: skip
 DIGEST = source_digest(__file__, *SOURCES)
 """The version of the compiled step."""
 run = cached(_compiled, __file__, *SOURCES)

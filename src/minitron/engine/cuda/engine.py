@@ -110,7 +110,7 @@ class CudaEngine(DecodeEngine):
                 self._graphs.prepare(rows)
 
     @torch.no_grad()
-    def prefill(self, tokens: list[int], slot: int = 0) -> None:
+    def prefill(self, tokens: list[int], slot: int = 0, more: bool = False) -> None:
         """Append tokens to a slot's sequence."""
         self._prefill.append(tokens, slot)
 
