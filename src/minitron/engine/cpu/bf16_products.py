@@ -1,8 +1,10 @@
-"""Products of nine or more vectors with rows of bf16 by `vdpbf16ps`: for prompts, where AVX-512 has it.
+"""Products of nine or more vectors with rows in bf16 by `vdpbf16ps`: for prompts, where AVX-512 has it.
 
 One instruction multiplies 32 pairs of bf16 numbers and adds them to sixteen fp32 sums, twice as many as one for fp32
 numbers. It needs both operands in bf16, so vectors are rounded, as torch and llama.cpp round them. Decoding does not
 use it: its sums have the same bits for one token as for several, and nothing is rounded there.
+
+Rows of bf12, int8 and int4 are unpacked to bf16, a few at a time, as torch's products need them.
 
 A tile is four rows times four to six vectors: 24 sums, four rows and a vector take 29 of 32 registers, and ten loads
 serve 24 instructions. A row stays in the first-level cache until all vectors are multiplied with it.
@@ -20,9 +22,10 @@ from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
 from . import tiles
-from .formats import _BF16, FAST, LEAF, Array
+from .formats import _BF16, _FP32, BLOCK, FAST, LEAF, Array
 from .gemv import add_rows, bf16_of_float, staged_matvec
 from .lanes import address_of, prefetch_line, shuffled, splat, totals_of_four
+from .unpack import rows_as_bf16
 
 TILE_ROWS, MOST_VECTORS = 4, 6
 LEAST_VECTORS = 9
@@ -35,6 +38,8 @@ SPARSE = 8
 """Where less than one factor in so many is not zero, adding only rows that count is faster than `sum_rows_rounded`."""
 ROWS_IN_CACHE = 64
 """Rows after which a vector that is not rounded is multiplied with the same rows."""
+ROWS_UNPACKED = 32
+"""Rows of packed formats that are unpacked at a time: an even number."""
 _LINE = 64
 """Bytes of as many bf16 numbers."""
 _BYTE, _FLOATS = ir.IntType(8), ir.VectorType(ir.FloatType(), 16)
@@ -204,7 +209,7 @@ def _sums_tile_of(vectors: int) -> Any:
     Args (of the intrinsic; offsets and strides are in bytes):
         w: bf16 bits; SUMMED_COLUMNS of the first row begin at the offset, those of the others a stride further each.
         x: bf16 bits, the factors of each vector, likewise.
-        out: fp32; SUMMED_COLUMNS sums of each vector are written, likewise.
+        out: fp32; SUMMED_COLUMNS sums of each vector, likewise, to which the products are added.
         pairs: half the number of rows.
         next: where SUMMED_COLUMNS to fetch begin, of the first row of the first pair or of the second.
     """
@@ -213,8 +218,9 @@ def _sums_tile_of(vectors: int) -> Any:
     def tile(typingctx, w, at, stride, x, x_at, x_stride, out, out_at, out_stride, pairs, next):  # type: ignore[no-untyped-def]
         def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
             code, size = _Code(context, builder, signature.args, args), args[1].type
-            parts, zero = code.pointers(3, vectors), ir.Constant(_FLOATS, [0.0] * 16)
-            sums = [[cgutils.alloca_once_value(builder, zero) for _ in range(4)] for _ in parts]
+            parts, targets = code.pointers(3, vectors), code.pointers(6, vectors)
+            found = [[code.load(target, size(_LINE * index), _FLOATS) for index in range(4)] for target in targets]
+            sums = [[cgutils.alloca_once_value(builder, value) for value in row] for row in found]
             row, later = code.pointer(0, args[1]), code.pointer(0, args[10])
             with cgutils.for_range(builder, args[9]) as loop:
                 upper = builder.mul(loop.index, builder.mul(args[2], size(2)))
@@ -229,14 +235,14 @@ def _sums_tile_of(vectors: int) -> Any:
                     for begin in (0, 16):  # of two rows, the numbers of a column side by side
                         lanes = [i + 32 * which for i in range(begin, begin + 16) for which in range(2)]
                         weights.append(builder.bitcast(shuffled(builder, first, second, lanes), _PAIRS))
-                for part, found in zip(parts, sums, strict=True):
+                for part, variables in zip(parts, sums, strict=True):
                     pair = code.load(part, builder.mul(loop.index, size(4)), ir.IntType(32))
                     factors = splat(builder, pair, _PAIRS)
-                    for weight, variable in zip(weights, found, strict=True):
+                    for weight, variable in zip(weights, variables, strict=True):
                         code.add_products(variable, weight, factors)
-            for target, found in zip(code.pointers(6, vectors), sums, strict=True):
-                for index, variable in enumerate(found):
-                    code.store(builder.load(variable), target, size(64 * index))
+            for target, variables in zip(targets, sums, strict=True):
+                for index, variable in enumerate(variables):
+                    code.store(builder.load(variable), target, size(_LINE * index))
             return context.get_dummy_value()
 
         size = types.intp
@@ -260,29 +266,51 @@ def _sums_tile(vectors, w, at, stride, x, x_at, x_stride, out, out_at, out_strid
 
 
 @njit(**LEAF)
-def sum_rows_rounded(w, columns, scales, start, stop, staged, out):  # type: ignore[no-untyped-def]
-    """`out[m] = sum(scales[m, f] * w[f] for start <= f < stop)`, with factors rounded to bf16.
+def add_rows_rounded(w, scales, staged, out):  # type: ignore[no-untyped-def]
+    """`out[m] += sum(scales[m, f] * w[f])`, with factors rounded to bf16.
 
     Args:
-        w: (F, columns) bf16 bits, without gaps; columns: a multiple of SUMMED_COLUMNS.
-        scales: (M, F) fp32, M 9 or more.
-        start, stop: their difference is even.
-        staged: (>= M * (stop - start),) uint16, scratch.
+        w: (n, columns) bf16 bits, without gaps; n is even, columns a multiple of SUMMED_COLUMNS.
+        scales: (M, n) fp32, M 9 or more.
+        staged: (>= M * n,) uint16, scratch.
         out: (M, >= columns) fp32.
     """
-    M, n = scales.shape[0], stop - start
-    _round_vectors(scales[:, start:stop], staged)
+    (M, n), columns = scales.shape, w.shape[1]
+    _round_vectors(scales, staged)
     stride, x_stride, out_stride = 2 * columns, 2 * n, out.strides[0]
     turns = (M + MOST_VECTORS - 1) // MOST_VECTORS
     for column in range(0, columns, SUMMED_COLUMNS):
         for turn in range(turns):
             first, last = M * turn // turns, M * (turn + 1) // turns
-            at, out_at = start * stride + 2 * column, first * out_stride + 4 * column
+            at, out_at = 2 * column, first * out_stride + 4 * column
             # The next columns of each pair's first rows are fetched in the first turn, those of its second in the next.
             after = at + 2 * SUMMED_COLUMNS + turn * stride if turn < 2 else at
             _sums_tile(
                 last - first, w, at, stride, staged, first * x_stride, x_stride, out, out_at, out_stride, n // 2, after
             )
+
+
+# --- packed formats ----------------------------------------------------------------------------------------------
+
+
+@njit(**FAST)
+def _multiply_unpacked(w, extras, columns, M, staged, out, column, start, stop):  # type: ignore[no-untyped-def]
+    """As `multiply_rounded` for rows that are unpacked to bf16, ROWS_UNPACKED at a time."""
+    panel, wide = np.empty((ROWS_UNPACKED, columns), np.uint16), np.empty(columns + BLOCK, np.float32)
+    for top in range(start, stop, ROWS_UNPACKED):
+        last = min(top + ROWS_UNPACKED, stop)
+        rows_as_bf16(w, extras, wide, panel, top, last)
+        multiply_rounded(panel, columns, M, staged, out, column + top, np.int64(0), last - top)
+
+
+@njit(**FAST)
+def _add_unpacked(w, extras, columns, scales, start, stop, staged, out):  # type: ignore[no-untyped-def]
+    """As `add_rows_rounded` for rows `start` to `stop`, unpacked to bf16, ROWS_UNPACKED at a time."""
+    panel, wide = np.empty((ROWS_UNPACKED, columns), np.uint16), np.empty(columns + BLOCK, np.float32)
+    for top in range(start, stop, ROWS_UNPACKED):
+        last = min(top + ROWS_UNPACKED, stop)
+        rows_as_bf16(w, extras, wide, panel, top, last)
+        add_rows_rounded(panel[: last - top], scales[:, top:last], staged, out)
 
 
 # --- for the step ------------------------------------------------------------------------------------------------
@@ -323,7 +351,7 @@ def _overload_stage(w, x, staged, rounded):  # type: ignore[no-untyped-def]
         if rounded < x.shape[0]:
             tiles.stage(w, x[rounded:], staged[rounded:])
 
-    return either if USED and w.dtype == _BF16 else lambda w, x, staged, rounded: tiles.stage(w, x, staged)
+    return either if USED and w.dtype != _FP32 else lambda w, x, staged, rounded: tiles.stage(w, x, staged)
 
 
 @overload(multiply)
@@ -335,7 +363,10 @@ def _overload_multiply(w, extras, x, staged, out, column, start, stop, rounded, 
         halves = staged.reshape(-1).view(np.uint16)
         for top in range(start, stop, ROWS_IN_CACHE):
             last = min(top + ROWS_IN_CACHE, stop)
-            multiply_rounded(w, x.shape[1], rounded, halves, out, column, top, last)
+            if plain:
+                multiply_rounded(w, x.shape[1], rounded, halves, out, column, top, last)
+            else:
+                _multiply_unpacked(w, extras, x.shape[1], rounded, halves, out, column, top, last)
             if rounded < x.shape[0]:
                 one = x[rounded:]
                 staged_matvec(w, extras, one, staged[rounded:], out[rounded:], column, top, last, ahead, short)
@@ -343,7 +374,8 @@ def _overload_multiply(w, extras, x, staged, out, column, start, stop, rounded, 
     def exact(w, extras, x, staged, out, column, start, stop, rounded, ahead, short):  # type: ignore[no-untyped-def]
         tiles.multiply(w, extras, x, staged, out, column, start, stop)
 
-    return either if USED and w.dtype == _BF16 else exact
+    plain = w.dtype == _BF16
+    return either if USED and w.dtype != _FP32 else exact
 
 
 @overload(add_rows_of)
@@ -353,11 +385,15 @@ def _overload_add_rows_of(w, extras, columns, scales, rows, counts, start, stop,
             tiles.add_rows_of(w, extras, columns, scales, rows, counts, start, stop, out)
             return
         halves = staged.reshape(-1).view(np.uint16)
-        sum_rows_rounded(w, columns, scales[:rounded], start, stop, halves, out)
+        if plain:
+            add_rows_rounded(w[start:stop], scales[:rounded, start:stop], halves, out)
+        else:
+            _add_unpacked(w, extras, columns, scales[:rounded], start, stop, halves, out)
         for m in range(rounded, scales.shape[0]):
             add_rows(w, extras, columns, scales[m], rows[m], counts[m], out[m], ahead)
 
     def exact(w, extras, columns, scales, rows, counts, start, stop, staged, out, rounded, ahead):  # type: ignore[no-untyped-def]
         tiles.add_rows_of(w, extras, columns, scales, rows, counts, start, stop, out)
 
-    return either if USED and w.dtype == _BF16 else exact
+    plain = w.dtype == _BF16
+    return either if USED and w.dtype != _FP32 else exact

@@ -22,7 +22,7 @@ from ..base import MAX_TOKENS, MOST_STOPS, DecodeEngine, rows_of
 from ..buffers import Buffer, address, most_threads, zeros
 from ..draws import Draws
 from ..kv import KeyValues
-from ..matrix import BLOCK, FORMATS, PLAIN_BYTES, Matrix
+from ..matrix import BLOCK, FORMATS, Matrix
 from ..mt19937 import TwisterState
 from ..parts import EngineWeights, Norm
 from . import bf16_products, choice, tables
@@ -42,11 +42,11 @@ if TYPE_CHECKING:
     from .prefill import Prefill
 
 SHORT_PROMPT, SHORT_PROMPT_OF_LARGE = 32, 8
-"""With AVX-512, prompts of at most so many tokens are prefilled in steps: in bf16, torch's products are faster there.
-The first number is for weights that are quantized, because unpacking them for torch takes longer, and for those that
-are few, because calls of torch take longer."""
-ROUNDED_PROMPT = 512
-"""The same where `bf16_products` multiplies."""
+"""With AVX-512, tokens of a prompt up to which nothing is rounded. The second number is for bf16 and bf12 where weights
+are many: rounded products are faster there from fewer tokens on."""
+ROUNDED_PROMPT = {"bf16": 256, "bf12": 256, "int8": 64, "int4": 64}
+"""Tokens of a prompt up to which `bf16_products` are faster than torch's, which share the attention of more tokens and
+the unpacking of quantized weights."""
 ANY_PROMPT = sys.maxsize
 NOTHING: tuple[list[int], int, bool] = [], 0, False
 RUNS, LEAST_RUN = 32, 128
@@ -87,8 +87,8 @@ class CpuEngine(DecodeEngine):
         self.weights = weights
         self.threads = threads or most_threads()
         self.kv = KeyValues(weights, capacity, slots) if kv is None else kv
-        self._large = weights.format in PLAIN_BYTES and weights.nbytes > SMALL
-        self._rounds = bf16_products.USED and weights.format == "bf16" and _in_whole_tiles(weights)
+        self._large = weights.format in ("bf16", "bf12") and weights.nbytes > SMALL
+        self._rounds = bf16_products.USED and weights.format in ROUNDED_PROMPT and _in_whole_tiles(weights)
         self._prefill: Prefill | None = None
         self._batch = np.zeros(4, np.int64)
         self._slot_mapping = np.zeros((2, MAX_TOKENS), np.int64)
@@ -234,8 +234,10 @@ class CpuEngine(DecodeEngine):
         """
         if REGISTER_TILES:
             return ANY_PROMPT
-        if self._rounds:
-            return ROUNDED_PROMPT
+        return ROUNDED_PROMPT[self.weights.format] if self._rounds else self._exact_prompt
+
+    @property
+    def _exact_prompt(self) -> int:
         return SHORT_PROMPT_OF_LARGE if self._large else SHORT_PROMPT
 
     def prefill(self, tokens: list[int], slot: int = 0, more: bool = False) -> None:
@@ -245,7 +247,7 @@ class CpuEngine(DecodeEngine):
             self.close()  # torch's threads need the cores
             self._prefill_by_torch().append(tokens, slot)
             return
-        rounded = self._rounds and len(tokens) > (SHORT_PROMPT_OF_LARGE if self._large else SHORT_PROMPT)
+        rounded = self._rounds and len(tokens) > self._exact_prompt
         whole = len(tokens) // MAX_TOKENS * MAX_TOKENS if more else len(tokens)
         for first in range(0, whole, MAX_TOKENS):
             part = tokens[first : min(first + MAX_TOKENS, whole)]

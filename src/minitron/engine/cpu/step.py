@@ -35,6 +35,7 @@ from . import (
     register_tiles,
     tables,
     tiles,
+    unpack,
 )
 from . import threads as threads_file
 from .attention import attend, norm, store_heads
@@ -489,7 +490,7 @@ def _compiled(digest: int) -> Any:
 
 SOURCES = (
     attention, bf16_products, choice, dots, formats, gemv, lanes, mersenne, microkernels, register_tiles, tables, tiles,
-    threads_file,
+    threads_file, unpack,
 )  # fmt: skip
 DIGEST = source_digest(__file__, *SOURCES)
 """The version of the compiled step."""

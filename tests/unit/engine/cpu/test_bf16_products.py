@@ -73,9 +73,10 @@ def test_sums_of_rows_are_those_of_the_rounded_factors(
     factors = torch.randn(vectors, stop + 3, generator=random)
     out = np.full((vectors, columns + 5), GUARD)
     staged = np.zeros(vectors * (stop - start), np.uint16)
-    bf16_products.sum_rows_rounded(bf16_bits(weights), columns, factors.numpy(), start, stop, staged, out)
+    out[:, :columns] = 3
+    bf16_products.add_rows_rounded(bf16_bits(weights)[start:stop], factors.numpy()[:, start:stop], staged, out)
     x, w = rounded(factors)[:, start:stop], rounded(weights)[start:stop]
-    assert (np.abs(out[:, :columns] - x @ w) <= 2e-6 * (np.abs(x) @ np.abs(w)) + 1e-30).all()
+    assert (np.abs(out[:, :columns] - 3 - x @ w) <= 2e-6 * (3 + np.abs(x) @ np.abs(w))).all()
     assert (out[:, columns:] == GUARD).all()
 
 
@@ -116,6 +117,31 @@ def test_a_long_prompt_is_rounded_and_its_last_token_is_not(gated: bool, length:
     for more, threads in ((True, 1), (False, 2), (False, 1)):
         assert all(map(torch.equal, found, logits_after(weights, tokens, more, threads)))
     exact = ReferenceEngine(from_model(wide_model(gated).float()), 100)
+    exact.prefill(tokens[:-1])
+    expected = exact.step(tokens[-1:])
+    assert 0 < (found[0] - expected).norm() / expected.norm() < 0.02
+
+
+@needs_bf16
+def test_weights_packed_without_loss_give_the_same_bits() -> None:
+    model, tokens = wide_model(gated=False), some_tokens(50)
+    found = [logits_after(from_model(model, format), tokens, more=True) for format in ("bf16", "bf12")]
+    for plain, packed in zip(*(cached[1:] for cached in found), strict=True):
+        assert torch.equal(plain, packed)
+
+
+@needs_bf16
+@pytest.mark.parametrize("format", ["int8", "int4"])
+@pytest.mark.parametrize("gated", [False, True])
+def test_packed_weights_are_unpacked_to_bf16(format: Format, gated: bool) -> None:
+    model, tokens = wide_model(gated), some_tokens(50)
+    weights = from_model(model, format)
+    found = logits_after(weights, tokens, more=True)
+    assert all(map(torch.equal, found, logits_after(weights, tokens, more=False, threads=1)))
+    for layer in weights.layers:
+        for matrix in layer.matrices:
+            matrix.data, matrix.format = matrix.dense(torch.float32), "fp32"
+    exact = ReferenceEngine(weights, 100)
     exact.prefill(tokens[:-1])
     expected = exact.step(tokens[-1:])
     assert 0 < (found[0] - expected).norm() / expected.norm() < 0.02
