@@ -2,7 +2,8 @@
 
 One instruction multiplies 32 pairs of bf16 numbers and adds them to sixteen fp32 sums, twice as many as one for fp32
 numbers. It needs both operands in bf16, so vectors are rounded, as torch and llama.cpp round them. Decoding does not
-use it: its sums have the same bits for one token as for several, and nothing is rounded there.
+use it: its sums have the same bits for one token as for several, and nothing is rounded there. The instruction takes
+numbers below 2^-126 for zero.
 
 Rows of bf12, int8 and int4 are unpacked to bf16, a few at a time, as torch's products need them.
 
@@ -14,7 +15,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 from llvmlite import binding, ir
 from numba import njit, types
@@ -22,6 +22,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
 from . import tiles
+from .compiled import processor_has
 from .formats import _BF16, _FP32, BLOCK, FAST, LEAF, Array
 from .gemv import add_rows, bf16_of_float, staged_matvec
 from .lanes import address_of, prefetch_line, shuffled, splat, totals_of_four
@@ -33,9 +34,9 @@ LEAST_VECTORS = 9
 COLUMNS = 32
 """Columns that an instruction multiplies; a matrix has a multiple of them."""
 SUMMED_COLUMNS = 64
-"""Columns of which `sum_rows_rounded` adds rows at a time; a matrix has a multiple of them."""
+"""Columns of which `add_rows_rounded` adds rows at a time; a matrix has a multiple of them."""
 SPARSE = 8
-"""Where less than one factor in so many is not zero, adding only rows that count is faster than `sum_rows_rounded`."""
+"""Where less than one factor in so many is not zero, adding only rows that count is faster than `add_rows_rounded`."""
 ROWS_IN_CACHE = 64
 """Rows after which a vector that is not rounded is multiplied with the same rows."""
 ROWS_UNPACKED = 32
@@ -46,12 +47,7 @@ _BYTE, _FLOATS = ir.IntType(8), ir.VectorType(ir.FloatType(), 16)
 _PAIRS, _HALVES = ir.VectorType(ir.IntType(32), 16), ir.VectorType(ir.IntType(16), 32)
 
 
-def _is_used() -> bool:
-    host = numba.config.CPU_NAME in (None, "host")  # type: ignore[reportAttributeAccessIssue]
-    return host and bool(binding.get_host_cpu_features().get("avx512bf16"))
-
-
-USED = _is_used()
+USED = processor_has("avx512bf16")
 """Whether the processor has `vdpbf16ps`."""
 if USED:
     binding.initialize_native_asmparser()  # for the instruction in `_tile_of`
@@ -97,7 +93,7 @@ class _Code:
 
 
 def _tile_of(vectors: int) -> Any:
-    """An intrinsic `f(w, at, stride, x, x_at, x_stride, out, out_at, out_stride, lines, next)`: rows times vectors.
+    """An intrinsic for products of rows and so many vectors.
 
     Four rows are multiplied with so many vectors; meanwhile two later rows are fetched into the second-level cache, a
     line of each at a time: in one go, they would stop the processor.
@@ -106,7 +102,7 @@ def _tile_of(vectors: int) -> Any:
         w, x: bf16 bits; the first row or vector begins at the offset, the others a stride further each.
         out: fp32; four products of the first vector are written to the offset, those of the others a stride further.
         lines: times COLUMNS are the columns.
-        next: where in w the rows to fetch begin, two offsets.
+        next_0, next_1: where in w the rows to fetch begin.
     """
 
     @intrinsic
@@ -116,7 +112,7 @@ def _tile_of(vectors: int) -> Any:
             rows, parts = code.pointers(0, TILE_ROWS), code.pointers(3, vectors)
             zero = ir.Constant(_FLOATS, [0.0] * 16)
             sums = [[cgutils.alloca_once_value(builder, zero) for _ in rows] for _ in parts]
-            later = [code.pointer(0, next) for next in args[10:]]
+            later = [code.pointer(0, offset) for offset in args[10:]]
             with cgutils.for_range(builder, args[9]) as loop:
                 offset = builder.mul(loop.index, size(_LINE))
                 for row in later:
@@ -202,7 +198,7 @@ def multiply_rounded(w, columns, M, staged, out, column, start, stop):  # type: 
 
 
 def _sums_tile_of(vectors: int) -> Any:
-    """An intrinsic `f(w, at, stride, x, x_at, x_stride, out, out_at, out_stride, pairs, next)`: sums of rows.
+    """An intrinsic for sums of rows.
 
     Rows are added, times the factors of so many vectors; meanwhile later numbers are fetched as in `_tile_of`.
 
@@ -211,11 +207,11 @@ def _sums_tile_of(vectors: int) -> Any:
         x: bf16 bits, the factors of each vector, likewise.
         out: fp32; SUMMED_COLUMNS sums of each vector, likewise, to which the products are added.
         pairs: half the number of rows.
-        next: where SUMMED_COLUMNS to fetch begin, of the first row of the first pair or of the second.
+        after: where SUMMED_COLUMNS to fetch begin, of the first or the second row of the first pair.
     """
 
     @intrinsic
-    def tile(typingctx, w, at, stride, x, x_at, x_stride, out, out_at, out_stride, pairs, next):  # type: ignore[no-untyped-def]
+    def tile(typingctx, w, at, stride, x, x_at, x_stride, out, out_at, out_stride, pairs, after):  # type: ignore[no-untyped-def]
         def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
             code, size = _Code(context, builder, signature.args, args), args[1].type
             parts, targets = code.pointers(3, vectors), code.pointers(6, vectors)
@@ -255,8 +251,8 @@ _sums_of_four, _sums_of_five, _sums_of_six = (_sums_tile_of(vectors) for vectors
 
 
 @njit(**LEAF)
-def _sums_tile(vectors, w, at, stride, x, x_at, x_stride, out, out_at, out_stride, pairs, next):  # type: ignore[no-untyped-def]
-    args = (w, at, stride, x, x_at, x_stride, out, out_at, out_stride, pairs, next)
+def _sums_tile(vectors, w, at, stride, x, x_at, x_stride, out, out_at, out_stride, pairs, after):  # type: ignore[no-untyped-def]
+    args = (w, at, stride, x, x_at, x_stride, out, out_at, out_stride, pairs, after)
     if vectors == 6:
         _sums_of_six(*args)  # type: ignore[call-arg]
     elif vectors == 5:

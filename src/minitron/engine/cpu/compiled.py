@@ -11,6 +11,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numba
+from llvmlite import binding
 from numba import njit
 
 from .formats import FAST
@@ -20,6 +22,12 @@ SILENT_SECONDS = 1.0
 _log = logging.getLogger("minitron")
 _announced: set[str] = set()
 _lock = threading.Lock()
+
+
+def processor_has(feature: str) -> bool:
+    """Whether code is compiled for this processor, and it has the feature, by LLVM's name."""
+    host = numba.config.CPU_NAME in (None, "host")  # type: ignore[reportAttributeAccessIssue]
+    return host and bool(binding.get_host_cpu_features().get(feature))
 
 
 def compiling(what: str) -> AbstractContextManager[None]:

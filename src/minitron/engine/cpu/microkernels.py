@@ -13,12 +13,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from .compiled import processor_has
 from .lanes import address_of
 
 WIDTH = 8
@@ -35,12 +35,7 @@ TILE_ROWS, MOST_VECTORS = 4, 3
 _BYTE, _FLOATS = ir.IntType(8), ir.VectorType(ir.FloatType(), WIDTH)
 
 
-def _is_used() -> bool:
-    host = numba.config.CPU_NAME in (None, "host")  # type: ignore[reportAttributeAccessIssue]
-    return not (host and binding.get_host_cpu_features().get("avx512f"))
-
-
-USED = _is_used()
+USED = not processor_has("avx512f")
 """Whether the processor has no AVX-512."""
 
 
