@@ -50,8 +50,8 @@ class Question:
 
     @property
     def content(self) -> str:
-        """What decides whether two examples are the same."""
-        return f"{self.question}\0{self.context}"
+        """What decides whether two examples have the same passage, so that none is on both sides of a split."""
+        return self.context
 
 
 # --- names -------------------------------------------------------------------------------------------------------

@@ -235,6 +235,21 @@ def _fields(values: Mapping[str, Any], task: str, rows: RowFormat) -> dict[str, 
 # --- splitting ---------------------------------------------------------------------------------------------------
 
 
+def _compared(item: Any) -> str:
+    """What decides whether two examples are equal."""
+    return " ".join(item.content.split()).casefold()
+
+
+def overlap(train: Examples[E], other: Examples[E], name: str) -> str | None:
+    """A note if examples of another part are equal to some of training, as `split_examples` compares them."""
+    known = {_compared(item) for item in train.items}
+    count = sum(_compared(item) in known for item in other.items)
+    if not count:
+        return None
+    rows = f"{count} of {len(other.items)} {name} rows"
+    return f"{rows} have texts that training rows have too, so scores on them say little about new texts"
+
+
 def split_examples(examples: Examples[E], shares: Sequence[float], seed: int) -> list[Examples[E]]:
     """Split examples at random, equal texts into the same part, so that no part knows another's.
 
@@ -250,7 +265,7 @@ def split_examples(examples: Examples[E], shares: Sequence[float], seed: int) ->
     """
     groups: dict[str, list[int]] = {}
     for number, item in enumerate(examples.items):
-        groups.setdefault(" ".join(item.content.split()).casefold(), []).append(number)  # type: ignore[attr-defined]
+        groups.setdefault(_compared(item), []).append(number)
     members = list(groups.values())
     order = np.random.Generator(np.random.PCG64([seed, 0x5711])).permutation(len(members))
     parts: list[list[int]] = []

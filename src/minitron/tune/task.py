@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from ..data.examples import Examples, RowFormat, read_examples, split_examples
+from ..data.examples import Examples, RowFormat, overlap, read_examples, split_examples
 from ..train.stream import Measure, Stream
 from .labels import Problem
 from .preferences import KINDS, Kind
@@ -133,6 +133,8 @@ def split_parts(
     shares = [options.share if part is None else 0.0 for part in (valid, *([test] if named_test else []))]
     train, *rest = split_examples(train, shares, seed)
     train.notes.extend(notes)
+    own = (("validation", valid), ("test", test))
+    train.notes.extend(note for name, part in own if part is not None and (note := overlap(train, part, name)))
     if valid is None and shares[0]:
         valid = rest[0]
     if named_test and test is None and shares[1]:

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
+from minitron.data.annotated import Question
 from minitron.data.documents import DataError
 from minitron.data.documents.problems import Bad
 from minitron.data.examples import (
@@ -22,6 +23,7 @@ from minitron.data.examples import (
     RowFormat,
     conversation,
     labelled,
+    overlap,
     read_examples,
     split_examples,
 )
@@ -227,3 +229,23 @@ def test_splits_share_no_text_and_lose_none(texts: list[str], seed: int) -> None
     assert all(seen)
     again = split_examples(examples, (0.2, 0.2), seed)
     assert [part.places for part in again] == [part.places for part in parts]
+
+
+def test_questions_about_a_passage_stay_in_one_part() -> None:
+    items = [Question(f"Passage {n // 4} has facts.", f"Question {n}?", ("facts",), 14) for n in range(40)]
+    parts = split_examples(Examples(items, [str(n) for n in range(40)]), (0.2, 0.2), 3)
+    passages = [{item.context for item in part.items} for part in parts]
+    assert [len(each) for each in passages] == [6, 2, 2]
+    assert sum(len(part.items) for part in parts) == 40
+    assert not passages[0] & passages[1] | passages[0] & passages[2] | passages[1] & passages[2]
+
+
+def test_texts_of_another_part_that_training_has_too_are_counted() -> None:
+    train, other = (
+        Examples([Labelled(text, None, "a") for text in texts], list(texts))
+        for texts in (["The sea.", "A dog."], ["the  SEA.", "A cat.", "A  dog."])
+    )
+    assert overlap(train, other, "test") == (
+        "2 of 3 test rows have texts that training rows have too, so scores on them say little about new texts"
+    )
+    assert overlap(train, Examples([Labelled("A cat.", None, "a")], ["x"]), "test") is None

@@ -42,9 +42,9 @@ if TYPE_CHECKING:
     from .prefill import Prefill
 
 SHORT_PROMPT, SHORT_PROMPT_OF_LARGE = 32, 8
-"""With AVX-512, tokens of a prompt up to which nothing is rounded. The second number is for bf16 and bf12 where weights
-are many: rounded products are faster there from fewer tokens on."""
-ROUNDED_PROMPT = {"bf16": 256, "bf12": 256, "int8": 64, "int4": 64}
+"""With AVX-512, tokens of a prompt up to which nothing is rounded: of models that stay in the caches, and of larger
+ones whose rounded products are faster from fewer tokens on."""
+ROUNDED_PROMPT = 256
 """Tokens of a prompt up to which `bf16_products` are faster than torch's, which share the attention of more tokens and
 the unpacking of quantized weights."""
 ANY_PROMPT = sys.maxsize
@@ -87,8 +87,9 @@ class CpuEngine(DecodeEngine):
         self.weights = weights
         self.threads = threads or most_threads()
         self.kv = KeyValues(weights, capacity, slots) if kv is None else kv
-        self._large = weights.format in ("bf16", "bf12") and weights.nbytes > SMALL
-        self._rounds = bf16_products.USED and weights.format in ROUNDED_PROMPT and _in_whole_tiles(weights)
+        self._rounds = bf16_products.USED and weights.format != "fp32" and _in_whole_tiles(weights)
+        large = weights.nbytes > SMALL and (self._rounds or weights.format == "bf16")
+        self._exact_prompt = SHORT_PROMPT_OF_LARGE if large else SHORT_PROMPT
         self._prefill: Prefill | None = None
         self._batch = np.zeros(4, np.int64)
         self._slot_mapping = np.zeros((2, MAX_TOKENS), np.int64)
@@ -234,11 +235,7 @@ class CpuEngine(DecodeEngine):
         """
         if REGISTER_TILES:
             return ANY_PROMPT
-        return ROUNDED_PROMPT[self.weights.format] if self._rounds else self._exact_prompt
-
-    @property
-    def _exact_prompt(self) -> int:
-        return SHORT_PROMPT_OF_LARGE if self._large else SHORT_PROMPT
+        return ROUNDED_PROMPT if self._rounds else self._exact_prompt
 
     def prefill(self, tokens: list[int], slot: int = 0, more: bool = False) -> None:
         """Append tokens to a slot's sequence; see `DecodeEngine.prefill`."""

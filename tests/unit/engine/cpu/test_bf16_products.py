@@ -102,7 +102,7 @@ def wide_model(gated: bool) -> Any:
 
 def logits_after(weights: EngineWeights, tokens: list[int], more: bool, threads: int = 2) -> tuple[torch.Tensor, ...]:
     with cpu.CpuEngine(weights, 100, threads=threads) as engine:
-        engine._large = True
+        engine._exact_prompt = cpu.SHORT_PROMPT_OF_LARGE
         engine.prefill(tokens[:-1], more=more)
         logits = engine.step(tokens[-1:]).clone()
         return logits, *engine.kv.keys, *engine.kv.values
