@@ -16,13 +16,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
 from . import tiles
-from .compiled import processor_has
+from .compiled import AVX512_BF16
 from .formats import _BF16, _FP32, BLOCK, FAST, LEAF, Array
 from .gemv import add_rows, bf16_of_float, staged_matvec
 from .lanes import address_of, prefetch_line, shuffled, splat, totals_of_four
@@ -47,10 +47,8 @@ _BYTE, _FLOATS = ir.IntType(8), ir.VectorType(ir.FloatType(), 16)
 _PAIRS, _HALVES = ir.VectorType(ir.IntType(32), 16), ir.VectorType(ir.IntType(16), 32)
 
 
-USED = processor_has("avx512bf16")
-"""Whether the processor has `vdpbf16ps`."""
-if USED:
-    binding.initialize_native_asmparser()  # for the instruction in `_tile_of`
+USED = AVX512_BF16
+"""Whether these products are used."""
 
 
 class _Code:
@@ -59,7 +57,6 @@ class _Code:
     def __init__(self, context: Any, builder: Any, kinds: Any, args: Any) -> None:
         self._context, self._builder, self._kinds, self._args = context, builder, kinds, args
         kind = ir.FunctionType(_FLOATS, [_FLOATS, _PAIRS, _PAIRS])
-        # LLVM's intrinsic has other types in each version; the instruction stays.
         self._dot = ir.InlineAsm(kind, "vdpbf16ps $3, $2, $0", "=v,0,v,v")
 
     def pointers(self, index: int, count: int) -> list[Any]:
@@ -295,7 +292,7 @@ def _multiply_unpacked(w, extras, columns, M, staged, out, column, start, stop):
     panel, wide = np.empty((ROWS_UNPACKED, columns), np.uint16), np.empty(columns + BLOCK, np.float32)
     for top in range(start, stop, ROWS_UNPACKED):
         last = min(top + ROWS_UNPACKED, stop)
-        rows_as_bf16(w, extras, wide, panel, top, last)
+        rows_as_bf16(w, extras, wide, panel, top, last, False)
         multiply_rounded(panel, columns, M, staged, out, column + top, np.int64(0), last - top)
 
 
@@ -305,7 +302,7 @@ def _add_unpacked(w, extras, columns, scales, start, stop, staged, out):  # type
     panel, wide = np.empty((ROWS_UNPACKED, columns), np.uint16), np.empty(columns + BLOCK, np.float32)
     for top in range(start, stop, ROWS_UNPACKED):
         last = min(top + ROWS_UNPACKED, stop)
-        rows_as_bf16(w, extras, wide, panel, top, last)
+        rows_as_bf16(w, extras, wide, panel, top, last, False)
         add_rows_rounded(panel[: last - top], scales[:, top:last], staged, out)
 
 

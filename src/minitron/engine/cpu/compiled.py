@@ -30,6 +30,13 @@ def processor_has(feature: str) -> bool:
     return host and bool(binding.get_host_cpu_features().get(feature))
 
 
+AVX512_BF16 = processor_has("avx512bf16")
+"""Whether the processor has `vdpbf16ps` and `vcvtneps2bf16`. They are written as assembly, because the types of LLVM's
+intrinsics for them differ between versions."""
+if AVX512_BF16:
+    binding.initialize_native_asmparser()
+
+
 def compiling(what: str) -> AbstractContextManager[None]:
     """Log, once a process, that `what` is being compiled if this block takes long."""
     return announced(f"compiling {what}")

@@ -31,6 +31,7 @@ from .compiled import compiling
 from .formats import KINDS, STAGED_BLOCK
 from .microkernels import USED as REGISTER_TILES
 from .picking import choose_until, next_words, pick
+from .placement import IDLE_SECONDS, keep_apart
 from .team import Team, interruptions, latest_size
 from .threads import SYNC_SIZE
 from .tuning import USUAL, Report, Tuning, tuned
@@ -101,6 +102,8 @@ class CpuEngine(DecodeEngine):
         """Tokens of a prompt that wait for the next call, their slot, and whether they may be rounded."""
         self._sync = np.zeros(SYNC_SIZE, np.int64)
         self._workers: list[threading.Thread] = []
+        self._latest = 0.0
+        """When the last step ended."""
         self._team = Team(self.threads)
         self._tuning = tuning
         self._running = 0
@@ -406,9 +409,11 @@ class CpuEngine(DecodeEngine):
         self._batch[:] = (M, first_logits, more, 0)
         enough = rounded and first_logits >= bf16_products.LEAST_VECTORS
         self._sizes[tables.ROUNDED] = first_logits if enough else 0
+        self._place()
         before, start = interruptions(), time.perf_counter()
         compiled.run(0, self._running, *self._arguments)
-        seconds = time.perf_counter() - start
+        self._latest = time.perf_counter()
+        seconds = self._latest - start
         if first_logits == 0:  # the steps of a prompt take longer, and would mislead
             self._team.saw(max(1, int(self._batch[tables.CHOSEN])), seconds, interruptions() > before)
         self.kv.lengths[:] = ends
@@ -422,13 +427,23 @@ class CpuEngine(DecodeEngine):
     def _start(self, threads: int) -> None:
         _compile(self.weights, self._arguments)
         self._sync[:] = 0
-        self._workers = [
-            threading.Thread(target=compiled.run, args=(index, threads, *self._arguments), daemon=True)
-            for index in range(1, threads)
-        ]
+        placed = threading.Semaphore(0)
+
+        def work(index: int) -> None:
+            placed.release()
+            compiled.run(index, threads, *self._arguments)
+
+        self._workers = [threading.Thread(target=work, args=(index,), daemon=True) for index in range(1, threads)]
         for worker in self._workers:
             worker.start()
+        for _ in self._workers:
+            placed.acquire()
         self._running = threads
+
+    def _place(self) -> None:
+        """Keep this thread off the processors of the others, where a pause may have brought it to one of them."""
+        if self._workers and time.perf_counter() - self._latest > IDLE_SECONDS:
+            keep_apart(worker.native_id for worker in self._workers if worker.native_id is not None)
 
     def close(self) -> None:
         """End the threads; the next step starts new ones."""
@@ -436,7 +451,7 @@ class CpuEngine(DecodeEngine):
             compiled.run(-1, self._running, *self._arguments)
             for worker in self._workers:
                 worker.join()
-            self._running = 0
+            self._running, self._workers, self._latest = 0, [], 0.0
 
     def __enter__(self) -> CpuEngine:
         return self
