@@ -84,7 +84,10 @@ def seconds(command: list[str], first_text: bool) -> float:
 
 
 def overheads(rounds: int) -> dict[str, float]:
-    """Milliseconds of calls that write one token, beside those of the engine alone: medians of interleaved rounds."""
+    """Milliseconds of calls that write one token, beside those of the engine alone: medians of interleaved rounds.
+
+    Before each is a pause, as between calls of a person: threads of the engine before spin for some milliseconds.
+    """
     import torch
 
     import minitron
@@ -116,6 +119,7 @@ def overheads(rounds: int) -> dict[str, float]:
     found: dict[str, list[float]] = {name: [] for name in works}
     for index in range(rounds + 1):
         for name, work in works.items():
+            time.sleep(0.05)
             start = time.perf_counter()
             work()
             if index:
