@@ -209,7 +209,7 @@ def page_text(found: dict[str, Any]) -> str:
         "## Children", shape_table(found), CHILDREN, *children,
         "## Speed and memory", SPEED, speed_table(found),
         "## How it is measured", METHOD.format(**settings, device=found["machine"]["device"],
-                                               torch=found["machine"]["torch"]),
+                                               torch=found["machine"]["torch"], threads=found["machine"]["threads"]),
         table(["round", "pieces of each text", "documents of each task", "tokens", "training, FLOPs", "hours"], rounds),
         CONTINUE,
     ]  # fmt: skip
@@ -225,7 +225,7 @@ def _text_lines(found: dict[str, Any]) -> str:
 
 
 FLOPS_PER_SECOND = 22e9
-"""Of one thread of the processor that the page was made on, from the tokens and seconds of its first step."""
+"""Of one thread of a Zen 1, from the tokens and seconds of the first step there."""
 
 INTRODUCTION = """# SmolLM2-135M-Instruct at 75% and 50%
 
@@ -263,10 +263,10 @@ METHOD = """- Training: forward KL of the logits from the parent, AdamW, {batch}
 - Bits per byte: pieces of at most 1,800 characters, each scored by itself in fp32; WikiText-2 is the test text with its
   `<unk>` and ` @-@ `. Documents and pieces are drawn in one random order, of which each round takes a longer beginning.
 - FLOPs count multiply-adds twice, calibration and the teacher included.
-- Machine: {device}, torch {torch}, one thread, shared with other work: hours are those of the processor, not of the
+- Machine: {device}, torch {torch}, {threads} threads, partly shared with other work: hours are those of the processor, not of the
   clock. Nothing was measured on other processors.
 - What each round adds up to, and what its training costs from the start: twelve children, FLOPs with the shapes of
-  "depth only", hours of one thread of this processor at 22 GFLOP/s:"""
+  "depth only", hours of one thread of a Zen 1 at 22 GFLOP/s:"""
 
 CONTINUE = """To begin, or to continue after any interruption, and to rebuild this page:
 
