@@ -263,8 +263,8 @@ METHOD = """- Training: forward KL of the logits from the parent, AdamW, {batch}
 - Bits per byte: pieces of at most 1,800 characters, each scored by itself in fp32; WikiText-2 is the test text with its
   `<unk>` and ` @-@ `. Documents and pieces are drawn in one random order, of which each round takes a longer beginning.
 - FLOPs count multiply-adds twice, calibration and the teacher included.
-- Machine: {device}, torch {torch}, {threads} threads, partly shared with other work: hours are those of the processor, not of the
-  clock. Nothing was measured on other processors.
+- Machine: {device}, torch {torch}, {threads} threads, partly shared with other work: hours are those of the processor,
+  not of the clock. Nothing was measured on other processors.
 - What each round adds up to, and what its training costs from the start: twelve children, FLOPs with the shapes of
   "depth only", hours of one thread of a Zen 1 at 22 GFLOP/s:"""
 
