@@ -217,6 +217,16 @@ def test_responses(client) -> None:
     assert kinds[-1][0] == "response.incomplete"
 
 
+def test_only_the_last_event_of_a_response_has_usage(web) -> None:
+    """The description of OpenAI's API does not allow null."""
+    body = {"model": "half", "input": "A story", "max_output_tokens": 3, "stream": True}
+    found = [json.loads(event) for event in events(post(web, "/v1/responses", **body)) if event != "[DONE]"]
+    with_response = {event["type"]: event["response"] for event in found if "response" in event}
+    assert list(with_response) == ["response.created", "response.in_progress", "response.incomplete"]
+    assert ["usage" in response for response in with_response.values()] == [False, False, True]
+    assert with_response["response.incomplete"]["usage"]["output_tokens"] == 3
+
+
 def test_system_messages_at_the_beginning_are_one_for_a_template_that_takes_one(web) -> None:
     """The template of the bundled model does."""
     several = [{"role": "system", "content": text} for text in ("Be short.", "Be kind.")]

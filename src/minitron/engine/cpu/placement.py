@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterable
+from contextlib import suppress
 
 IDLE_SECONDS = 0.005
 """After a pause of so long threads may have been placed anew. Until then they spin, see `threads.wait_while`."""
@@ -46,8 +47,8 @@ def keep_apart(others: Iterable[int]) -> None:
     free = allowed - taken
     if not free:
         return
-    try:
-        os.sched_setaffinity(0, free)
-        os.sched_setaffinity(0, allowed)
-    except OSError:
-        return
+    with suppress(OSError):
+        try:
+            os.sched_setaffinity(0, free)
+        finally:  # also after Ctrl-C
+            os.sched_setaffinity(0, allowed)
