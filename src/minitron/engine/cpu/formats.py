@@ -390,17 +390,33 @@ def _finish_bf12(w, extras, x, out, column, start, stop):  # type: ignore[no-unt
             out[m, column + r] = value
 
 
-@njit(**LEAF)
+def sixteen_at(row: Array, first: int) -> Any:
+    """Sixteen numbers of a row of a plain format, from column `first` on."""
+    return _only_compiled()
+
+
+@overload(sixteen_at, jit_options=INNER)
+def _sixteen_at(row, first):  # type: ignore[no-untyped-def]
+    if row.dtype == _BF16:
+        return lambda row, first: load_bf16(row, 2 * first)  # type: ignore[call-arg]
+    return lambda row, first: load_fp32(row, 4 * first)  # type: ignore[call-arg]
+
+
+@njit(**ORDERED)
 def _finish_plain(w, x, out, column, start, stop):  # type: ignore[no-untyped-def]
     K = x.shape[1]
-    whole = K // BLOCK * BLOCK
+    whole, sixteens = K // BLOCK * BLOCK, K // 16 * 16
     if whole == K:
         return
     for r in range(start, stop):
+        row = w[r]
         for m in range(x.shape[0]):
-            rest = np.float32(0)
-            for k in range(whole, K):
-                rest += widen(w[r, k]) * x[m, k]
+            sums = spread(np.float32(0))  # type: ignore[call-arg]
+            for k in range(whole, sixteens, 16):
+                sums = multiply_add(sixteen_at(row, k), load_fp32(x, 4 * (m * K + k)), sums)  # type: ignore[call-arg]
+            rest = total(sums)  # type: ignore[call-arg]
+            for k in range(sixteens, K):
+                rest += widen(row[k]) * x[m, k]
             out[m, column + r] += rest
 
 
