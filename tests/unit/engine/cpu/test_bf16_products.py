@@ -155,6 +155,7 @@ def test_waiting_for_the_next_token_changes_no_bit(format: Format) -> None:
         for more in (False, True):
             with cpu.CpuEngine(weights, 60, threads=2) as engine:
                 engine.prefill(tokens[:-1], more=more)
+                assert engine.active_neurons == engine.seen_neurons == 0  # tokens of a prompt are not counted
                 chosen = engine.greedy(tokens[-1:], 5)
                 found.append((chosen, engine.hidden.copy(), engine.active_neurons, engine.seen_neurons))
                 assert engine.kv.lengths == [length + 4]
