@@ -36,7 +36,7 @@ COLUMNS = 32
 SUMMED_COLUMNS = 64
 """Columns of which `add_rows_rounded` adds rows at a time; a matrix has a multiple of them."""
 SPARSE = 8
-"""Where less than one factor in so many is not zero, adding only rows that count is faster than `add_rows_rounded`."""
+"""Where less than one factor in so many is not zero, only rows that count are added: an estimate, not measured."""
 ROWS_IN_CACHE = 64
 """Rows after which a vector that is not rounded is multiplied with the same rows."""
 ROWS_UNPACKED = 32
