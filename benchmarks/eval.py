@@ -52,7 +52,13 @@ AGREEMENT = [
     ("humaneval", 0, 60),
 ]
 GENERATED = 64
-SPEED = [("hellaswag", 0, 100), ("mmlu", 5, 57)]
+SPEED = [
+    ("mmlu", 5, 57),
+    ("hellaswag", 0, 100),
+    ("arc_challenge", 0, 100),
+    ("lambada_openai", 0, 200),
+    ("gsm8k", 0, 24),
+]
 SPEED_1B = [("hellaswag", 0, 4), ("mmlu", 5, 4)]
 SHAPE_1B = {
     "vocab_size": 32000,

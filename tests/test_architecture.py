@@ -54,6 +54,7 @@ LAYERS = {
             "prune",
             "registration",
             "release_check",
+            "stop_texts",
             "text_stream",
         ),
         "train",

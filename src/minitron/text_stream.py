@@ -16,6 +16,7 @@ from .engine_hook import GenerationReport
 from .heads import NemotronForCausalLM
 from .light.summary import SHORT_SECONDS, Summary, context_room
 from .sampling_parameters import SamplingParameters, also_from
+from .stop_texts import StopTexts
 
 __all__ = ["SamplingParameters", "Summary", "TextStream", "context_room", "encode_prompt"]
 
@@ -79,8 +80,8 @@ class TextStream:
             prepare(model, draft)
         self._started = time.perf_counter()
         arguments |= {"draft": draft}
-        if arguments["stop_strings"]:
-            arguments["tokenizer"] = tokenizer  # looks the strings up in the vocabulary
+        stop = StopTexts(tokenizer, arguments.pop("stop_strings") or (), len(prompt_ids))
+        arguments["stopping_criteria"] = StoppingCriteriaList([_Stopped(self._stop), stop])
         self._thread = threading.Thread(target=self._run, args=(model, ids, arguments), daemon=True)
         self._thread.start()
 
@@ -93,7 +94,6 @@ class TextStream:
                     ids,
                     attention_mask=torch.ones_like(ids),
                     streamer=self._streamer,
-                    stopping_criteria=StoppingCriteriaList([_Stopped(self._stop)]),
                     report=self._report,
                     **arguments,
                 )

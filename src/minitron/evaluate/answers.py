@@ -17,7 +17,7 @@ from typing import Any
 
 from ..files import writing
 
-_EDITION = 2
+_EDITION = 3
 """Part of each key. Increase it when requests are answered differently than before, so that old answers are not
 used."""
 _SECONDS_BETWEEN_COMMITS = 2.0

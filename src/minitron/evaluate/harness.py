@@ -11,16 +11,15 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from transformers import PreTrainedTokenizerBase
 
-from ..sampling_parameters import NEUTRAL
 from ..templates import render_conversation
 from .answers import Answers
+from .generations import Wanted, write
 from .loglikelihood import Request, loglikelihoods, was_truncated
 from .quick import prefix_token
 
@@ -200,51 +199,36 @@ class MinitronLM(TemplateLM):
             keys.append(self.answers.key(plain, seen[plain]))  # samples of one prompt differ
             seen[plain] += 1
         written: list[str | None] = [self.answers.get(key) for key in keys]
-        prompts = self._encode([request.args[0] for request in requests])
-        self.progress(0, len(requests))
+        wanted = []
+        for request, prompt, key in zip(requests, self._encode([r.args[0] for r in requests]), keys, strict=True):
+            settings: Any = normalize_gen_kwargs(request.args[1], 256)  # type: ignore[misc]
+            wanted.append(self._wanted(prompt, dict(settings), key))
+            task = request.task_name or ""
+            self.shortened[task] += wanted[-1].room < settings["max_gen_toks"]
+            self.truncated[task] += len(prompt) > self.max_length - wanted[-1].room
+        open_ = [index for index, text in enumerate(written) if text is None]
+        done = len(requests) - len(open_)
+        self.progress(done, len(requests))
         try:
-            for index, request in enumerate(requests):
-                text = written[index]
-                settings: Any = normalize_gen_kwargs(request.args[1], 256)  # type: ignore[misc]
-                if text is None:
-                    text = self._generate(prompts[index], dict(settings), keys[index])
-                    self.answers.put(keys[index], text)
-                written[index] = text
-                room = self._room(settings["max_gen_toks"])
-                task = request.task_name or ""
-                self.shortened[task] += room < settings["max_gen_toks"]
-                self.truncated[task] += len(prompts[index]) > self.max_length - room
-                self.progress(index + 1, len(requests))
+            for part in write(self.model, self.tokenizer, self.eot_token_id, [wanted[index] for index in open_]):
+                for place, text in part:
+                    index = open_[place]
+                    written[index] = postprocess_generated_text(text, list(wanted[index].until), None)
+                    self.answers.put(keys[index], written[index])
+                done += len(part)
+                self.progress(done, len(requests))
         finally:
             self.answers.commit()
         return written  # type: ignore[return-value]
 
-    def _room(self, wanted: int) -> int:
-        """Tokens that may be generated. A task that allows more than the model's context gets half of it."""
-        return wanted if wanted < self.max_length else self.max_length // 2
-
-    def _generate(self, prompt: list[int], settings: dict[str, Any], key: str) -> str:
+    def _wanted(self, prompt: list[int], settings: dict[str, Any], key: str) -> Wanted:
+        """What the harness asks for; a task that allows more tokens than the model's context gets half of it."""
         end: Any = self.tokenizer.decode([self.eot_token_id])
         until = handle_stop_sequences(settings.pop("until", None), eos=end)
-        room = self._room(settings.pop("max_gen_toks"))
-        if not settings.get("do_sample"):
-            settings.pop("temperature", None)
-            settings["do_sample"] = False
-        else:
-            torch.manual_seed(int(hashlib.sha256(key.encode()).hexdigest()[:8], 16))
-        ids = torch.tensor([prompt[-(self.max_length - room) :]], device=self.model.device)
-        pad = self.tokenizer.pad_token_id
-        out = self.model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=room,
-            pad_token_id=self.eot_token_id if pad is None else pad,
-            stop_strings=until,
-            tokenizer=self.tokenizer,
-            **{**NEUTRAL, **settings},  # the task's settings only, not those that the checkpoint recommends
-        )
-        text = self.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
-        return postprocess_generated_text(text, until, None)  # type: ignore[arg-type]
+        room = settings.pop("max_gen_toks")
+        room = room if room < self.max_length else self.max_length // 2
+        seed = int(hashlib.sha256(key.encode()).hexdigest()[:8], 16)
+        return Wanted(prompt[-(self.max_length - room) :], room, tuple(until), settings, seed)
 
     def _key(self, kind: str, request: Instance, args: tuple[Any, ...]) -> str:
         task = request.task_name or ""

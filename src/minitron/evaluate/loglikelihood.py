@@ -25,6 +25,10 @@ from .scoring import pair_scores
 ROW_TOKENS = {"cpu": 512, "cuda": 8192}
 """Approximate number of new tokens in a row. More waste attention on tokens of other requests, fewer waste matrix
 products."""
+BATCH_TOKENS = {"cpu": 3072, "cuda": 8192}
+"""Largest number of tokens in a batch of rows of nearly one length: calls take long in a small model."""
+LEAST_FILLED = 0.9
+"""Share of the longest row that the other rows of such a batch have."""
 LEAST_REUSE = 16
 """A shorter shared prefix is recomputed instead of kept."""
 
@@ -146,7 +150,7 @@ def _lay_out(row: _Row) -> _Layout:
         spans.append((size, size + fresh))
         size += fresh
     sees = None
-    if len(row.windows) > 1 or row.reuse:
+    if row.reuse or size > max(len(path) for path in paths):  # otherwise each window begins the longest one
         sees = np.zeros((size, row.reuse + size), dtype=bool)
         sees[:, : row.reuse] = True
         for (first, last), path in zip(spans, paths, strict=True):
@@ -156,11 +160,14 @@ def _lay_out(row: _Row) -> _Layout:
     return _Layout(np.concatenate(ids), np.concatenate(depth), paths, sees)
 
 
-def _batches(rows: list[_Row], budget: int) -> Iterator[list[_Row]]:
-    """Batches of rows of similar lengths, up to `budget` tokens with their padding."""
+def _batches(rows: list[_Row], budget: int, full: int) -> Iterator[list[_Row]]:
+    """Batches of rows of similar lengths: up to `budget` tokens with their padding, `full` with hardly any."""
     rows = sorted(rows, key=lambda row: -row.size)
     while rows:
-        count = max(1, budget // rows[0].size)
+        longest = rows[0].size
+        count = max(1, budget // longest)
+        while count < min(len(rows), full // longest) and rows[count].size >= LEAST_FILLED * longest:
+            count += 1
         yield rows[:count]
         rows = rows[count:]
 
@@ -174,8 +181,8 @@ def _padded(parts: list[np.ndarray], device: torch.device) -> Tensor:
 
 
 def _mask(layouts: list[_Layout], like: Tensor) -> Tensor | None:
-    """Additive (B, 1, T, S) in the dtype of the model; None for a single plain sequence."""
-    if len(layouts) == 1 and layouts[0].sees is None:
+    """Additive (B, 1, T, S) in the dtype of the model; None for plain sequences, whose padding is at the end."""
+    if all(layout.sees is None for layout in layouts):
         return None
     seen = [np.tri(len(x.ids), dtype=bool) if x.sees is None else x.sees for x in layouts]
     allowed = np.zeros((len(seen), max(x.shape[0] for x in seen), max(x.shape[1] for x in seen)), dtype=bool)
@@ -258,6 +265,7 @@ def loglikelihoods(
     """
     most: int = model.config.max_position_embeddings
     context = context or most
+    full = row_tokens or BATCH_TOKENS.get(model.device.type, BATCH_TOKENS["cuda"])
     row_tokens = row_tokens or ROW_TOKENS.get(model.device.type, ROW_TOKENS["cuda"])
     windows = [_window(index, request, context) for index, request in enumerate(requests)]
     windows.sort(key=lambda w: w.ids.tolist())
@@ -274,5 +282,5 @@ def loglikelihoods(
         yield _forward(model, [row], cache)
     del cache
     alone = [row for row, kept in zip(rows, follows, strict=False) if not row.reuse and not kept]
-    for batch in _batches(alone, row_tokens):
+    for batch in _batches(alone, row_tokens, full):
         yield _forward(model, batch, None)
