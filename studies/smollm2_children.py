@@ -64,7 +64,7 @@ WAYS = {
 TRAINED = (OURS, "depth", "random", "magnitude", "torch-pruning", "scratch")
 """Of torch-pruning the criterion that is best after the cut."""
 LR, SCRATCH_LR = 5e-4, 1e-3
-CHUNKS = 64
+CHUNKS = 16
 """Checkpoints of a training run, at least every fourth step."""
 CACHED_TOKENS = 300_000
 """Longest training for which the teacher's answers are kept on disk, for all children."""
