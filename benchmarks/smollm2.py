@@ -3,8 +3,9 @@
     python benchmarks/smollm2.py smollm2 [--tokens 64] [--rounds 3] [--smoke]
 
 Decoding in bf16, int8 and int4 (llama.cpp: BF16, Q8_0, Q4_0), eight texts at a time, a prompt of 512 tokens, and
-drafting for itself in int4. The engine and llama.cpp run in turn; each round gives one ratio, and the median of ratios
-is reported. llama.cpp runs in xllamacpp's prebuilt library, by the times that it reports itself.
+drafting for itself in int4, for one text and for batches. The engine and llama.cpp run in turn; each round gives one
+ratio, and the median of ratios is reported. llama.cpp runs in xllamacpp's prebuilt library, by the times that it
+reports itself.
 """
 
 from __future__ import annotations
@@ -32,6 +33,16 @@ from minitron.engine.weights import EngineWeights, from_model
 
 FORMATS = ("bf16", "int8", "int4")
 BATCH, PROMPT = 8, 512
+TEXTS = [
+    "Once upon a time, in a small village",
+    "The three states of water are",
+    "To bake a loaf of bread, first",
+    "In 1912 the ship left the harbour of",
+    "def fibonacci(n):",
+    "The heart is a muscle that",
+    "Dear Sir, I am writing to you about",
+    "A good teacher is one who",
+]
 TEXT = "Once upon a time, in a small village at the edge of a forest, there lived a girl who"
 
 
@@ -122,7 +133,7 @@ def compare(model: Any, folder: Path, prompt: list[int], tokens: int, rounds: in
 def generate_rates(model: Any, prompt: list[int], tokens: int, rounds: int) -> dict[str, Any]:
     """`generate` with the engine, with its own int4 draft, and of transformers; medians of ratios."""
     ids = torch.tensor([prompt])
-    options = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False, "pad_token_id": 0}
+    options = {"max_new_tokens": tokens, "do_sample": False, "pad_token_id": 0}
     ways = {"engine": {}, "draft": {"draft": "self"}, "transformers": {"engine": "off"}}
     rates: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds + 1):
@@ -133,10 +144,33 @@ def generate_rates(model: Any, prompt: list[int], tokens: int, rounds: int) -> d
     kept = {name: values[1:] for name, values in rates.items()}  # the first round compiles
     row: dict[str, Any] = {name: round(statistics.median(values), 1) for name, values in kept.items()}
     for name in ("draft", "transformers"):
-        row[f"engine_over_{name}"] = round(
-            statistics.median(a / b for a, b in zip(kept["engine"], kept[name], strict=True)), 2
-        )
+        row[f"engine_over_{name}"] = median_ratio(kept["engine"], kept[name])
     return row
+
+
+def median_ratio(ours: list[float], theirs: list[float]) -> float:
+    """Median of the ratios of rounds."""
+    return round(statistics.median(a / b for a, b in zip(ours, theirs, strict=True)), 2)
+
+
+def draft_rates(model: Any, tokenizer: Any, tokens: int, rounds: int) -> dict[str, Any]:
+    """Several texts at once, with and without drafts: tokens per second over all, and medians of ratios."""
+    found = {}
+    for rows in (1, 2, 4, 8):
+        batch = tokenizer(TEXTS[:rows], return_tensors="pt", padding=True, padding_side="left")
+        options = {"max_new_tokens": tokens, "do_sample": False, "pad_token_id": 0}
+        rates: dict[str, list[float]] = {"plain": [], "self": [], "lookup": []}
+        for _ in range(rounds + 1):
+            for name, values in rates.items():
+                start = time.perf_counter()
+                model.generate(**batch, **options, draft=None if name == "plain" else name)
+                values.append(rows * tokens / (time.perf_counter() - start))
+        kept = {name: values[1:] for name, values in rates.items()}
+        found[str(rows)] = {
+            **{name: round(statistics.median(values), 1) for name, values in kept.items()},
+            **{f"{name}_over_plain": median_ratio(kept[name], kept["plain"]) for name in ("self", "lookup")},
+        }
+    return found
 
 
 def main() -> None:
@@ -146,6 +180,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--drafts", action="store_true", help="drafts alone")
     parser.add_argument("--smoke", action="store_true", help="a few tokens, one round")
     args = parser.parse_args()
     if args.model is None:
@@ -154,10 +189,14 @@ def main() -> None:
         args.tokens, args.rounds = 8, 1
     torch.set_num_threads(args.threads)
     model, tokenizer = minitron.load(args.model, device="cpu")
+    model.generation_config.eos_token_id = None  # texts of one length; a processor would take time for each token
     prompt = tokenizer(TEXT)["input_ids"]
     folder = Path(args.model)
-    found = {"threads": args.threads, "formats": compare(model, folder, prompt, args.tokens, args.rounds)}
-    found["generate"] = generate_rates(model, prompt, args.tokens, args.rounds)
+    found: dict[str, Any] = {"threads": args.threads}
+    if not args.drafts:
+        found["formats"] = compare(model, folder, prompt, args.tokens, args.rounds)
+        found["generate"] = generate_rates(model, prompt, args.tokens, args.rounds)
+    found["drafts"] = draft_rates(model, tokenizer, args.tokens, args.rounds)
     print(json.dumps(found, indent=2))
 
 

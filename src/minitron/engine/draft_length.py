@@ -208,10 +208,15 @@ class DraftLength:
         """Seconds that drafts are expected to save for so many tokens."""
         return tokens * self.plain * (1 - 1 / self.best()[1])
 
-    def probed(self, drafted: int, step_seconds: float) -> None:
-        """Learn what checking so many tokens takes, before any draft; the draft's time is guessed."""
+    def probed(self, drafted: int, step_seconds: float, counts: bool = True) -> None:
+        """Learn what checking so many tokens takes, before any draft; the draft's time is guessed.
+
+        Args:
+            counts: whether the time is typical. Otherwise it is only a loss.
+        """
         if self.measured:
-            self.cost.add(drafted, self.guess * drafted + step_seconds / self.plain)
+            if counts:
+                self.cost.add(drafted, self.guess * drafted + step_seconds / self.plain)
             self._shared.losses.add(step_seconds, step_seconds - self.plain, self.plain)
 
     def saw(self, drafted: int, kept: int, draft_seconds: float, step_seconds: float, steps: int = 1) -> None:

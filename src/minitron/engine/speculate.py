@@ -182,8 +182,7 @@ class Speculator:
         if not self._probed and self._draft.setup_seconds and self._length_rule.measure:
             for count in PROBES:
                 room = not texts.ended and min(map(texts.left, texts.running)) > count + 1
-                if room and count <= self._length_rule.most and (self._pays() or self._length_rule.untried):
-                    self._probed = True
+                if room and count <= self._length_rule.most:
                     self._probe(count)
         if not texts.ended and self._pays():
             self._draft.prepare([texts.tokens(row) for row in texts.running], texts.running)
@@ -195,14 +194,21 @@ class Speculator:
         return self.unsaved + self._length_rule.saved(new) >= self._draft.setup_seconds
 
     def _probe(self, count: int) -> None:
-        """Time the check of so many tokens, which are hardly ever the right ones."""
+        """Time the check of so many tokens, which are hardly ever the right ones.
+
+        The first check of all takes up to twice as long as later ones, so it does not count.
+        """
         texts, rule = self._texts, self._length_rule
         rows = list(texts.running)
-        start = time.perf_counter()
-        with self._draws.of(rows, count + 1) as (_, each):
-            fresh = self._engine.verify([[texts.last(row)] * (count + 1) for row in rows], rows, each)
-        rule.probed(count, time.perf_counter() - start)
-        self._take(fresh, rows, 1)
+        for counts in (True,) if self._probed else (False, True):
+            self._probed = True
+            start = time.perf_counter()
+            with self._draws.of(rows, count + 1) as (_, each):
+                fresh = self._engine.verify([[texts.last(row)] * (count + 1) for row in rows], rows, each)
+            rule.probed(count, time.perf_counter() - start, counts)
+            self._take(fresh, rows, 1)
+            if texts.ended or list(texts.running) != rows:
+                return
 
 
 def decode_with_draft(

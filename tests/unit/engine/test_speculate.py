@@ -187,3 +187,36 @@ def test_no_step_has_more_tokens_than_asked_for(clock: Any, most: int) -> None:
         decoded(Counted(ScriptedEngine(clock, rows, 0.001), [1.0] * rows, 0.0), DraftLengths(0.0), 50, most)
         assert 0 < max(counts) <= min(most, 32 // rows - 1)
         counts.clear()
+
+
+class SlowFirstCheck(ScriptedEngine):
+    """Its first check takes twice as long, as the first one of a process does."""
+
+    checks = 0
+
+    def verify(self, groups: Any, slots: Sequence[int] = (0,), draws: Any = (None,)) -> list[list[int]]:
+        self.checks += 1
+        if self.checks == 1:
+            self.clock.now += self.seconds(sum(map(len, groups)))
+        return super().verify(groups, slots, draws)
+
+
+def test_a_slow_first_check_does_not_decide_against_a_draft(clock: Any) -> None:
+    """It did: a draft that takes long to set up was then never tried again."""
+    draft = ScriptedDraft(SlowFirstCheck(clock, 1, 0.05), [0.95], 0.3)
+    draft.setup_seconds = 20.0
+    lengths = DraftLengths(0.3)
+    gains = [decoded(draft, lengths, new_tokens=200) for _ in range(3)]
+    assert gains[0][0] >= 0.97  # what the checks cost
+    assert gains[-1][1].kept > 100
+    assert gains[-1][0] > 1.2
+
+
+def test_a_draft_that_never_pays_is_not_set_up(clock: Any) -> None:
+    draft = ScriptedDraft(SlowFirstCheck(clock, 1, 0.6), [0.95], 0.6)
+    draft.setup_seconds = 20.0
+    lengths = DraftLengths(0.6)
+    for _ in range(6):
+        gain, found, _ = decoded(draft, lengths, new_tokens=200)
+        assert gain >= 0.97
+        assert found.drafted == 0
