@@ -65,6 +65,7 @@ class Rules:
         self._two: dict[int, tuple[Any, bool]] = {}
         self._draws: Draws | None = None
         self._parameters = parameters_of(processors, self.sampling)
+        self._last, self._last_parameters = _known_end(processors, self.sampling)
         self._unseen = [0] * batch
         for processor in processors:
             if isinstance(processor, RepetitionPenaltyLogitsProcessor) and processor.prompt_ignore_length is not None:
@@ -93,13 +94,16 @@ class Rules:
 
     def scores(self, ids: Tensor, logits: Tensor) -> Tensor:
         """Logits (B, V), which may change, after the caller's processors, on the device of these."""
+        return self._processed(self._processors, ids, logits)
+
+    def _processed(self, processors: LogitsProcessorList, ids: Tensor, logits: Tensor) -> Tensor:
         ids, logits = ids.to(self._device), logits.to(self._device)
-        if type(self._processors) is not LogitsProcessorList:
-            return self._processors(ids, logits)  # type: ignore[arg-type]
-        for processor in self._processors:
+        if type(processors) is not LogitsProcessorList:
+            return processors(ids, logits)  # type: ignore[arg-type]
+        for processor in processors:
             if not self._takes_two(processor):
-                return self._processors(ids, logits)  # type: ignore[arg-type] (its error says what is missing)
-        for processor in self._processors:
+                return processors(ids, logits)  # type: ignore[arg-type] (its error says what is missing)
+        for processor in processors:
             logits = processor(ids, logits)  # type: ignore[arg-type,assignment]
         return logits
 
@@ -119,22 +123,30 @@ class Rules:
         if self._parameters is not None:
             return choose(logits.cpu().numpy(), self._parameters, self.seen(ids))
         check_logits(logits if logits.is_cuda else logits.numpy())
-        scores = self.scores(ids, logits)
-        return self.chosen(scores, engine) if self.sampling else scores.cpu().numpy().argmax(-1)
+        if not self.sampling:
+            return self.scores(ids, logits).cpu().numpy().argmax(-1)
+        first = LogitsProcessorList(self._processors[: -self._last]) if self._last else self._processors
+        return self._chosen(ids, self._processed(first, ids, logits), engine)
 
-    def chosen(self, scores: Tensor, engine: DecodeEngine | None) -> Array:
-        """A token (B,) drawn from each row of scores (B, V): torch's draws, by compiled code where there is some."""
+    def _chosen(self, ids: Tensor, scores: Tensor, engine: DecodeEngine | None) -> Array:
+        """A token (B,) drawn from each row of scores (B, V), to which the processors that `Draws` knows still apply.
+
+        The draws are torch's, by compiled code where there is some.
+        """
         if engine is not None and not scores.is_cuda and scores.dtype == torch.float32 and draws_alike():
             if self._draws is None:
-                plain = SamplingParameters(temperature=1.0)
                 no_ids = [np.zeros(0, np.int64)] * len(scores)
-                self._draws = Draws(plain, scores.shape[1], no_ids, seeded(0), SOFTMAX_CLOSE)
+                close = {} if self._last else {"close": SOFTMAX_CLOSE}
+                self._draws = Draws(self._last_parameters, scores.shape[1], no_ids, seeded(0), **close)
             with held() as twister:
                 self._draws.state = twister
                 tokens = engine.pick(self._draws, scores.numpy())
                 if (tokens >= 0).all():
                     twister.block, twister.used = self._draws.state.block, self._draws.state.used
                     return tokens
+        scores = self._processed(
+            LogitsProcessorList(self._processors[-self._last :] if self._last else []), ids, scores
+        )
         return torch.multinomial(scores.softmax(-1), 1)[:, 0].cpu().numpy()
 
     def distribution(self, ids: Tensor, logits: Tensor) -> Array:
@@ -156,6 +168,19 @@ class Rules:
             found = rule(ids.to(self._device), scores)  # type: ignore[arg-type]
             done |= found.cpu().numpy() if isinstance(found, Tensor) else np.asarray(found)
         return done
+
+
+def _known_end(processors: LogitsProcessorList, do_sample: bool) -> tuple[int, SamplingParameters]:
+    """The number of last processors that change scores as `Draws` does, whatever the text, and their parameters."""
+    found = 0, SamplingParameters(temperature=1.0)
+    if type(processors) is not LogitsProcessorList or not do_sample:
+        return found
+    for count in range(1, len(processors)):
+        parameters = parameters_of(LogitsProcessorList(processors[-count:]), do_sample)
+        if parameters is None or parameters.repetition_penalty != 1:
+            break
+        found = count, parameters
+    return found
 
 
 def parameters_of(processors: LogitsProcessorList, do_sample: bool) -> SamplingParameters | None:

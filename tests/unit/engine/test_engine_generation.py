@@ -113,6 +113,45 @@ def test_processors_and_criteria_of_the_caller(do_sample: bool) -> None:
     assert do_sample or torch.equal(ours, theirs)
 
 
+class Bias(LogitsProcessor):
+    """Depends on the text: no token twice in a row."""
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        return scores.scatter(1, input_ids[:, -1:], -torch.inf)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"temperature": 0.4},
+        {"temperature": 1.7, "top_k": 5},
+        {"top_p": 0.6},
+        {"min_p": 0.2, "temperature": 2.0},
+        {"top_k": 1},
+        {"top_k": 20, "top_p": 0.8, "repetition_penalty": 1.4},
+        {"typical_p": 0.7, "top_p": 0.9},  # the engine's draws know one of the two
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("own", [Silence, Bias])
+def test_draws_after_a_processor_of_the_caller_are_those_of_transformers(own: type, settings: dict) -> None:
+    model = tiny_model()
+    options = {"max_new_tokens": 30, "do_sample": True, "logits_processor": LogitsProcessorList([own()])}
+    options = {"top_k": 0, **options, **settings}
+    for ids in (prompt(), prompt(seed=4).repeat(3, 1)):
+        for seed in range(4):
+            torch.manual_seed(seed)
+            ours = model.generate(ids, **options)
+            assert model.last_generation is not None
+            assert model.last_generation.engine == "cpu", model.last_generation.reason
+            state = torch.get_rng_state()
+            torch.manual_seed(seed)
+            theirs = model.generate(ids, engine="off", **options)
+            assert torch.equal(ours, theirs)
+            assert torch.equal(state, torch.get_rng_state())
+
+
 class Collect:
     def __init__(self) -> None:
         self.tokens: list[int] = []
