@@ -99,6 +99,11 @@ def site_packages(folder: Path) -> Path:
     return next((folder / "lib").glob("python*/site-packages"))
 
 
+def minitron_in(place: Path) -> list[str]:
+    """The command of an environment, which has no script of its own where it sees the wheel in another one."""
+    return [str(place / "bin" / "python"), "-m", "minitron"]
+
+
 def run(command: str, place: Path, work: Path) -> subprocess.CompletedProcess[str]:
     """A command of the installed wheel, in a folder with inputs."""
     if not work.exists():
@@ -108,7 +113,7 @@ def run(command: str, place: Path, work: Path) -> subprocess.CompletedProcess[st
         tasks.mkdir(parents=True)
         (tasks / "validation.jsonl").write_text(2 * (json.dumps(HELLASWAG) + "\n"), encoding="utf-8")
     return subprocess.run(
-        [place / "bin" / "minitron", *shlex.split(command)], cwd=work, env=variables(work), capture_output=True,
+        [*minitron_in(place), *shlex.split(command)], cwd=work, env=variables(work), capture_output=True,
         text=True, timeout=SECONDS, check=False,
     )  # fmt: skip
 
@@ -142,7 +147,7 @@ def with_extra(extra: str, place: Path, work: Path) -> str | None:
     for command in TRIALS[extra]:
         if extra == "serve":
             run("--help", place, work)
-            words = [str(place / "bin" / "minitron"), *shlex.split(command)]
+            words = [*minitron_in(place), *shlex.split(command)]
             if problem := try_server("serve", words, str(work), variables(work)):
                 return problem
         elif (done := run(command, place, work)).returncode:
