@@ -128,7 +128,7 @@ class Study(Children):
         yield self._text(PARENT, lambda: self.parent, round_)
         for way in ("depth", "importance", OURS, "random", "magnitude"):
             yield from (self._cut_text(way, size, round_) for size in SIZES)
-        yield self._tasks(PARENT, lambda: self.parent, round_)
+        yield self._tasks(PARENT, lambda: self.parent, replace(round_, documents=round_.parent_documents))
         for size in SIZES:
             yield from self._training(OURS, size, round_)
         for size in SIZES:

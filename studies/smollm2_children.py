@@ -77,9 +77,11 @@ class Round:
     pieces: int
     """Of each held-out text."""
     documents: int
-    """Of each task."""
+    """Of each task, for the children."""
     tokens: int
     """Of distillation."""
+    parent_documents: int
+    """Of each task, for the parent."""
 
 
 GRID = Grid((26, 30), (9,), (3,), (504, 576), ffn=tuple(range(512, 1537, 64)))
@@ -90,12 +92,12 @@ class Settings:
     """Numbers that differ between a study and its smoke test."""
 
     rounds: tuple[Round, ...] = (
-        Round(3, 20, 8_192),
-        Round(16, 100, 32_768),
-        Round(64, 1_000, 131_072),
-        Round(128, 1_000, 524_288),
-        Round(128, 1_000, 2_097_152),
-        Round(128, 1_000, 8_388_608),
+        Round(3, 20, 8_192, 20),
+        Round(16, 100, 32_768, 1_000),
+        Round(64, 200, 131_072, 1_000),
+        Round(128, 1_000, 524_288, 1_000),
+        Round(128, 1_000, 2_097_152, 1_000),
+        Round(128, 1_000, 8_388_608, 1_000),
     )
     sequence: int = 512
     batch: int = 2
@@ -113,7 +115,7 @@ class Settings:
 
 
 SMOKE = Settings(
-    rounds=(Round(1, 2, 128),), sequence=32, batch=2, warmup=1, calibration=2, ranking=1, shapes=2, megabytes=0.05,
+    rounds=(Round(1, 2, 128, 2),), sequence=32, batch=2, warmup=1, calibration=2, ranking=1, shapes=2, megabytes=0.05,
     grid=Grid((3, 4), (9,), (3,), (72,), ffn=(32, 64, 96, 128, 160, 192)), formats=(), new_tokens=4, turns=1,
 )  # fmt: skip
 

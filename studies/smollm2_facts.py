@@ -130,7 +130,10 @@ def is_known(model: dict[str, Any]) -> bool:
     return any(model["text"].values())
 
 
-def longest(found: dict[str, Any], way: str, size: str) -> dict[str, Any] | None:
-    """The child that was trained longest."""
-    known = [m for m in found["models"] if m["way"] == way and m["size"] == size and m["tokens"] and is_known(m)]
+def longest(found: dict[str, Any], way: str, size: str, measured: str = "text") -> dict[str, Any] | None:
+    """The child that was trained longest, of those whose "text" or "tasks" were measured."""
+    known = [
+        m for m in found["models"]
+        if m["way"] == way and m["size"] == size and m["tokens"] and any(m[measured].values())
+    ]  # fmt: skip
     return max(known, key=lambda m: m["tokens"], default=None)

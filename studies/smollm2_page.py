@@ -138,40 +138,46 @@ def _aim_75(found: dict[str, Any]) -> str:
     lost = ", ".join(f"{name} {x:+.1%}" for name, x in best["against"]["text"].items())
     reached = bool(lost) and all(x <= 0.05 for x in best["against"]["text"].values())
     text += f"After {best['tokens']:,} tokens: {lost}, so the first part is {'' if reached else 'not '}reached. "
-    gaps = best["against"]["tasks"]
-    if not gaps:
+    tested = longest(found, "ours", "75%", "tasks")
+    if tested is None or not tested["against"]["tasks"]:
         return text + f"Tasks: {MISSING}."
+    gaps = tested["against"]["tasks"]
     near = [name for name, gap in gaps.items() if abs(gap["difference"]) <= 2 * gap["stderr"] or not gap["difference"]]
     documents = min(gap["documents"] for gap in gaps.values())
+    after = "" if tested is best else f"After {tested['tokens']:,} tokens, "
     return text + (
-        f"Within two standard errors of the difference: {len(near)} of {len(gaps)} tasks, on {documents:,} documents "
-        f"or more each{'' if documents >= 1000 else '; with so few a difference of ten points does not show'}."
+        f"{after}{'w' if after else 'W'}ithin two standard errors of the difference: {len(near)} of {len(gaps)} tasks, "
+        f"on {documents:,} documents or more each"
+        f"{'' if documents >= 1000 else '; with so few a difference of several points does not show'}."
     )
 
 
 def _aim_50(found: dict[str, Any]) -> str:
     text = "- At 50%: ahead of every baseline on every measure. "
-    best = longest(found, "ours", "50%")
-    if best is None:
+    mine = {m["tokens"]: m for m in found["models"] if m["size"] == "50%" and m["way"] == "ours" and is_known(m)}
+    if not any(mine):
         return text + f"Training: {MISSING}."
-    rivals = [
-        m for m in found["models"]
-        if m["size"] == "50%" and m["way"] != "ours" and m["tokens"] == best["tokens"] and is_known(m)
-    ]  # fmt: skip
+    rivals: dict[tuple[str, str], tuple[dict[str, Any], dict[str, Any]]] = {}
+    for rival in found["models"]:  # shorter runs first
+        if rival["size"] != "50%" or rival["way"] == "ours" or not rival["tokens"] or rival["tokens"] not in mine:
+            continue
+        for kind in ("text", "tasks"):
+            if any(rival[kind].values()) and any(mine[rival["tokens"]][kind].values()):
+                rivals[rival["way"], kind] = mine[rival["tokens"]], rival
     if not rivals:
-        return text + f"Baselines after {best['tokens']:,} tokens: {MISSING}."
-    behind = []
-    for rival in rivals:
-        for name, bits in rival["text"].items():
-            mine = best["text"][name]
-            if bits and mine and bits["value"] < mine["value"]:
-                behind.append(f"{name} ({_title(rival)})")
-        for name, row in rival["tasks"].items():
-            mine = best["tasks"].get(name)
-            if mine and row["score"] > mine["score"]:
-                behind.append(f"{TASKS[name].title} ({_title(rival)})")
-    against = f"Against {len(rivals)} of 5 baselines after {best['tokens']:,} tokens: "
-    return text + against + (f"behind on {', '.join(behind)}." if behind else "ahead on all that was measured.")
+        return text + f"Baselines: {MISSING}."
+    behind, measures = [], 0
+    for (_, kind), (own, rival) in rivals.items():
+        for name, row in rival[kind].items():
+            if not row or not own[kind].get(name):
+                continue
+            measures += 1
+            key, sign = ("value", 1) if kind == "text" else ("score", -1)
+            if sign * (own[kind][name][key] - row[key]) > 0:
+                behind.append(f"{name if kind == 'text' else TASKS[name].title} ({_title(rival)})")
+    ways = len({way for way, _ in rivals})
+    against = f"Against {ways} of 5 baselines, each after the longest training that both have, {measures} measures: "
+    return text + against + (f"behind on {len(behind)}: {', '.join(behind)}." if behind else "ahead on all.")
 
 
 # --- page ------------------------------------------------------------------------------------------------------------
@@ -191,7 +197,7 @@ def page_text(found: dict[str, Any]) -> str:
     """The page, in Markdown."""
     done = found["steps"]
     rounds = [
-        [str(i + 1), *(f"{row[key]:,}" for key in ("pieces", "documents", "tokens")), f"{row['flops']:.1e}",
+        [str(i + 1), *(f"{row[key]:,}" for key in ROUND), f"{row['flops']:.1e}",
          f"{row['flops'] / FLOPS_PER_SECOND / 3600:,.0f}"]
         for i, row in enumerate(found["settings"]["rounds"])
     ]  # fmt: skip
@@ -210,7 +216,7 @@ def page_text(found: dict[str, Any]) -> str:
         "## Speed and memory", SPEED, speed_table(found),
         "## How it is measured", METHOD.format(**settings, device=found["machine"]["device"],
                                                torch=found["machine"]["torch"], threads=found["machine"]["threads"]),
-        table(["round", "pieces of each text", "documents of each task", "tokens", "training, FLOPs", "hours"], rounds),
+        table(["round", *ROUND.values(), "training, FLOPs", "hours"], rounds),
         CONTINUE,
     ]  # fmt: skip
     return "\n\n".join(parts) + "\n"
@@ -224,6 +230,10 @@ def _text_lines(found: dict[str, Any]) -> str:
     return table(["held-out text", "bits per byte", "measured on"], rows)
 
 
+ROUND = {
+    "pieces": "pieces of each text", "documents": "documents of each task", "parent_documents": "of the parent",
+    "tokens": "tokens",
+}  # fmt: skip
 FLOPS_PER_SECOND = 22e9
 """Of one thread of a Zen 1, from the tokens and seconds of the first step there."""
 

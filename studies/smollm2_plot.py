@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from figures import load_pyplot, save_figure
-from smollm2_children import SIZES, WAYS
+from smollm2_children import PARENT, SIZES, WAYS
 from smollm2_facts import MISSING, is_known, longest
 from smollm2_inputs import TASKS
 
@@ -22,33 +22,37 @@ def draw(found: dict[str, Any], path: Path) -> None:
     save_figure(figure, path)
 
 
-def _mean_bits(model: dict[str, Any]) -> float | None:
-    values = [x["value"] for x in model["text"].values() if x]
-    return sum(values) / len(values) if len(values) == len(model["text"]) else None
+LOST = "bits per byte lost, percent, mean of the held-out texts"
+
+
+def _lost(model: dict[str, Any]) -> float | None:
+    """Percent of bits per byte lost against the parent on the same pieces: models have different numbers of them."""
+    lost = model["against"]["text"] if model["way"] != PARENT else dict.fromkeys(model["text"], 0.0)
+    return 100 * sum(lost.values()) / len(lost) if lost and set(lost) == set(model["text"]) else None
 
 
 def _draw_speed(axis: Any, found: dict[str, Any]) -> None:
     axis.set_title("quality, speed and bytes (area of a disc)")
     axis.set_xlabel("tokens per second, one text")
-    axis.set_ylabel("bits per byte, mean of the held-out texts")
+    axis.set_ylabel(LOST)
     drawn = False
     for number, (name, title) in enumerate((("parent", "parent"), ("ours-75%-0", "75%"), ("ours-50%-0", "50%"))):
         size = name.split("-")[1] if number else ""
         model = found["parent"] if not number else longest(found, "ours", size) or _cut(found, "ours", size)
-        bits = _mean_bits(model) if model else None
+        lost = _lost(model) if model else None
         speeds = found["speed"].get(name)
-        if speeds is None or bits is None:
+        if speeds is None or lost is None:
             continue
         for format, row in speeds["formats"].items():
             for who, filled in (("minitron", True), ("llama.cpp", False)):
                 if who in row:
                     drawn = True
                     axis.scatter(
-                        row[who], bits, s=row["bytes"] / 4e5, alpha=0.55 if filled else 1.0, edgecolors=f"C{number}",
+                        row[who], lost, s=row["bytes"] / 4e5, alpha=0.55 if filled else 1.0, edgecolors=f"C{number}",
                         facecolors=f"C{number}" if filled else "none",
                     )  # fmt: skip
             label = f"{format}\n{row['bytes'] / 1e6:.0f} MB"
-            axis.annotate(label, (row["minitron"], bits), (0, -30), textcoords="offset points", ha="center", fontsize=7)
+            axis.annotate(label, (row["minitron"], lost), (0, -30), textcoords="offset points", ha="center", fontsize=7)
         state = "" if not number else f", {model['tokens']:,} tokens" if model["tokens"] else ", not trained"
         axis.scatter([], [], color=f"C{number}", label=title + state)
     if drawn:
@@ -68,16 +72,18 @@ def _cut(found: dict[str, Any], way: str, size: str) -> dict[str, Any] | None:
 
 def _draw_curves(axis: Any, found: dict[str, Any], size: str) -> None:
     axis.set_title(f"{size} of the parameters without the embedding")
-    axis.set_ylabel("bits per byte, mean of the held-out texts")
+    axis.set_ylabel(LOST)
     for number, (way, title) in enumerate(WAYS.items()):
-        known = [(m["tokens"], _mean_bits(m)) for m in found["models"] if m["way"] == way and m["size"] == size]
-        points = sorted((tokens, bits) for tokens, bits in known if bits is not None)
+        known = [(m["tokens"], _lost(m)) for m in found["models"] if m["way"] == way and m["size"] == size]
+        points = sorted((tokens, lost) for tokens, lost in known if lost is not None)
         if points:
             width = 2.5 if way == "ours" else 1.2
             axis.plot(
                 *zip(*points, strict=True), marker="o", markersize=5, linewidth=width, label=title, color=f"C{number}"
             )
-    _finish(axis, found, _mean_bits(found["parent"]))
+    axis.set_yscale("symlog", linthresh=10)
+    axis.set_yticks([0, 5, 10, 20, 50, 100, 200, 400], ["0", "5", "10", "20", "50", "100", "200", "400"])
+    _finish(axis, found, 0.0)
 
 
 def _draw_accuracy(axis: Any, found: dict[str, Any]) -> None:
