@@ -64,8 +64,8 @@ WAYS = {
 TRAINED = (OURS, "depth", "random", "magnitude", "torch-pruning", "scratch")
 """Of torch-pruning the criterion that is best after the cut."""
 LR, SCRATCH_LR = 5e-4, 1e-3
-CHUNKS = 16
-"""Checkpoints of a training run, at least every fourth step."""
+CHUNK = 40
+"""Steps between checkpoints of a training run: writing one and going on from it takes as long as six steps."""
 CACHED_TOKENS = 300_000
 """Longest training for which the teacher's answers are kept on disk, for all children."""
 
@@ -262,18 +262,16 @@ class Children:
             lr=SCRATCH_LR if scratch else LR, warmup=self.settings.warmup, seed=self.seed, eval_every=0, save_every=0,
             keep=1,
         )  # fmt: skip
-        total = config.total_steps or 0
         loss = {} if scratch else {"loss": self._loss(way, size, tokens)}
         model = new_model(self.shape(size).config(self.config), self.seed) if scratch else saved_model(
             self.start(way, size)
         )  # fmt: skip
-        chunk = max(4, total // CHUNKS)
         while True:
             done = max((step for step, _ in list_steps(run)), default=0)
             ended = train(
                 model, self.texts.stream, config, run, tokenizer=self.tokenizer, quiet=True,
                 extend=(run / RUN_FILE).is_file(), identity={"way": way, "size": size}, export_dtype=torch.bfloat16,
-                until=done + chunk, **loss,
+                until=done + CHUNK, **loss,
             )  # fmt: skip
             if ended.model is not None:
                 break
