@@ -15,6 +15,9 @@ from ..sampling_parameters import SamplingParameters
 from .mt19937 import WORDS, Array, TwisterState, advanced, exponentials, next_block
 from .sampling import best_token, kept_tokens, penalize
 
+CLOSE = 1 - 2.0**-21
+"""A score of at least this share of the best one might be the best one in the arithmetic of another program."""
+
 
 class Draws:
     """How the tokens of a batch of texts are chosen, step by step.
@@ -36,7 +39,7 @@ class Draws:
         vocabulary: int,
         seen: Sequence[Array],
         twister: TwisterState,
-        close: float = 1 - 2.0**-21,
+        close: float = CLOSE,
         steps: int = 4,
     ) -> None:
         self.parameters = parameters

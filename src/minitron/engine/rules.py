@@ -21,7 +21,7 @@ from transformers import (
 
 from ..finite import check_logits
 from ..sampling_parameters import SamplingParameters
-from .draws import Draws
+from .draws import CLOSE, Draws
 from .mt19937 import seeded
 from .sampling import Array, choose, distribution
 from .torch_generator import draws_alike, held
@@ -136,8 +136,8 @@ class Rules:
         if engine is not None and not scores.is_cuda and scores.dtype == torch.float32 and draws_alike():
             if self._draws is None:
                 no_ids = [np.zeros(0, np.int64)] * len(scores)
-                close = {} if self._last else {"close": SOFTMAX_CLOSE}
-                self._draws = Draws(self._last_parameters, scores.shape[1], no_ids, seeded(0), **close)
+                close = CLOSE if self._last else SOFTMAX_CLOSE
+                self._draws = Draws(self._last_parameters, scores.shape[1], no_ids, seeded(0), close)
             with held() as twister:
                 self._draws.state = twister
                 tokens = engine.pick(self._draws, scores.numpy())
