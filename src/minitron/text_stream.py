@@ -80,7 +80,8 @@ class TextStream:
             prepare(model, draft)
         self._started = time.perf_counter()
         arguments |= {"draft": draft}
-        stop = StopTexts(tokenizer, arguments.pop("stop_strings") or (), len(prompt_ids))
+        stop = StopTexts(tokenizer, arguments["stop_strings"] or (), len(prompt_ids))
+        arguments["stop_strings"] = None  # not left out: the checkpoint's would come back
         arguments["stopping_criteria"] = StoppingCriteriaList([_Stopped(self._stop), stop])
         self._thread = threading.Thread(target=self._run, args=(model, ids, arguments), daemon=True)
         self._thread.start()

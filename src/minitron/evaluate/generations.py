@@ -99,6 +99,7 @@ def _texts(model: Any, tokenizer: PreTrainedTokenizerBase, end: int, wanted: lis
         max_new_tokens=first.room,
         pad_token_id=end,  # behind a text that has ended; not shown, or cut off as the end is
         stopping_criteria=StoppingCriteriaList([StopTexts(tokenizer, first.until, length, TOKENS_BETWEEN_LOOKS)]),
+        stop_strings=None,  # not the checkpoint's
         **{**NEUTRAL, **settings},  # the task's settings only, not those that the checkpoint recommends
     )
     return tokenizer.batch_decode(out[:, length:], skip_special_tokens=True)

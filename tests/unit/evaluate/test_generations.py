@@ -85,6 +85,12 @@ def test_texts_at_once(loaded: Any, calls: list[int], monkeypatch: pytest.Monkey
     assert calls == [1] * 10
 
 
+def test_stop_strings_of_a_checkpoint_do_not_apply(loaded: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = texts(loaded, wanted(loaded, until=()))
+    monkeypatch.setattr(loaded.model.generation_config, "stop_strings", ["e"])
+    assert texts(loaded, wanted(loaded, until=())) == plain
+
+
 def test_drawn_texts_have_seeds_of_their_own(loaded: Any, calls: list[int]) -> None:
     asked = [replace(one, seed=index) for index, one in enumerate(wanted(loaded, do_sample=True, temperature=0.8))]
     first, again = texts(loaded, asked), texts(loaded, asked[::-1])[::-1]
