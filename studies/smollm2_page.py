@@ -250,8 +250,9 @@ lighteval, with other prompts; its ARC is the mean of both parts. "Harness, thir
 SmolLM2-135M-Instruct in the card of `lldois/SmolLM2-135M-Reasoning-SLERP-Champion`, by the same harness without
 examples."""
 
-CHILDREN = """"Lost" is against the parent on the same pieces. ± is the standard error over pieces or documents, not
-over seeds: one seed was run."""
+CHILDREN = """"Lost" is against the parent on the same pieces, and the plot's differences of tasks on the same
+documents. The more training, the more of both a child was measured on: compare rows of one length only. ± is the
+standard error over pieces or documents, not over seeds: one seed was run."""
 
 SPEED = """Greedy decoding of one text, the engine and llama.cpp in turn, medians; llama.cpp has the GGUF type with as
 many bits (BF16, Q8_0, Q4_0). Speed depends on the shape alone, so the children are timed before

@@ -83,25 +83,24 @@ def _draw_curves(axis: Any, found: dict[str, Any], size: str) -> None:
             )
     axis.set_yscale("symlog", linthresh=10)
     axis.set_yticks([0, 5, 10, 20, 50, 100, 200, 400], ["0", "5", "10", "20", "50", "100", "200", "400"])
-    _finish(axis, found, 0.0)
+    _finish(axis, found)
 
 
 def _draw_accuracy(axis: Any, found: dict[str, Any]) -> None:
     axis.set_title("tasks")
-    axis.set_ylabel("accuracy, mean of the tasks, percent")
+    axis.set_ylabel("accuracy against the parent, points, mean of tasks")
     for size in SIZES:
         for way, style in (("ours", "-"), ("depth", ":"), ("random", "--")):
-            known = [(m["tokens"], _mean_accuracy(m)) for m in found["models"] if m["way"] == way and m["size"] == size]
+            known = [(m["tokens"], _difference(m)) for m in found["models"] if m["way"] == way and m["size"] == size]
             points = sorted((tokens, score) for tokens, score in known if score is not None)
             if points:
                 axis.plot(*zip(*points, strict=True), style, marker="o", markersize=5, label=f"{way}, {size}")
-    _finish(axis, found, _mean_accuracy(found["parent"]))
+    _finish(axis, found)
 
 
-def _mean_accuracy(model: dict[str, Any]) -> float | None:
-    if set(model["tasks"]) != set(TASKS):
-        return None
-    return 100 * sum(row["score"] for row in model["tasks"].values()) / len(TASKS)
+def _difference(model: dict[str, Any]) -> float | None:
+    gaps = model["against"]["tasks"]
+    return 100 * sum(gap["difference"] for gap in gaps.values()) / len(TASKS) if set(gaps) == set(TASKS) else None
 
 
 def _count(tokens: int) -> str:
@@ -110,7 +109,7 @@ def _count(tokens: int) -> str:
     return f"{tokens / 1e3:.0f}k" if tokens < 1e6 else f"{tokens / 1e6:.1f}M"
 
 
-def _finish(axis: Any, found: dict[str, Any], parent: float | None) -> None:
+def _finish(axis: Any, found: dict[str, Any]) -> None:
     """Tokens on a logarithmic scale with a 0, and the parent as a line."""
     first = found["settings"]["rounds"][0]["tokens"]
     axis.set_xscale("symlog", linthresh=first, linscale=0.5)
@@ -120,9 +119,8 @@ def _finish(axis: Any, found: dict[str, Any], parent: float | None) -> None:
     axis.minorticks_off()
     axis.set_xlim(-0.05 * first, last * 1.2)
     axis.set_xlabel("tokens of distillation")
-    if parent is not None:
-        axis.axhline(parent, color="black", linewidth=1, label="parent")
     if axis.get_legend_handles_labels()[0]:
+        axis.axhline(0.0, color="black", linewidth=1, label="parent")
         axis.legend(fontsize=7)
     else:
         axis.text(0.5, 0.5, MISSING, ha="center", transform=axis.transAxes)
