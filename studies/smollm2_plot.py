@@ -41,7 +41,7 @@ def _draw_speed(axis: Any, found: dict[str, Any]) -> None:
         model = found["parent"] if not number else longest(found, "ours", size) or _cut(found, "ours", size)
         lost = _lost(model) if model else None
         speeds = found["speed"].get(name)
-        if speeds is None or lost is None:
+        if model is None or speeds is None or lost is None:
             continue
         for format, row in speeds["formats"].items():
             for who, filled in (("minitron", True), ("llama.cpp", False)):
