@@ -1,7 +1,8 @@
 """Stop strings without a table of the vocabulary.
 
 transformers' `StopStringCriteria` compares every token of the vocabulary with every stop string before the first token:
-80 ms with 4,096 tokens, a second with 49,152, and again in each call. Here the end of the new text is decoded instead.
+34 ms with 4,096 tokens and three strings, half a second with 49,152 (one Zen 4 core), and again in each call. Here the
+end of the new text is decoded instead.
 """
 
 from __future__ import annotations

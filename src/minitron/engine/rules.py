@@ -65,7 +65,9 @@ class Rules:
         self._two: dict[int, tuple[Any, bool]] = {}
         self._draws: Draws | None = None
         self._parameters = parameters_of(processors, self.sampling)
-        self._last, self._last_parameters = _known_end(processors, self.sampling)
+        known, self._last_parameters = _known_end(processors, self.sampling)
+        self._before = LogitsProcessorList(processors[:-known]) if known else processors
+        self._last = LogitsProcessorList(processors[-known:] if known else [])
         self._unseen = [0] * batch
         for processor in processors:
             if isinstance(processor, RepetitionPenaltyLogitsProcessor) and processor.prompt_ignore_length is not None:
@@ -125,8 +127,7 @@ class Rules:
         check_logits(logits if logits.is_cuda else logits.numpy())
         if not self.sampling:
             return self.scores(ids, logits).cpu().numpy().argmax(-1)
-        first = LogitsProcessorList(self._processors[: -self._last]) if self._last else self._processors
-        return self._chosen(ids, self._processed(first, ids, logits), engine)
+        return self._chosen(ids, self._processed(self._before, ids, logits), engine)
 
     def _chosen(self, ids: Tensor, scores: Tensor, engine: DecodeEngine | None) -> Array:
         """A token (B,) drawn from each row of scores (B, V), to which the processors that `Draws` knows still apply.
@@ -144,9 +145,7 @@ class Rules:
                 if (tokens >= 0).all():
                     twister.block, twister.used = self._draws.state.block, self._draws.state.used
                     return tokens
-        scores = self._processed(
-            LogitsProcessorList(self._processors[-self._last :] if self._last else []), ids, scores
-        )
+        scores = self._processed(self._last, ids, scores)
         return torch.multinomial(scores.softmax(-1), 1)[:, 0].cpu().numpy()
 
     def distribution(self, ids: Tensor, logits: Tensor) -> Array:

@@ -200,7 +200,7 @@ class Speculator:
         """
         texts, rule = self._texts, self._length_rule
         rows = list(texts.running)
-        for counts in (True,) if self._probed else (False, True):
+        for counts in (False, True) if rule.untried and not self._probed else (True,):
             self._probed = True
             start = time.perf_counter()
             with self._draws.of(rows, count + 1) as (_, each):
